@@ -1,0 +1,293 @@
+//! The client's side: sessions with nodes of a service.
+
+mod attempt;
+mod directory;
+mod rendezvous;
+mod waiting;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_nats::{Client, ConnectOptions};
+
+use crate::connect::{check_connected, check_payload, connect};
+use crate::error::Error;
+use crate::names::{Label, Labels, Name, Subjects};
+use crate::session::Session;
+use crate::wire::{Offer, Request, VERSION};
+use attempt::{Answer, Attempt};
+use directory::Directory;
+pub use directory::NodeInfo;
+use waiting::Place;
+
+/// How often a request is repeated if a node that became full, or could not reach its server, refuses it.
+const TRIES: usize = 3;
+
+/// How many nodes are asked because of a key, before any node is.
+const PREFERRED: usize = 2;
+
+/// How often a waiting client renews its place in the queues of the nodes.
+pub(crate) const RENEWAL: Duration = Duration::from_secs(1);
+
+/// How a client connects to a fleet.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// let options = taskfork_nats::FleetOptions::new()
+///     .name("orders")
+///     .heartbeat(Duration::from_secs(1));
+/// ```
+#[derive(Debug)]
+pub struct FleetOptions {
+    nats: ConnectOptions,
+    name: String,
+    window: u32,
+    heartbeat: Duration,
+    answer_timeout: Duration,
+}
+
+impl FleetOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self {
+            nats: ConnectOptions::new(),
+            name: String::new(),
+            window: 1024 * 1024,
+            heartbeat: Duration::from_secs(2),
+            answer_timeout: Duration::from_secs(5),
+        }
+    }
+
+    /// Credentials, TLS and reconnecting, as async-nats has them. By default there are no credentials.
+    /// The `subscription_capacity` of these options has no effect.
+    pub fn nats(self, nats: ConnectOptions) -> Self {
+        Self { nats, ..self }
+    }
+
+    /// The client's name in the logs of nodes. Defaults to an empty one. 256 bytes of it are used.
+    pub fn name(self, name: impl Into<String>) -> Self {
+        Self { name: name.into(), ..self }
+    }
+
+    /// How many bytes of a session may have come and be unread before the node waits. Defaults to 1 MiB;
+    /// values below 16 KiB or above 8 MiB are taken as these.
+    pub fn window(self, bytes: u32) -> Self {
+        Self { window: bytes, ..self }
+    }
+
+    /// How often each side of a session tells the other that it is there. A side that is silent for two
+    /// intervals is lost. Defaults to 2 seconds; values below 50 milliseconds or above 60
+    /// seconds are taken as these. The shorter one of both sides holds.
+    pub fn heartbeat(self, interval: Duration) -> Self {
+        Self { heartbeat: interval, ..self }
+    }
+
+    /// How long to wait for the answer of a node that was asked for a session. Defaults to 5 seconds.
+    pub fn answer_timeout(self, timeout: Duration) -> Self {
+        Self { answer_timeout: timeout, ..self }
+    }
+}
+
+impl Default for FleetOptions {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The nodes of a service, as a client sees them. Clones share one connection to NATS.
+///
+/// ```
+/// # async fn example() -> Result<(), taskfork_nats::Error> {
+/// use taskfork_nats::{Fleet, FleetOptions};
+///
+/// let fleet = Fleet::connect("nats://localhost:4222", "resize", FleetOptions::new()).await?;
+/// let session = fleet.acquire(&["gpu=a100".parse()?], None).await?;
+/// println!("a session with {}", session.peer());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Fleet {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    client: Client,
+    service: Name,
+    subjects: Subjects,
+    name: String,
+    window: u32,
+    heartbeat: Duration,
+    answer_timeout: Duration,
+    directory: Directory,
+}
+
+impl Fleet {
+    /// Connects to NATS. Nodes need not run yet.
+    ///
+    /// `url` is `nats://HOST:PORT` or `tls://HOST:PORT`, or several of them with commas.
+    ///
+    /// # Errors
+    ///
+    /// If the address or the name of the service is wrong, no server answers, it refuses the credentials, or
+    /// its `max_payload` is below 1 KiB.
+    pub async fn connect(url: &str, service: &str, options: FleetOptions) -> Result<Self, Error> {
+        let service = Name::service(service)?;
+        let client = connect(url, options.nats).await?;
+        let subjects = Subjects::new(service.clone());
+        Ok(Self {
+            inner: Arc::new(Inner {
+                directory: Directory::new(client.clone(), subjects.clone()),
+                client,
+                service,
+                subjects,
+                name: options.name,
+                window: options.window,
+                heartbeat: options.heartbeat,
+                answer_timeout: options.answer_timeout,
+            }),
+        })
+    }
+
+    /// A session with a node that has room and all of these labels.
+    ///
+    /// With a key, the node is asked first to which the key belongs: by rendezvous hashing, so that
+    /// all clients choose the same one, and another node's end or start moves few keys. If it has no
+    /// room, the next one is asked, and then any.
+    ///
+    /// Cancelling this leaves nothing behind: a node that has accepted meanwhile gives up after two intervals of
+    /// heartbeats.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoRoom`] if no node has room now; the others say what failed.
+    pub async fn acquire(&self, labels: &[Label], key: Option<&str>) -> Result<Session, Error> {
+        let labels = Labels::new(labels)?;
+        let mut attempt = self.attempt().await?;
+        match self.ask(&mut attempt, &labels, key).await? {
+            Ok(answer) => Ok(attempt.session(answer)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Like [`Fleet::acquire`], but waits for room for this long at most.
+    ///
+    /// Clients that wait get sessions in the order in which they began to wait, before all clients that do not.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Fleet::acquire`]; [`Error::NoRoom`] if the time has passed.
+    pub async fn acquire_within(
+        &self,
+        labels: &[Label],
+        key: Option<&str>,
+        wait: Duration,
+    ) -> Result<Session, Error> {
+        let labels = Labels::new(labels)?;
+        let mut attempt = self.attempt().await?;
+        let began = Instant::now();
+        let error = match self.ask(&mut attempt, &labels, key).await? {
+            Ok(answer) => return Ok(attempt.session(answer)),
+            Err(error) if error.is_temporary() => error,
+            Err(error) => return Err(error),
+        };
+        let request = self.request(labels.texts(), began.elapsed())?;
+        let Inner { client, subjects, .. } = &*self.inner;
+        let place = Place::new(client, subjects, attempt.inbox(), request);
+        while let Some(left) = wait.checked_sub(began.elapsed()) {
+            place.renew(&self.request(labels.texts(), began.elapsed())?).await?;
+            match attempt.answer(left.min(RENEWAL)).await? {
+                Answer::Accepted(accepted) => return Ok(attempt.session(accepted)),
+                Answer::NoResponders | Answer::Refused { .. } | Answer::None => {}
+            }
+        }
+        Err(error)
+    }
+
+    /// The nodes that answer within a second. A service without nodes has none.
+    ///
+    /// # Errors
+    ///
+    /// If there is no connection to the NATS server.
+    pub async fn nodes(&self) -> Result<Vec<NodeInfo>, Error> {
+        check_connected(&self.inner.client)?;
+        self.inner.directory.ask().await
+    }
+
+    async fn attempt(&self) -> Result<Attempt, Error> {
+        check_connected(&self.inner.client)?;
+        Attempt::new(self.inner.client.clone(), self.offer()?).await
+    }
+
+    /// Asks the nodes that the key prefers, and then any. The outer error ends waiting too.
+    async fn ask(
+        &self,
+        attempt: &mut Attempt,
+        labels: &Labels,
+        key: Option<&str>,
+    ) -> Result<Result<attempt::Accepted, Error>, Error> {
+        let Inner { subjects, directory, answer_timeout, service, .. } = &*self.inner;
+        let request = self.request(Vec::new(), Duration::ZERO)?;
+        if let Some(key) = key {
+            for node in directory.preferred(key, labels).await?.into_iter().take(PREFERRED) {
+                attempt.ask(subjects.acquire_from(&node), &request).await?;
+                // A node that hangs must not use up the time of the others.
+                if let Answer::Accepted(accepted) = attempt.answer(RENEWAL).await? {
+                    return Ok(Ok(accepted));
+                }
+            }
+        }
+        let subject = subjects.acquire(labels);
+        let began = Instant::now();
+        let mut tries = 0;
+        let no_room = || Error::NoRoom {
+            service: service.to_string(),
+            wanted: if labels.is_empty() {
+                String::new()
+            } else {
+                format!(" with {}", labels.texts().join(", "))
+            },
+        };
+        let mut error = no_room();
+        while let Some(left) = answer_timeout.checked_sub(began.elapsed())
+            && tries < TRIES
+        {
+            attempt.ask(subject.clone(), &request).await?;
+            match attempt.answer(left.min(RENEWAL)).await? {
+                Answer::Accepted(accepted) => return Ok(Ok(accepted)),
+                Answer::NoResponders => return Ok(Err(no_room())),
+                Answer::Refused { node, full, text } => {
+                    tries += 1;
+                    if !full {
+                        error = Error::Refused { node, text };
+                    }
+                }
+                // The node has hung, or has left the group just now. Another one gets the next request.
+                Answer::None => {
+                    let service = service.to_string();
+                    let waited = began.elapsed();
+                    error = Error::NoAnswer { service, waited, subject: subject.clone() };
+                }
+            }
+        }
+        Ok(Err(error))
+    }
+
+    fn offer(&self) -> Result<Offer, Error> {
+        let payload = check_payload(&self.inner.client)?;
+        Ok(Offer::new(self.inner.window, payload, self.inner.heartbeat))
+    }
+
+    fn request(&self, labels: Vec<String>, waited: Duration) -> Result<Request, Error> {
+        Ok(Request {
+            version: VERSION,
+            client: crate::wire::shortened(&self.inner.name),
+            offer: self.offer()?,
+            labels,
+            waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
+            cancel: false,
+        })
+    }
+}

@@ -1,0 +1,317 @@
+//! A node: it serves sessions of a service.
+
+mod calls;
+mod group;
+mod micro;
+mod relay;
+mod run;
+mod waiters;
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::ConnectOptions;
+use bytes::Bytes;
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use crate::connect::connect;
+use crate::error::Error;
+use crate::names::{Label, Labels, Name, Subjects};
+use crate::token;
+pub use calls::CallError;
+use run::Runner;
+
+type Pinned<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+pub(crate) type Connector = Arc<dyn Fn(Caller) -> Pinned<io::Result<UnixStream>> + Send + Sync>;
+pub(crate) type CallHandler =
+    Arc<dyn Fn(String, Bytes) -> Pinned<Result<Bytes, CallError>> + Send + Sync>;
+
+/// Who asks a node for a session.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Caller {
+    /// The name that the client has given itself. It proves nothing.
+    pub client: String,
+}
+
+/// The configuration of a [`Node`].
+///
+/// ```no_run
+/// # async fn example() -> Result<(), taskfork_nats::Error> {
+/// use taskfork_nats::Node;
+/// use tokio::net::UnixStream;
+///
+/// let node = Node::builder("resize", "node-1", |_| UnixStream::connect("/run/resize.sock"))
+///     .sessions(64)
+///     .labels(&["gpu=a100".parse()?])
+///     .start("nats://localhost:4222")
+///     .await?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct NodeBuilder {
+    service: String,
+    name: String,
+    nats: ConnectOptions,
+    connector: Connector,
+    settings: Settings,
+    labels: Vec<Label>,
+    calls: Option<CallHandler>,
+}
+
+/// What a node's parts need of its configuration.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) sessions: usize,
+    pub(crate) workers: Option<usize>,
+    pub(crate) methods: Vec<String>,
+    pub(crate) version: String,
+    pub(crate) window: u32,
+    pub(crate) heartbeat: Duration,
+    pub(crate) max_calls: usize,
+    pub(crate) max_call_size: usize,
+    pub(crate) call_timeout: Duration,
+}
+
+impl fmt::Debug for NodeBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NodeBuilder")
+            .field("service", &self.service)
+            .field("name", &self.name)
+            .field("settings", &self.settings)
+            .field("labels", &self.labels)
+            .finish_non_exhaustive()
+    }
+}
+
+impl NodeBuilder {
+    /// Credentials, TLS and reconnecting, as async-nats has them. By default there are no credentials.
+    /// The `subscription_capacity` of these options has no effect.
+    pub fn nats(self, nats: ConnectOptions) -> Self {
+        Self { nats, ..self }
+    }
+
+    /// How many sessions the node has at a time. While it has so many, it is not asked for more.
+    /// Defaults to 64.
+    pub fn sessions(mut self, sessions: usize) -> Self {
+        self.settings.sessions = sessions;
+        self
+    }
+
+    /// How many workers the node's server has, for its metadata. By default that is not said.
+    pub fn workers(mut self, workers: usize) -> Self {
+        self.settings.workers = Some(workers);
+        self
+    }
+
+    /// The methods of the workers, for the node's metadata. By default there are none.
+    pub fn methods<M: Into<String>>(mut self, methods: impl IntoIterator<Item = M>) -> Self {
+        self.settings.methods = methods.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// The version of the service: three numbers, as in `1.2.0`. Defaults to the version of this crate.
+    pub fn version(mut self, version: impl Into<String>) -> Self {
+        self.settings.version = version.into();
+        self
+    }
+
+    /// Properties of the node that clients can ask for, at most 5. By default there are none.
+    pub fn labels(mut self, labels: &[Label]) -> Self {
+        self.labels = labels.to_vec();
+        self
+    }
+
+    /// How many bytes of a session may have come and be unread before the client waits. Defaults to 1 MiB;
+    /// values below 16 KiB or above 8 MiB are taken as these.
+    pub fn window(mut self, bytes: u32) -> Self {
+        self.settings.window = bytes;
+        self
+    }
+
+    /// How often each side of a session tells the other that it is there. A side that is silent for two
+    /// intervals is lost. Defaults to 2 seconds; values below 50 milliseconds or above 60
+    /// seconds are taken as these. The shorter one of both sides holds.
+    pub fn heartbeat(mut self, interval: Duration) -> Self {
+        self.settings.heartbeat = interval;
+        self
+    }
+
+    /// Answers calls of any NATS client: a request to `SERVICE.call.METHOD` with a JSON array as payload.
+    ///
+    /// The handler gets the method and the array, and returns the result as JSON. An error is a reply with
+    /// the headers `Nats-Service-Error` and `Nats-Service-Error-Code`. By default there are no such calls.
+    ///
+    /// ```no_run
+    /// # use taskfork_nats::{CallError, NodeBuilder};
+    /// # fn example(builder: NodeBuilder) -> NodeBuilder {
+    /// builder.calls(|method, arguments| async move {
+    ///     match &method[..] {
+    ///         "echo" => Ok(arguments),
+    ///         _ => Err(CallError::new(404, format!("there is no method {method}"))),
+    ///     }
+    /// })
+    /// # }
+    /// ```
+    pub fn calls<H, F>(mut self, handler: H) -> Self
+    where
+        H: Fn(String, Bytes) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<Bytes, CallError>> + Send + 'static,
+    {
+        self.calls = Some(Arc::new(move |method, arguments| Box::pin(handler(method, arguments))));
+        self
+    }
+
+    /// How many such calls run at a time. While so many run, other nodes get them. Defaults to 64.
+    pub fn max_calls(mut self, calls: usize) -> Self {
+        self.settings.max_calls = calls.max(1);
+        self
+    }
+
+    /// The longest arguments of such a call, in bytes. Defaults to 1 MiB.
+    pub fn max_call_size(mut self, bytes: usize) -> Self {
+        self.settings.max_call_size = bytes;
+        self
+    }
+
+    /// How long such a call may run. Its handler is dropped then, and the reply has the code 504. Defaults to 30
+    /// seconds.
+    pub fn call_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.call_timeout = timeout;
+        self
+    }
+
+    /// Connects to NATS and begins to serve, as a task of this runtime.
+    ///
+    /// `url` is `nats://HOST:PORT` or `tls://HOST:PORT`, or several of them with commas.
+    ///
+    /// # Errors
+    ///
+    /// If the address or a name is wrong, no server answers, it refuses the credentials, its `max_payload` is
+    /// below 1 KiB, or another node of the service has the same name.
+    pub async fn start(self, url: &str) -> Result<Node, Error> {
+        let service = Name::service(&self.service)?;
+        let name = Name::node(&self.name)?;
+        let labels = Labels::new(&self.labels)?;
+        micro::check_version(&self.settings.version)?;
+        if self.settings.sessions == 0 {
+            return Err(Error::NoSessions);
+        }
+        let client = connect(url, self.nats).await?;
+        let id = token::random()?;
+        let (commands, received) = mpsc::channel(1);
+        let (free, watched) = watch::channel(self.settings.sessions);
+        let runner = Runner::new(run::Parts {
+            client,
+            subjects: Subjects::new(service.clone()),
+            service,
+            name,
+            id: id.clone(),
+            labels,
+            settings: self.settings,
+            connector: self.connector,
+            calls: self.calls,
+            free,
+            commands: received,
+        });
+        let runner = runner.join().await?;
+        let task = tokio::spawn(runner.run());
+        Ok(Node { id, name: self.name, commands, free: watched, task })
+    }
+}
+
+/// A node that serves. Dropping it ends its sessions at once; their clients are told.
+#[derive(Debug)]
+pub struct Node {
+    id: String,
+    name: String,
+    commands: mpsc::Sender<Drain>,
+    free: watch::Receiver<usize>,
+    task: JoinHandle<()>,
+}
+
+/// The order to drain.
+#[derive(Debug)]
+pub(crate) struct Drain {
+    grace: Duration,
+    done: oneshot::Sender<()>,
+}
+
+impl Node {
+    /// A node of a service. For each session that it accepts, it opens a connection by `connector`, and
+    /// relays the bytes.
+    pub fn builder<C, F>(service: &str, name: &str, connector: C) -> NodeBuilder
+    where
+        C: Fn(Caller) -> F + Send + Sync + 'static,
+        F: Future<Output = io::Result<UnixStream>> + Send + 'static,
+    {
+        NodeBuilder {
+            service: service.into(),
+            name: name.into(),
+            nats: ConnectOptions::new(),
+            connector: Arc::new(move |caller| Box::pin(connector(caller))),
+            settings: Settings {
+                sessions: 64,
+                workers: None,
+                methods: Vec::new(),
+                version: env!("CARGO_PKG_VERSION").into(),
+                window: 1024 * 1024,
+                heartbeat: Duration::from_secs(2),
+                max_calls: 64,
+                max_call_size: 1024 * 1024,
+                call_timeout: Duration::from_secs(30),
+            },
+            labels: Vec::new(),
+            calls: None,
+        }
+    }
+
+    /// The id of this instance as a micro service.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The node's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// For how many more sessions there is room now.
+    pub fn free(&self) -> usize {
+        *self.free.borrow()
+    }
+
+    /// Waits until there is room for exactly this many more sessions. Returns at once if the node has
+    /// ended.
+    pub async fn wait_for_free(&self, sessions: usize) {
+        let _ = self.free.clone().wait_for(|free| *free == sessions).await;
+    }
+
+    /// Whether the node still serves. It ends by itself only if the NATS client has closed for good.
+    pub fn is_running(&self) -> bool {
+        !self.task.is_finished()
+    }
+
+    /// Takes no more sessions and calls, waits until all have ended, and after `grace` ends those that are left.
+    ///
+    /// If this is cancelled, the node ends at once.
+    pub async fn drain(mut self, grace: Duration) {
+        let (done, finished) = oneshot::channel();
+        if self.commands.send(Drain { grace, done }).await.is_ok() {
+            let _ = finished.await;
+        }
+        let _ = (&mut self.task).await;
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

@@ -1,0 +1,387 @@
+//! The task of a node.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_nats::{Client, Message, Subject, Subscriber};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::SelectAll;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep_until, timeout, timeout_at};
+
+use super::calls::Calls;
+use super::group::{Asked, Group};
+use super::micro::{Micro, Verb};
+use super::relay::Shared;
+use super::waiters::Waiters;
+use super::{CallHandler, Connector, Drain, Settings};
+use crate::error::Error;
+use crate::names::{Labels, Name, Subjects};
+use crate::token;
+use crate::wire::{Refusal, Request};
+
+/// How long a node with the same name has to answer, if it has subscribed before.
+const NAME_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long to wait for a node with the same name that starts at the same time.
+const NAME_RACE: Duration = Duration::from_millis(100);
+
+/// How long sessions and calls have to tell their ends.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a node is made of.
+pub(super) struct Parts {
+    pub(super) client: Client,
+    pub(super) subjects: Subjects,
+    pub(super) service: Name,
+    pub(super) name: Name,
+    pub(super) id: String,
+    pub(super) labels: Labels,
+    pub(super) settings: Settings,
+    pub(super) connector: Connector,
+    pub(super) calls: Option<CallHandler>,
+    pub(super) free: watch::Sender<usize>,
+    pub(super) commands: mpsc::Receiver<Drain>,
+}
+
+/// A node that runs.
+pub(super) struct Runner {
+    shared: Shared,
+    subjects: Subjects,
+    service: Name,
+    name: Name,
+    id: String,
+    labels: Labels,
+    /// Subjects that a full node has too: `$SRV`, its name, clients that wait.
+    always: SelectAll<Subscriber>,
+    group: Group,
+    waiters: Waiters,
+    sessions: JoinSet<()>,
+    calls: JoinSet<()>,
+    handler: Option<CallHandler>,
+    free: watch::Sender<usize>,
+    commands: mpsc::Receiver<Drain>,
+    ending: watch::Sender<bool>,
+    draining: watch::Sender<bool>,
+    state: State,
+}
+
+/// Where a node that starts gets answers.
+struct Inbox {
+    subject: String,
+    subscriber: Subscriber,
+}
+
+enum State {
+    Serving,
+    Draining {
+        until: tokio::time::Instant,
+        /// The grace is over, and the sessions are ending.
+        ending: bool,
+        done: oneshot::Sender<()>,
+    },
+}
+
+/// What happens to a node.
+enum Event {
+    Asked(Asked),
+    Message(Message),
+    /// A session is over.
+    Freed,
+    /// The calls are over.
+    CallsEnded,
+    Drain(Drain),
+    /// A client that waits may have gone.
+    Forget,
+    /// The grace of draining is over.
+    GraceOver,
+    /// The NATS client has closed.
+    Closed,
+}
+
+impl Runner {
+    pub(super) fn new(parts: Parts) -> Self {
+        let Parts { client, subjects, service, name, id, labels, .. } = parts;
+        let (ending, watched) = watch::channel(false);
+        let queue = subjects.group();
+        let mut asked: Vec<_> = subjects
+            .acquire_all(&labels)
+            .into_iter()
+            .map(|subject| (subject, Some(queue.clone())))
+            .collect();
+        asked.push((subjects.acquire_from(&name), None));
+        let micro =
+            Micro::new(service.clone(), &name, id.clone(), &labels, &parts.settings, &subjects);
+        Self {
+            group: Group::new(client.clone(), asked),
+            shared: Shared {
+                client,
+                node: name.to_string(),
+                settings: Arc::new(parts.settings),
+                connector: parts.connector,
+                micro: Arc::new(micro),
+                ending: watched,
+            },
+            subjects,
+            service,
+            name,
+            id,
+            labels,
+            always: SelectAll::new(),
+            waiters: Waiters::default(),
+            sessions: JoinSet::new(),
+            calls: JoinSet::new(),
+            handler: parts.calls,
+            free: parts.free,
+            commands: parts.commands,
+            ending,
+            draining: watch::channel(false).0,
+            state: State::Serving,
+        }
+    }
+
+    /// Takes the node's name, and subscribes.
+    pub(super) async fn join(mut self) -> Result<Self, Error> {
+        let client = self.shared.client.clone();
+        let mut inbox = self.take_name().await?;
+        for verb in Verb::ALL {
+            for subject in self.subjects.micro(verb.name(), &self.id) {
+                self.subscribe(subject).await?;
+            }
+        }
+        self.subscribe(self.subjects.wait()).await?;
+        self.group.set_room(self.room()).await?;
+        if let Some(handler) = self.handler.take() {
+            let calls = Calls {
+                client: client.clone(),
+                subjects: self.subjects.clone(),
+                settings: Arc::clone(&self.shared.settings),
+                handler,
+                micro: Arc::clone(&self.shared.micro),
+            };
+            self.calls.spawn(calls.serve(self.draining.subscribe()));
+        }
+        // A message to itself: when it is back, the server knows the subscriptions, and clients find the node.
+        client.publish(inbox.subject.clone(), Bytes::new()).await.map_err(Error::closed)?;
+        let _ = timeout(NAME_TIMEOUT, inbox.subscriber.next()).await;
+        Ok(self)
+    }
+
+    /// Makes sure that no other node has the name.
+    async fn take_name(&mut self) -> Result<Inbox, Error> {
+        let client = &self.shared.client;
+        let name = self.subjects.node(&self.name);
+        let subject = token::inbox(client)?;
+        let subscriber = client.subscribe(subject.clone()).await.map_err(Error::closed)?;
+        let mut inbox = Inbox { subject, subscriber };
+        let ask = async |inbox: &Inbox| {
+            let payload = Bytes::copy_from_slice(self.id.as_bytes());
+            let sent = client.publish_with_reply(name.clone(), inbox.subject.clone(), payload);
+            sent.await.map_err(Error::closed)
+        };
+        // If nobody has the name, the server says so at once.
+        ask(&inbox).await?;
+        let answer = timeout(NAME_TIMEOUT, inbox.subscriber.next()).await;
+        if answer.is_ok_and(|answer| answer.is_some_and(|answer| answer.status.is_none())) {
+            return Err(self.name_in_use());
+        }
+        // Other nodes can start at the same time. They hear of each other now, and the one with the smallest
+        // id gets the name.
+        let mut others = client.subscribe(name.clone()).await.map_err(Error::closed)?;
+        ask(&inbox).await?;
+        let until = tokio::time::Instant::now() + NAME_RACE;
+        while let Ok(message) = timeout_at(until, async {
+            tokio::select! {
+                message = others.next() => message,
+                message = inbox.subscriber.next() => message,
+            }
+        })
+        .await
+        {
+            let message = message.ok_or_else(|| Error::closed("its connection is closed"))?;
+            if message.status.is_some() || message.payload == self.id.as_bytes() {
+                continue;
+            }
+            if message.payload < self.id.as_bytes() {
+                return Err(self.name_in_use());
+            }
+            if let Some(reply) = message.reply {
+                let sent = client.publish(reply, self.id.clone().into()).await;
+                sent.map_err(Error::closed)?;
+            }
+        }
+        self.always.push(others);
+        Ok(inbox)
+    }
+
+    fn name_in_use(&self) -> Error {
+        Error::NodeNameInUse { service: self.service.to_string(), node: self.name.to_string() }
+    }
+
+    /// Serves until the node has drained, or the NATS client has closed.
+    pub(super) async fn run(mut self) {
+        loop {
+            let event = self.next().await;
+            if let Err(error) = self.handle(event).await {
+                tracing::error!(node = %self.name, %error, "a node has ended");
+                return;
+            }
+            if matches!(self.state, State::Draining { .. })
+                && self.sessions.is_empty()
+                && self.calls.is_empty()
+            {
+                break;
+            }
+        }
+        // What the sessions have said last is on its way before the connection goes.
+        let _ = timeout(END_TIMEOUT, self.shared.client.flush()).await;
+        if let State::Draining { done, .. } = self.state {
+            let _ = done.send(());
+        }
+    }
+
+    async fn next(&mut self) -> Event {
+        let forget = self.waiters.forget(Instant::now());
+        let (grace, serving) = match &self.state {
+            State::Serving => (None, true),
+            State::Draining { until, .. } => (Some(*until), false),
+        };
+        let at = |time: Option<tokio::time::Instant>| async move {
+            match time {
+                Some(time) => sleep_until(time).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            asked = self.group.next() => Event::Asked(asked),
+            message = self.always.next() => message.map_or(Event::Closed, Event::Message),
+            Some(_) = self.sessions.join_next() => Event::Freed,
+            Some(_) = self.calls.join_next() => Event::CallsEnded,
+            Some(drain) = self.commands.recv(), if serving => Event::Drain(drain),
+            () = at(forget.map(Into::into)) => Event::Forget,
+            () = at(grace) => Event::GraceOver,
+        }
+    }
+
+    async fn handle(&mut self, event: Event) -> Result<(), Error> {
+        match event {
+            Event::Asked(Asked::Session(message)) => self.asked(message).await,
+            Event::Asked(Asked::Quota(subject)) => {
+                let room = self.room();
+                self.group.renew(subject, room).await?;
+            }
+            Event::Message(message) => self.message(message).await,
+            Event::Freed | Event::CallsEnded | Event::Forget => {}
+            Event::Drain(Drain { grace, done }) => self.drain(grace, done),
+            Event::GraceOver => self.end(),
+            Event::Closed => return Err(Error::closed("its connection is closed")),
+        }
+        self.serve_waiters();
+        // Clients that wait have got the room first: there are none, or the node is full and stays away from
+        // clients that do not wait.
+        self.group.set_room(self.room()).await?;
+        self.free.send_replace(self.room());
+        Ok(())
+    }
+
+    /// For how many more sessions there is room.
+    fn room(&self) -> usize {
+        match self.state {
+            State::Serving => self.shared.settings.sessions.saturating_sub(self.sessions.len()),
+            State::Draining { .. } => 0,
+        }
+    }
+
+    async fn asked(&mut self, message: Message) {
+        let Some(reply) = message.reply else { return };
+        match Request::decode(&message.payload) {
+            Err(text) => {
+                let text = format!("the request is wrong: {text}");
+                self.shared.refuse(reply, Refusal::Request, text).await;
+            }
+            Ok(_) if self.room() == 0 => {
+                self.shared.refuse(reply, Refusal::Full, "it is full".into()).await;
+            }
+            Ok(request) => self.accept(request, reply),
+        }
+    }
+
+    fn accept(&mut self, request: Request, reply: Subject) {
+        self.sessions.spawn(self.shared.clone().serve(request, reply));
+    }
+
+    async fn message(&mut self, message: Message) {
+        let Message { subject, reply, payload, .. } = message;
+        let Some(reply) = reply else { return };
+        if subject.as_str() == self.subjects.wait() {
+            self.wait(&reply, &payload);
+        } else if subject.as_str() == self.subjects.node(&self.name) {
+            if payload != self.id.as_bytes() {
+                // Smaller than each id: this node has the name.
+                self.send(reply, Bytes::new()).await;
+            }
+        } else if let Some(verb) = Verb::ALL.into_iter().find(|verb| {
+            self.subjects.micro(verb.name(), &self.id).iter().any(|s| subject.as_str() == s)
+        }) {
+            let answer = self.shared.micro.answer(verb, self.room());
+            self.send(reply, answer).await;
+        }
+    }
+
+    async fn send(&self, subject: Subject, payload: Bytes) {
+        if let Err(error) = self.shared.client.publish(subject, payload).await {
+            tracing::debug!(%error, "an answer was not sent");
+        }
+    }
+
+    fn wait(&mut self, inbox: &Subject, payload: &[u8]) {
+        let request = match Request::decode(payload) {
+            Ok(request) => request,
+            Err(error) => {
+                tracing::debug!(error, "a request for a place in the queue is wrong");
+                return;
+            }
+        };
+        if request.cancel {
+            self.waiters.cancel(inbox);
+        } else if matches!(self.state, State::Serving) && self.labels.have(&request.labels) {
+            self.waiters.renew(Instant::now(), inbox, request);
+        }
+    }
+
+    fn serve_waiters(&mut self) {
+        while self.room() > 0
+            && let Some(waiter) = self.waiters.take(Instant::now())
+        {
+            self.accept(waiter.request, waiter.inbox.into());
+        }
+    }
+
+    fn drain(&mut self, grace: Duration, done: oneshot::Sender<()>) {
+        let now = tokio::time::Instant::now();
+        // More than this is no limit.
+        let until = now.checked_add(grace).unwrap_or(now + Duration::from_secs(86_400 * 365 * 100));
+        self.state = State::Draining { until, ending: false, done };
+        self.waiters.clear();
+        self.draining.send_replace(true);
+    }
+
+    /// The grace is over: sessions end, and those that hang in their connectors are dropped later.
+    fn end(&mut self) {
+        let State::Draining { until, ending, .. } = &mut self.state else { return };
+        *until = tokio::time::Instant::now() + END_TIMEOUT;
+        if std::mem::replace(ending, true) {
+            self.sessions.abort_all();
+        }
+        self.ending.send_replace(true);
+        self.calls.abort_all();
+    }
+
+    async fn subscribe(&mut self, subject: String) -> Result<(), Error> {
+        let subscriber = self.shared.client.subscribe(subject).await.map_err(Error::closed)?;
+        self.always.push(subscriber);
+        Ok(())
+    }
+}

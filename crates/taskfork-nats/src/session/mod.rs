@@ -1,0 +1,227 @@
+//! A session as a stream: what users read from and write to.
+//!
+//! [`shared`] has the state of a session, behind a lock, and what is done with it. Whoever polls the
+//! stream carries it forward. [`driver`] is a task that does so when nobody polls, and keeps the time.
+
+mod driver;
+mod shared;
+mod wakers;
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use async_nats::{Client, Subscriber};
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::error::SessionError;
+use crate::link::Link;
+use crate::wire::{End, Reason};
+
+pub(crate) use shared::Peer;
+use shared::Shared;
+
+/// A byte stream between a client and a node, over a pair of NATS subjects.
+///
+/// It is like a TCP connection: bytes arrive in order, each once, or the session ends with an error whose source
+/// is a [`SessionError`]. What has arrived before an error or the end can still be read. A receiver that
+/// does not read makes the sender wait, once the window of the receiver is full.
+///
+/// Shutting down ends the stream in one direction. Dropping a session tells the other side at
+/// once, which then reads what was written before, and the end of the stream. Reads and writes that are
+/// cancelled have taken nothing, or have done what they say.
+///
+/// ```
+/// # async fn example(fleet: &taskfork_nats::Fleet) -> Result<(), Box<dyn std::error::Error>> {
+/// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+///
+/// let mut session = fleet.acquire(&[], None).await?;
+/// session.write_all(b"ping").await?;
+/// let mut answer = [0; 4];
+/// session.read_exact(&mut answer).await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Session {
+    reader: Reader,
+    writer: Writer,
+    peer: String,
+}
+
+/// The receiving half of a session.
+#[derive(Debug)]
+pub struct Reader {
+    handle: Arc<Handle>,
+    /// The piece that is being read. It stays unread, for the other side, until it is read entirely.
+    piece: Bytes,
+    length: usize,
+}
+
+/// The sending half of a session.
+#[derive(Debug)]
+pub struct Writer {
+    handle: Arc<Handle>,
+}
+
+/// Held by both halves. Dropping the last one ends the session.
+#[derive(Debug)]
+struct Handle {
+    shared: Arc<Shared>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared.close(End { reason: Reason::Closed, text: String::new() });
+    }
+}
+
+impl Session {
+    /// A session whose messages come from `subscriber` and go to `subject`; `first` has come already. Its
+    /// driver runs as a task of this runtime.
+    pub(crate) fn start(
+        client: Client,
+        subscriber: Subscriber,
+        subject: String,
+        link: Link,
+        peer: Peer,
+        first: Option<Bytes>,
+    ) -> Self {
+        let name = peer.name().to_owned();
+        let shared = Arc::new(Shared::new(client, subscriber, subject, link, peer, first));
+        tokio::spawn(driver::drive(Arc::clone(&shared)));
+        let handle = Arc::new(Handle { shared });
+        let reader = Reader { handle: Arc::clone(&handle), piece: Bytes::new(), length: 0 };
+        Self { reader, writer: Writer { handle }, peer: name }
+    }
+
+    /// The name of the node, for a client, or of the client, for a node.
+    pub fn peer(&self) -> &str {
+        &self.peer
+    }
+
+    /// Why the session has ended, if it has ended by an error. Reads and writes fail with the same.
+    pub fn error(&self) -> Option<SessionError> {
+        self.writer.handle.shared.error()
+    }
+
+    /// Both halves, for tasks of their own. The session ends when both are dropped.
+    pub fn into_split(self) -> (Reader, Writer) {
+        (self.reader, self.writer)
+    }
+
+    /// Both halves, for one task, and a future that is ready when the session is over.
+    pub(crate) fn halves(&mut self) -> (&mut Reader, &mut Writer, impl Future<Output = ()>) {
+        let shared = Arc::clone(&self.writer.handle.shared);
+        (&mut self.reader, &mut self.writer, async move { shared.over().await })
+    }
+
+    /// Ends the session, and tells the other side why.
+    pub(crate) fn end(self, reason: Reason, text: String) {
+        self.writer.handle.shared.close(End { reason, text });
+    }
+
+    /// Sends a heartbeat at once: the other side learns that this one is there.
+    pub(crate) fn announce(&self) {
+        self.writer.handle.shared.announce();
+    }
+}
+
+impl AsyncBufRead for Reader {
+    fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
+        let reader = self.get_mut();
+        if reader.piece.is_empty()
+            && let Some(piece) = ready!(reader.handle.shared.poll_read(cx))?
+        {
+            reader.length = piece.len();
+            reader.piece = piece;
+        }
+        Poll::Ready(Ok(&reader.piece))
+    }
+
+    fn consume(self: Pin<&mut Self>, amount: usize) {
+        let reader = self.get_mut();
+        reader.piece.advance(amount.min(reader.piece.len()));
+        if reader.piece.is_empty() {
+            let length = std::mem::take(&mut reader.length);
+            if length > 0 {
+                reader.handle.shared.consume(length);
+            }
+        }
+    }
+}
+
+impl AsyncRead for Reader {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if buffer.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        let piece = ready!(self.as_mut().poll_fill_buf(cx))?;
+        let length = piece.len().min(buffer.remaining());
+        buffer.put_slice(&piece[..length]);
+        self.consume(length);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Writer {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.handle.shared.poll_write(cx, data)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.handle.shared.poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.handle.shared.poll_shutdown(cx)
+    }
+}
+
+impl AsyncRead for Session {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.reader).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncBufRead for Session {
+    fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
+        Pin::new(&mut self.get_mut().reader).poll_fill_buf(cx)
+    }
+
+    fn consume(mut self: Pin<&mut Self>, amount: usize) {
+        Pin::new(&mut self.reader).consume(amount);
+    }
+}
+
+impl AsyncWrite for Session {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.writer).poll_write(cx, data)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.writer).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.writer).poll_shutdown(cx)
+    }
+}

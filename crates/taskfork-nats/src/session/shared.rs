@@ -1,0 +1,424 @@
+//! The state of a session and how it is carried forward.
+
+use std::collections::VecDeque;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use async_nats::message::OutboundMessage;
+use async_nats::{Client, Subject, Subscriber};
+use bytes::Bytes;
+use futures_util::{Sink, Stream};
+use tokio::sync::watch;
+
+use super::wakers::Wakers;
+use crate::error::SessionError;
+use crate::link::{Link, Received, Timeout};
+use crate::wire::{End, Message, Reason, Reply};
+
+/// How long the last messages of a session may take to be written.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Who is at the other side.
+#[derive(Clone, Debug)]
+pub(crate) enum Peer {
+    Node(String),
+    Client(String),
+}
+
+impl Peer {
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::Node(name) | Self::Client(name) => name,
+        }
+    }
+
+    fn described(&self) -> String {
+        match self {
+            Self::Node(name) => format!("the node {name}"),
+            Self::Client(name) => format!("the client {name:?}"),
+        }
+    }
+
+    fn lost(&self, last_contact: Duration) -> SessionError {
+        match self.clone() {
+            Self::Node(node) => SessionError::NodeLost { node, last_contact },
+            Self::Client(client) => SessionError::ClientLost { client, last_contact },
+        }
+    }
+}
+
+/// A session, for its user and its driver.
+#[derive(Debug)]
+pub(super) struct Shared {
+    state: Mutex<State>,
+    wakers: Arc<Wakers>,
+    /// `wakers` as a waker.
+    waker: Waker,
+}
+
+#[derive(Debug)]
+struct State {
+    link: Link,
+    client: Client,
+    /// Where the other side listens.
+    subject: Subject,
+    peer: Peer,
+    /// `None` when nothing that comes matters any more.
+    subscriber: Option<Subscriber>,
+    /// What has come and was not read: at most a window.
+    incoming: VecDeque<Bytes>,
+    /// What is to be sent as soon as the NATS client takes it.
+    outgoing: VecDeque<OutboundMessage>,
+    phase: Phase,
+    /// Becomes true when the phase is no longer `Open`.
+    over: watch::Sender<bool>,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Open,
+    /// The user has closed the session, or both streams are at their ends.
+    Closed,
+    /// The other side has closed the session.
+    ClosedByPeer,
+    Failed(SessionError),
+}
+
+/// What the driver waits for.
+pub(super) enum Next {
+    At(Instant),
+    /// Nothing more: the session is over.
+    Over,
+}
+
+impl Shared {
+    pub(super) fn new(
+        client: Client,
+        subscriber: Subscriber,
+        subject: String,
+        link: Link,
+        peer: Peer,
+        first: Option<Bytes>,
+    ) -> Self {
+        let wakers = Arc::new(Wakers::default());
+        let mut state = State {
+            link,
+            client,
+            subject: subject.into(),
+            peer,
+            subscriber: Some(subscriber),
+            incoming: VecDeque::new(),
+            outgoing: VecDeque::new(),
+            phase: Phase::Open,
+            over: watch::channel(false).0,
+        };
+        if let Some(payload) = first {
+            state.receive(payload);
+        }
+        Self { state: Mutex::new(state), waker: Arc::clone(&wakers).into(), wakers }
+    }
+
+    /// The next piece, or `None` at the end of the stream.
+    pub(super) fn poll_read(&self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
+        // Before looking: what comes between looking and registering would wake nobody.
+        self.wakers.set_reader(cx.waker());
+        let mut state = self.lock();
+        state.carry_on(&self.waker);
+        let result = match state.incoming.pop_front() {
+            Some(piece) => Ok(Some(piece)),
+            None => match &state.phase {
+                Phase::Failed(error) => Err(error.clone().into()),
+                Phase::Closed | Phase::ClosedByPeer => Ok(None),
+                Phase::Open if state.link.peer_has_finished() => Ok(None),
+                Phase::Open => return Poll::Pending,
+            },
+        };
+        // While the user does something else, the driver is woken.
+        self.wakers.clear_reader();
+        Poll::Ready(result)
+    }
+
+    /// The user has read a piece of this many bytes.
+    pub(super) fn consume(&self, length: usize) {
+        let mut state = self.lock();
+        state.link.consume(length);
+        if matches!(state.phase, Phase::Open)
+            && let Some(bytes) = state.link.credit(Instant::now())
+        {
+            state.queue(bytes);
+            state.carry_on(&self.waker);
+        }
+    }
+
+    pub(super) fn poll_write(&self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        self.wakers.set_writer(cx.waker());
+        let mut state = self.lock();
+        state.carry_on(&self.waker);
+        state.check_writable()?;
+        if data.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        if !state.outgoing.is_empty() {
+            return Poll::Pending;
+        }
+        let now = Instant::now();
+        let mut written = 0;
+        // Several pieces at once, while the NATS client takes them without waiting.
+        while written < data.len()
+            && state.outgoing.is_empty()
+            && let Some((bytes, length)) = state.link.piece(now, &data[written..])
+        {
+            written += length;
+            state.queue(bytes);
+            state.send(&self.waker);
+        }
+        if written == 0 { Poll::Pending } else { Poll::Ready(Ok(written)) }
+    }
+
+    /// Waits until the NATS client has taken everything, not until it has arrived.
+    pub(super) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.wakers.set_writer(cx.waker());
+        let mut state = self.lock();
+        state.carry_on(&self.waker);
+        match &state.phase {
+            Phase::Failed(error) => Poll::Ready(Err(error.clone().into())),
+            _ if state.outgoing.is_empty() => Poll::Ready(Ok(())),
+            _ => Poll::Pending,
+        }
+    }
+
+    pub(super) fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        {
+            let mut state = self.lock();
+            if matches!(state.phase, Phase::Open)
+                && let Some(bytes) = state.link.finish(Instant::now())
+            {
+                state.queue(bytes);
+            }
+        }
+        self.poll_flush(cx)
+    }
+
+    /// Ends the session, unless it has ended.
+    pub(super) fn close(&self, end: End) {
+        let mut state = self.lock();
+        if matches!(state.phase, Phase::Open) {
+            state.end(end);
+            state.finish(Phase::Closed);
+            state.send(&self.waker);
+        }
+        drop(state);
+        self.wakers.wake_driver();
+    }
+
+    /// Waits until nothing more can be sent or received, whether or not anybody reads and writes.
+    pub(super) async fn over(&self) {
+        let mut over = self.lock().over.subscribe();
+        // The sender lives as long as this.
+        let _ = over.wait_for(|over| *over).await;
+    }
+
+    pub(super) fn announce(&self) {
+        let mut state = self.lock();
+        let bytes = state.link.heartbeat(Instant::now());
+        state.queue(bytes);
+        state.send(&self.waker);
+    }
+
+    pub(super) fn error(&self) -> Option<SessionError> {
+        match &self.lock().phase {
+            Phase::Failed(error) => Some(error.clone()),
+            Phase::Open | Phase::Closed | Phase::ClosedByPeer => None,
+        }
+    }
+
+    /// For the driver: does what is due.
+    pub(super) fn advance(&self, cx: &mut Context<'_>) -> Next {
+        self.wakers.set_driver(cx.waker());
+        let mut state = self.lock();
+        let mut changed = state.carry_on(&self.waker);
+        if matches!(state.phase, Phase::Open) {
+            let now = Instant::now();
+            match state.link.timeout(now) {
+                Timeout::Nothing => {}
+                Timeout::Heartbeat(bytes) => {
+                    // A client that takes nothing, because it is being connected again, needs no second one.
+                    state.queue(bytes);
+                    changed |= state.send(&self.waker);
+                }
+                Timeout::Lost(silent) => {
+                    let text = format!("nothing came for {silent:.1?}");
+                    let error = state.peer.lost(silent);
+                    state.fail(error, Some(End { reason: Reason::Silent, text }));
+                    state.send(&self.waker);
+                    changed = true;
+                }
+            }
+        }
+        let next = match state.phase {
+            Phase::Open => Next::At(state.link.next_timeout()),
+            _ if state.outgoing.is_empty() => Next::Over,
+            // The NATS client wakes the driver when it takes more; it is asked again all the same.
+            _ => Next::At(Instant::now() + Duration::from_secs(60)),
+        };
+        drop(state);
+        if changed {
+            self.wakers.wake_users();
+        }
+        next
+    }
+
+    /// For the driver, at the end: waits until everything is written to the socket.
+    pub(super) async fn flush(&self) {
+        let client = self.lock().client.clone();
+        // Without a connection it need not be written: the other side has noticed by then.
+        let _ = tokio::time::timeout(FLUSH_TIMEOUT, client.flush()).await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Takes all that has come and sends what it can. Whether a user may see a difference.
+    fn carry_on(&mut self, waker: &Waker) -> bool {
+        let mut changed = false;
+        let mut cx = Context::from_waker(waker);
+        while let Some(subscriber) = &mut self.subscriber {
+            match Pin::new(subscriber).poll_next(&mut cx) {
+                Poll::Pending => break,
+                Poll::Ready(Some(message)) => changed |= self.receive(message.payload),
+                Poll::Ready(None) => {
+                    self.fail(SessionError::NatsClosed, None);
+                    changed = true;
+                }
+            }
+        }
+        self.send(waker) || changed
+    }
+
+    fn receive(&mut self, payload: Bytes) -> bool {
+        if Reply::recognize(&payload) {
+            self.decline(&payload);
+            return false;
+        }
+        match self.link.receive(Instant::now(), payload) {
+            Ok(Received::Bytes(bytes)) => self.incoming.push_back(bytes),
+            Ok(Received::Credit) => {}
+            Ok(Received::Heartbeat) => return false,
+            Ok(Received::Finished) => self.close_if_over(),
+            Ok(Received::Ended(end)) => {
+                self.finish(match end.reason {
+                    Reason::Closed => Phase::ClosedByPeer,
+                    _ => Phase::Failed(SessionError::Ended {
+                        peer: self.peer.described(),
+                        detail: end.describe(),
+                    }),
+                });
+            }
+            Err(violation) => {
+                let error = SessionError::violation(&self.peer.described(), &violation);
+                let end = End { reason: Reason::Violation, text: violation.to_string() };
+                self.fail(error, Some(end));
+            }
+        }
+        true
+    }
+
+    /// A second node has accepted the same request, after this one: it need not wait for the client.
+    fn decline(&mut self, payload: &[u8]) {
+        if let (Peer::Node(_), Ok(Reply::Accept { subject, .. })) =
+            (&self.peer, Reply::decode(payload))
+            && subject != self.subject.as_str()
+            && self.outgoing.len() < 64
+        {
+            self.outgoing.push_back(unwanted(subject));
+        }
+    }
+
+    fn fail(&mut self, error: SessionError, end: Option<End>) {
+        if let Some(end) = end {
+            self.end(end);
+        }
+        self.finish(Phase::Failed(error));
+    }
+
+    fn end(&mut self, end: End) {
+        let bytes = self.link.end(Instant::now(), end);
+        self.queue(bytes);
+    }
+
+    fn finish(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.subscriber = None;
+        self.over.send_replace(true);
+    }
+
+    fn queue(&mut self, payload: Bytes) {
+        self.outgoing.push_back(OutboundMessage {
+            subject: self.subject.clone(),
+            reply: None,
+            payload,
+            headers: None,
+        });
+    }
+
+    /// Gives the NATS client what it takes. Whether a user may see a difference.
+    fn send(&mut self, waker: &Waker) -> bool {
+        let mut cx = Context::from_waker(waker);
+        let mut changed = false;
+        while !self.outgoing.is_empty() {
+            let sent = match Pin::new(&mut self.client).poll_ready(&mut cx) {
+                Poll::Pending => return changed,
+                Poll::Ready(Ok(())) => match self.outgoing.pop_front() {
+                    Some(message) => Pin::new(&mut self.client).start_send(message),
+                    None => Ok(()),
+                },
+                Poll::Ready(Err(error)) => Err(error),
+            };
+            changed = true;
+            if sent.is_err() {
+                self.outgoing.clear();
+                self.fail(SessionError::NatsClosed, None);
+                return true;
+            }
+        }
+        self.close_if_over();
+        changed
+    }
+
+    fn close_if_over(&mut self) {
+        if matches!(self.phase, Phase::Open) && self.link.is_over() && self.outgoing.is_empty() {
+            self.finish(Phase::Closed);
+        }
+    }
+
+    fn check_writable(&self) -> io::Result<()> {
+        match &self.phase {
+            Phase::Failed(error) => Err(error.clone().into()),
+            Phase::Open if !self.link.has_finished() => Ok(()),
+            Phase::ClosedByPeer => Err(io::Error::new(
+                io::ErrorKind::BrokenPipe,
+                format!("{} has closed the session", self.peer.described()),
+            )),
+            Phase::Open | Phase::Closed => {
+                Err(io::Error::new(io::ErrorKind::BrokenPipe, "the session was shut down"))
+            }
+        }
+    }
+}
+
+/// Tells a node that the client has got a session elsewhere.
+pub(crate) fn unwanted(subject: String) -> OutboundMessage {
+    let end = End { reason: Reason::Unwanted, text: String::new() };
+    OutboundMessage {
+        subject: subject.into(),
+        reply: None,
+        payload: Message::End(end).encode(0),
+        headers: None,
+    }
+}
