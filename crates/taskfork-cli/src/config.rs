@@ -41,6 +41,11 @@ pub(crate) struct PoolOptions {
     #[arg(long, value_name = "GROUP", value_delimiter = ',')]
     #[serde(deserialize_with = "deserialize_names")]
     pub(crate) allow_groups: Option<Vec<String>>,
+    /// The user of gateways, by name or number. Its processes relay clients of other machines to the unix socket and
+    /// can do nothing else [default: only the server's own user may relay clients]
+    #[arg(long, value_name = "USER")]
+    #[serde(deserialize_with = "deserialize_name")]
+    pub(crate) gateway_user: Option<String>,
     /// Listen at an address that other machines can reach, although every client there can call every method
     #[arg(long)]
     pub(crate) allow_unauthenticated_network: bool,

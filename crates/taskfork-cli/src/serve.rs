@@ -224,6 +224,7 @@ fn build(
     });
     server = set_if_some(server, pool.allow_users, ServerBuilder::allow_users);
     server = set_if_some(server, pool.allow_groups, ServerBuilder::allow_groups);
+    server = set_if_some(server, pool.gateway_user, ServerBuilder::gateway_user);
     server = set_if_some(server, pool.handshake_timeout, |server, time| {
         server.handshake_timeout(time.0)
     });
