@@ -4,6 +4,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use taskfork::client::Value;
 use taskfork::worker::Peer;
@@ -14,6 +15,9 @@ use crate::support::{address_in, programs, trial, until};
 
 const GATEWAY: u32 = 54_322;
 const STRANGER: u32 = 54_321;
+
+/// How long the server may take to answer, or to close a connection.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
@@ -27,6 +31,7 @@ fn tls(name: &str) -> Value {
 /// What the server or the worker says first to a client with this peer in its hello, or without one.
 fn first_answer(path: &PathBuf, peer: Option<Value>) -> Value {
     let mut raw = Raw(UnixStream::connect(path).unwrap());
+    raw.0.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut hello = vec![("versions", Value::Array(vec![1.into()])), ("name", text("raw"))];
     hello.extend(peer.map(|peer| ("peer", peer)));
     // One write, so that it has arrived when the server looks.
@@ -150,6 +155,7 @@ trial!(only_the_server_s_own_user_may_name_a_peer, async || {
 trial!(nobody_on_tcp_may_name_a_peer, async || {
     let (server, port) = Guarded::start_tcp(&[]).await;
     let mut socket = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let hello = [("versions", Value::Array(vec![1.into()])), ("peer", tls("a"))];
     socket.write_all(&[&b"taskfork"[..], &frame(vec![0.into(), map(&hello)])].concat()).unwrap();
     let mut said = Vec::new();
@@ -177,6 +183,7 @@ trial!(a_gateway_has_a_user_of_its_own_which_can_do_nothing_else, async || {
     let path = server.path();
     let said = as_user(GATEWAY, GATEWAY, &[], move || {
         let mut socket = UnixStream::connect(path).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket.write_all(b"[\"do\",{},\"add\",1,2]").unwrap();
         let mut said = String::new();
         socket.read_to_string(&mut said).unwrap();
