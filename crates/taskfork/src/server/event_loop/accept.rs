@@ -185,7 +185,6 @@ impl EventLoop {
                 return self.refuse(client.socket, Refusal::access(Some(protocol), reason));
             }
         };
-        let origin = if names_peer { Origin::Network } else { origin };
         if !rules.allows_protocol(protocol, origin) {
             let called = match protocol {
                 Protocol::Native => "native protocol",
