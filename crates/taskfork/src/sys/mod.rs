@@ -53,8 +53,7 @@ pub(crate) use open_file_limit::OpenFileLimit;
 pub(crate) use pages::{AtomicWords, Pages, PublishedPage};
 pub(crate) use partial_fork::PartialFork;
 pub(crate) use peer::{
-    Credentials, group_id_of, has_unread_data, peer_address, peer_credentials, peer_groups,
-    user_id_of,
+    Credentials, group_id_of, has_unread, peer_address, peer_credentials, peer_groups, user_id_of,
 };
 pub(crate) use process::{
     ForkError, Forked, ThreadCount, available_cores, exit_now, exited_child, flush_stdio, fork,

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
 
 use nix::libc;
+use rustix::io::Errno;
+use rustix::net::sockopt::socket_error;
 
 /// The process that connected a unix socket, as the kernel recorded it at that time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,8 +42,14 @@ pub(crate) fn peer_credentials(socket: &impl AsFd) -> Option<Credentials> {
     })
 }
 
+/// Whether the other end of a unix socket, which has ended or is shut down, has not read all that was sent.
+pub(crate) fn has_unread(socket: &impl AsFd) -> bool {
+    // In this order: closing the socket sets the error before it discards the unread bytes.
+    has_unread_data(socket) || matches!(socket_error(socket), Ok(Err(Errno::CONNRESET)))
+}
+
 /// Whether some sent bytes have not been read at the other end of a unix socket.
-pub(crate) fn has_unread_data(socket: &impl AsFd) -> bool {
+fn has_unread_data(socket: &impl AsFd) -> bool {
     let mut bytes: libc::c_int = 0;
     let fd = socket.as_fd().as_raw_fd();
     // SAFETY: the kernel writes one `int`, to a local variable.
