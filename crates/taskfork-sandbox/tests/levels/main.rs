@@ -88,6 +88,11 @@ const OPENINGS: &[Opening] = &[
         open: Sandbox::accept_connections,
         allows: &["accept_a_connection"],
     },
+    Opening {
+        name: "unix_socket",
+        open: |sandbox| sandbox.unix_socket("/run").best_effort(),
+        allows: &[],
+    },
     Opening { name: "spawn_programs", open: Sandbox::spawn_programs, allows: &["start_a_process"] },
     Opening {
         name: "execute",
