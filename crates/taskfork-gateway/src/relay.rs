@@ -1,12 +1,14 @@
 //! Relaying one connection: bytes in both directions, until one side ends.
 
+use std::fmt;
 use std::future::poll_fn;
 use std::io;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use taskfork::__private::{has_unread, relay};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 
@@ -29,6 +31,29 @@ pub(crate) struct Relay {
     is_server_deaf: bool,
     /// What has been encrypted may not have been sent.
     needs_flush: bool,
+    /// Ready when the client has closed its connection. There from when the server's side first had no room.
+    client_end: Option<ClientEnd>,
+}
+
+/// A future without a name.
+struct ClientEnd(Pin<Box<dyn Future<Output = ()> + Send>>);
+
+impl ClientEnd {
+    fn of(stream: &TcpStream) -> io::Result<Self> {
+        let copy = std::net::TcpStream::from(stream.as_fd().try_clone_to_owned()?);
+        let copy = TcpStream::from_std(copy)?;
+        Ok(Self(Box::pin(async move {
+            // A connection that the client has closed is ready for this, and other bytes make it ready for reading only.
+            // No urgent data is expected. It fails with the runtime.
+            let _ = copy.ready(Interest::PRIORITY).await;
+        })))
+    }
+}
+
+impl fmt::Debug for ClientEnd {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("ClientEnd")
+    }
 }
 
 /// How relaying has ended.
@@ -65,6 +90,7 @@ impl Relay {
             passed: 0,
             is_server_deaf: false,
             needs_flush: false,
+            client_end: None,
         }
     }
 
@@ -136,7 +162,7 @@ impl Relay {
             self.streams.handle_client(self.up.record_received(received));
         }
         match Pin::new(&mut self.server).poll_write(context, self.up.unsent()) {
-            Poll::Pending => return Poll::Pending,
+            Poll::Pending => return self.poll_client_end(context),
             Poll::Ready(Ok(sent)) => {
                 self.up.record_sent(sent);
                 let of_hello = sent.min(self.hello_left);
@@ -146,6 +172,19 @@ impl Relay {
             Poll::Ready(Err(_)) => self.is_server_deaf = true,
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// While the server's side has no room, nothing is received from the client, so its end does not show there.
+    fn poll_client_end(&mut self, context: &mut Context<'_>) -> Poll<Result<(), End>> {
+        let end = match &mut self.client_end {
+            Some(end) => end,
+            None => match ClientEnd::of(self.client.get_ref().0) {
+                Ok(end) => self.client_end.insert(end),
+                // The system has no descriptor left. The end shows later.
+                Err(_) => return Poll::Pending,
+            },
+        };
+        end.0.as_mut().poll(context).map(|()| Err(End::Client))
     }
 
     /// Moves some bytes from the server to the client.

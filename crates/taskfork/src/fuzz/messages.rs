@@ -12,7 +12,7 @@ use crate::report::CallSite;
 use crate::wire::WireError;
 use crate::wire::frame::{self, DEFAULT_MAX_FRAME, HEADER_LEN};
 use crate::wire::native::{self, FromClient, FromWorker};
-use crate::wire::perl;
+use crate::wire::{perl, relay};
 
 /// The frames of a stream do not depend on how it is fragmented. A length field alone reserves little memory.
 pub fn frames(data: &[u8]) {
@@ -149,6 +149,10 @@ pub fn from_worker(data: &[u8]) {
         FromWorker::Shm(sent) => {
             let mut frame = Vec::new();
             sent.put(&mut frame);
+            out.extend_from_slice(&frame[HEADER_LEN..]);
+        }
+        FromWorker::End(end) => {
+            let frame = relay::end_message(end.passed, end.is_unread);
             out.extend_from_slice(&frame[HEADER_LEN..]);
         }
         FromWorker::Hello(_) | FromWorker::Files(_) | FromWorker::Telemetry(_) => return,

@@ -52,6 +52,8 @@ pub(crate) use memory::{Collapsed, MappedFile, OccupiedMemory, collapse_huge_pag
 pub(crate) use open_file_limit::OpenFileLimit;
 pub(crate) use pages::{AtomicWords, Pages, PublishedPage};
 pub(crate) use partial_fork::PartialFork;
+#[cfg(feature = "tls")]
+pub(crate) use peer::output_queue;
 pub(crate) use peer::{
     Credentials, group_id_of, has_unread, peer_address, peer_credentials, peer_groups, user_id_of,
 };

@@ -50,11 +50,17 @@ pub(crate) fn has_unread(socket: &impl AsFd) -> bool {
 
 /// Whether some sent bytes have not been read at the other end of a unix socket.
 fn has_unread_data(socket: &impl AsFd) -> bool {
+    output_queue(socket) > 0
+}
+
+/// How much of what was sent has not been read at the other end of a unix socket, or has not arrived at the machine at the
+/// other end of a TCP connection. More than the bytes themselves may count.
+pub(crate) fn output_queue(socket: &impl AsFd) -> usize {
     let mut bytes: libc::c_int = 0;
     let fd = socket.as_fd().as_raw_fd();
     // SAFETY: the kernel writes one `int`, to a local variable.
     let done = unsafe { libc::ioctl(fd, libc::TIOCOUTQ, &raw mut bytes) };
-    done == 0 && bytes > 0
+    if done == 0 { usize::try_from(bytes).unwrap_or(0) } else { 0 }
 }
 
 /// Returns the supplementary groups that the peer of a unix socket had when it connected.

@@ -5,6 +5,8 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 
 use super::handle::Client;
+#[cfg(feature = "tls")]
+use super::tls_options::{TlsOptions, WrongOption};
 use crate::address::{Address, AddressError, AddressKind};
 use crate::busy_poll::BusyPoll;
 use crate::client::config::Config;
@@ -54,7 +56,7 @@ pub struct ClientBuilder {
     shared_memory: usize,
     copy_shared_memory: bool,
     #[cfg(feature = "tls")]
-    pub(super) tls: super::tls_options::TlsOptions,
+    pub(super) tls: TlsOptions,
 }
 
 /// Why a client cannot be built.
@@ -582,7 +584,10 @@ impl ClientBuilder {
         }
         let connector = Connector {
             #[cfg(feature = "tls")]
-            tls: self.tls.check(&addresses)?,
+            tls: self
+                .tls
+                .check(&addresses)
+                .map_err(|WrongOption { option, reason }| ConfigError::Option { option, reason })?,
         };
         let links: Vec<_> = addresses.iter().map(SpawnedServer::find).collect();
         // This watches servers in threads: from here on the program cannot fork.

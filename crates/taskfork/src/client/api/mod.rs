@@ -5,4 +5,6 @@ pub(super) mod call;
 pub(super) mod checkout;
 pub(super) mod handle;
 #[cfg(feature = "tls")]
+mod tls;
+#[cfg(feature = "tls")]
 mod tls_options;

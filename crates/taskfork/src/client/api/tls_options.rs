@@ -1,4 +1,4 @@
-//! The options of connections through TLS.
+//! The options of connections through TLS: their values, and what they mean together.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,80 +9,27 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName}
 use tokio_rustls::rustls::version::TLS13;
 use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
 
-use super::builder::{ClientBuilder, ConfigError};
 use crate::address::{Address, AddressKind};
 use crate::client::io::transport::tls::{PROTOCOL, TlsContext};
 
 /// The options as they were set.
 #[derive(Debug, Clone, Default)]
 pub(super) struct TlsOptions {
-    authorities: Option<PathBuf>,
-    identity: Option<(PathBuf, PathBuf)>,
-    name: Option<String>,
+    pub(super) authorities: Option<PathBuf>,
+    pub(super) identity: Option<(PathBuf, PathBuf)>,
+    pub(super) name: Option<String>,
 }
 
-impl ClientBuilder {
-    /// Sets a file in PEM with the authorities of gateways' certificates, for addresses
-    /// `tls:HOST:PORT`. Defaults to the authorities that the system trusts. With this option these
-    /// are not trusted.
-    ///
-    /// The file is read by [`build`](Self::build). A file that cannot be used is an error there, and so
-    /// is a client without an address `tls:HOST:PORT`.
-    ///
-    /// ```
-    /// let builder = taskfork::Client::builder()
-    ///     .address("tls:adder.example:7000")
-    ///     .tls_ca("/etc/adder/ca.pem");
-    /// # let _ = builder;
-    /// ```
-    pub fn tls_ca(mut self, file: impl Into<PathBuf>) -> Self {
-        self.tls.authorities = Some(file.into());
-        self
-    }
-
-    /// Sets two files in PEM: the certificate by which a gateway recognizes this client, with those
-    /// that lead to its authority, and the certificate's private key. Defaults to none.
-    ///
-    /// The files are read by [`build`](Self::build). Files that cannot be used, and a key that does not
-    /// belong to the certificate, are errors there. So is a client without an address
-    /// `tls:HOST:PORT`.
-    ///
-    /// ```
-    /// let builder = taskfork::Client::builder()
-    ///     .address("tls:adder.example:7000")
-    ///     .tls_identity("/etc/web/cert.pem", "/etc/web/key.pem");
-    /// # let _ = builder;
-    /// ```
-    pub fn tls_identity(
-        mut self,
-        certificate: impl Into<PathBuf>,
-        key: impl Into<PathBuf>,
-    ) -> Self {
-        self.tls.identity = Some((certificate.into(), key.into()));
-        self
-    }
-
-    /// Sets the name, or the IP address, that the gateway's certificate must have. Defaults to the host
-    /// in the address.
-    ///
-    /// A text that is neither is an error of [`build`](Self::build), and so is a client without an
-    /// address `tls:HOST:PORT`.
-    ///
-    /// ```
-    /// let builder = taskfork::Client::builder()
-    ///     .address("tls:10.0.0.2:7000")
-    ///     .tls_name("adder.example");
-    /// # let _ = builder;
-    /// ```
-    pub fn tls_name(mut self, name: impl Into<String>) -> Self {
-        self.tls.name = Some(name.into());
-        self
-    }
+/// An option that cannot be used, and why.
+#[derive(Debug)]
+pub(super) struct WrongOption {
+    pub(super) option: &'static str,
+    pub(super) reason: String,
 }
 
 impl TlsOptions {
     /// What a client with these addresses needs for TLS, if one of them does.
-    pub(super) fn check(&self, addresses: &[Address]) -> Result<Option<TlsContext>, ConfigError> {
+    pub(super) fn check(&self, addresses: &[Address]) -> Result<Option<TlsContext>, WrongOption> {
         let is_tls = |address: &Address| matches!(address.0, AddressKind::Tls { .. });
         if addresses.iter().any(is_tls) {
             return self.context().map(Some);
@@ -102,7 +49,7 @@ impl TlsOptions {
         }
     }
 
-    fn context(&self) -> Result<TlsContext, ConfigError> {
+    fn context(&self) -> Result<TlsContext, WrongOption> {
         let name = match &self.name {
             Some(name) => Some(ServerName::try_from(name.clone()).map_err(|_| {
                 wrong("tls_name", format!("`{name}` is neither a DNS name nor an IP address"))
@@ -141,7 +88,7 @@ impl TlsOptions {
     }
 
     /// The authorities that this client trusts.
-    fn roots(&self) -> Result<RootCertStore, ConfigError> {
+    fn roots(&self) -> Result<RootCertStore, WrongOption> {
         let mut roots = RootCertStore::empty();
         let Some(file) = &self.authorities else {
             let found = rustls_native_certs::load_native_certs();
@@ -170,7 +117,7 @@ impl TlsOptions {
 fn certificates(
     option: &'static str,
     file: &Path,
-) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
+) -> Result<Vec<CertificateDer<'static>>, WrongOption> {
     let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect);
     let read: Vec<_> = read.map_err(|error| in_file(option, file, text(&error)))?;
     match read.is_empty() {
@@ -179,11 +126,11 @@ fn certificates(
     }
 }
 
-fn wrong(option: &'static str, reason: String) -> ConfigError {
-    ConfigError::Option { option, reason }
+fn wrong(option: &'static str, reason: String) -> WrongOption {
+    WrongOption { option, reason }
 }
 
-fn in_file(option: &'static str, file: &Path, reason: String) -> ConfigError {
+fn in_file(option: &'static str, file: &Path, reason: String) -> WrongOption {
     wrong(option, format!("the file {} cannot be used: {reason}", file.display()))
 }
 

@@ -214,6 +214,11 @@ impl Connection {
         self.handshake.handle_no_input();
     }
 
+    /// All that the worker has sent has been received.
+    pub(crate) fn record_complete(&mut self) {
+        self.can_lose_answers = false;
+    }
+
     /// The worker can send no more: [`Need::InputStop`] has been met.
     pub(crate) fn handle_input_stopped(&mut self) {
         self.handshake.handle_input_stopped();

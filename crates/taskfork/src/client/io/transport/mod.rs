@@ -51,7 +51,8 @@ pub(crate) trait Transport: fmt::Debug + Send {
         files: &mut Vec<OwnedFd>,
     ) -> rustix::io::Result<usize>;
 
-    /// Whether what the worker has sent can be lost when the connection ends.
+    /// Whether what the worker has sent can be lost when the connection ends. When it has ended, it may be known that
+    /// nothing was.
     fn can_lose_answers(&self) -> bool;
 
     /// Whether the other side has ended and left bytes unread. It is for cases that no error of a read or

@@ -2,12 +2,15 @@
 
 use std::io::{self, BufRead, IoSlice, Read, Write};
 use std::os::fd::OwnedFd;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_linger;
 use rustix::net::{RecvFlags, SendFlags};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -16,10 +19,14 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{self, ClientConfig, ClientConnection};
 
 use super::{Connected, Transport, tls_error};
+use crate::sys;
 use crate::wire::gather_frame::OutgoingFile;
 
 /// The name of the protocol inside TLS (ALPN).
 pub(crate) const PROTOCOL: &[u8] = b"taskfork";
+
+/// What may be on its way when a connection ends in an orderly way, in bytes: the end of a checkout, and what came before it.
+const SHORT: usize = 16 << 10;
 
 /// What all connections of a client through TLS share.
 #[derive(Debug, Clone)]
@@ -28,6 +35,11 @@ pub(crate) struct TlsContext {
     /// The name that the gateway's certificate must have; `None` for the host in the address.
     pub(crate) name: Option<ServerName<'static>>,
 }
+
+// Nothing can be changed through a `TlsContext` but rustls's store of sessions, which is behind a lock. Without these lines a
+// client would lose the two traits with the feature.
+impl UnwindSafe for TlsContext {}
+impl RefUnwindSafe for TlsContext {}
 
 impl TlsContext {
     pub(super) async fn connect(&self, host: &str, port: u16) -> io::Result<Connected> {
@@ -47,7 +59,7 @@ impl TlsContext {
         if session.alpn_protocol() != Some(PROTOCOL) {
             return Err(tls_error::no_gateway());
         }
-        Ok((Box::new(Tls { tcp, session, broken: None }), 0))
+        Ok((Box::new(Tls { tcp, session, broken: None, is_complete: false }), 0))
     }
 }
 
@@ -58,6 +70,8 @@ struct Tls {
     session: ClientConnection,
     /// Why nothing more can be received.
     broken: Option<rustls::Error>,
+    /// The gateway has ended the stream, as it does behind everything that the worker has sent.
+    is_complete: bool,
 }
 
 /// What could be received.
@@ -90,8 +104,10 @@ impl Tls {
         while taken < room {
             match reader.fill_buf() {
                 // The gateway has ended the stream.
-                Ok([]) if taken == 0 => return Ok(Received::Bytes(0)),
-                Ok([]) => break,
+                Ok([]) => {
+                    self.is_complete = true;
+                    break;
+                }
                 Ok(bytes) => {
                     let length = bytes.len().min(room - taken);
                     inbox.extend_from_slice(&bytes[..length]);
@@ -104,7 +120,10 @@ impl Tls {
                 Err(_) => break,
             }
         }
-        Ok(if taken > 0 { Received::Bytes(taken) } else { Received::Nothing })
+        Ok(match taken > 0 || self.is_complete {
+            true => Received::Bytes(taken),
+            false => Received::Nothing,
+        })
     }
 
     /// Decrypts what a read has received. Returns false at the end of the connection.
@@ -200,7 +219,7 @@ impl Transport for Tls {
     }
 
     fn can_lose_answers(&self) -> bool {
-        true
+        !self.is_complete
     }
 }
 
@@ -208,11 +227,13 @@ impl Drop for Tls {
     fn drop(&mut self) {
         // What cannot be sent now is lost, and the gateway sees the end of the connection in any case.
         self.session.send_close_notify();
-        while self.session.wants_write() {
-            match self.session.write_tls(&mut Arrived(&self.tcp)) {
-                Ok(1..) => {}
-                Ok(0) | Err(_) => return,
-            }
+        let mut socket = Arrived(&self.tcp);
+        while self.session.wants_write() && matches!(self.session.write_tls(&mut socket), Ok(1..)) {
+        }
+        if self.session.wants_write() || sys::output_queue(&self.tcp) > SHORT {
+            // Behind that much the end would not arrive before the worker has read it, which may be busy with a call that
+            // nobody wants any more. A reset overtakes it. If it cannot be set, the end comes later.
+            let _ = set_socket_linger(&self.tcp, Some(Duration::ZERO));
         }
     }
 }

@@ -22,10 +22,12 @@ use crate::wire::frame::{self, PREAMBLE};
 use crate::wire::gather_frame::GatherFrame;
 use crate::wire::hello::WorkerHello;
 use crate::wire::native::{self, CallMeta, CallMode, FromClient};
+use crate::wire::relay;
 use crate::wire::shm::ShmMessage;
 use crate::wire::values::ValueFormat;
 
 mod calls;
+mod gateway;
 mod handshake;
 mod violations;
 
@@ -70,6 +72,14 @@ impl Checkout {
     fn assigned() -> Self {
         let mut checkout = Self::new();
         checkout.session.assign(connection());
+        checkout
+    }
+
+    /// With a connection through a gateway.
+    fn assigned_remotely() -> Self {
+        let mut checkout = Self::new();
+        let config = ConnectionConfig { can_lose_answers: true, ..config() };
+        checkout.session.assign(Box::new(Connection::new(config)));
         checkout
     }
 
