@@ -5,11 +5,10 @@ use super::fields::{read_list, read_map};
 use super::msgpack::Reader;
 use crate::peer::Peer;
 
-/// The most names of a certificate.
-const MAX_NAMES: usize = 64;
-
-/// The most bytes of a name, a user and an address.
-const MAX_TEXT: usize = 256;
+/// The most names of a peer, and the most bytes of each of them, of its user and of its address.
+pub const MAX_PEER_NAMES: usize = 64;
+/// See [`MAX_PEER_NAMES`].
+pub const MAX_PEER_TEXT: usize = 256;
 
 /// Reads the value of the key.
 pub(super) fn read(value: &[u8]) -> Result<Peer, WireError> {
@@ -18,7 +17,7 @@ pub(super) fn read(value: &[u8]) -> Result<Peer, WireError> {
         match key {
             "kind" => kind = Some(reader.str()?),
             "names" => {
-                names = read_list(reader, key, MAX_NAMES, |reader| text("a name", reader))?;
+                names = read_list(reader, key, MAX_PEER_NAMES, |reader| text("a name", reader))?;
             }
             "user" => user = Some(text(key, reader)?),
             "address" => address = Some(text(key, reader)?),
@@ -37,10 +36,10 @@ pub(super) fn read(value: &[u8]) -> Result<Peer, WireError> {
 
 fn text(called: &str, reader: &mut Reader<'_>) -> Result<String, WireError> {
     let text = reader.str()?;
-    if text.len() > MAX_TEXT {
+    if text.len() > MAX_PEER_TEXT {
         let length = text.len();
         return Err(WireError::Malformed(format!(
-            "`{called}` has {length} bytes, and the limit is {MAX_TEXT}"
+            "`{called}` has {length} bytes, and the limit is {MAX_PEER_TEXT}"
         )));
     }
     Ok(text.to_owned())
