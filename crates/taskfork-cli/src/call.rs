@@ -1,12 +1,13 @@
 //! `taskfork call`: calls a method and prints its result.
 
 use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use log_defer::{Log, Message, Style, printable_bytes, printable_json, timeline};
 use taskfork::Client;
-use taskfork::client::{ClientBuilder, Value};
+use taskfork::client::{ClientBuilder, ConfigError, Value};
 
 use crate::config::ProtocolName;
 use crate::error::{CommandError, truncated};
@@ -45,7 +46,7 @@ pub(crate) struct Options {
 /// The server, and how to call it: the options that `call` and `bench` share.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Target {
-    /// Where the server listens: unix:PATH, PATH or tcp:HOST:PORT
+    /// Where the server listens: unix:PATH, PATH, tcp:HOST:PORT or tls:HOST:PORT
     pub(crate) address: ServerAddress,
     /// Which protocol to speak
     #[arg(long, default_value = "native")]
@@ -53,6 +54,18 @@ pub(crate) struct Target {
     /// The time limit of each call, 0 for none
     #[arg(long, value_name = "TIME", default_value = "30s", allow_negative_numbers = true)]
     timeout: Time,
+    /// For tls:HOST:PORT, the file with the authorities of gateways, in PEM [default: those that the system trusts]
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// The certificate by which a gateway recognizes this client, in PEM
+    #[arg(long, value_name = "FILE", requires = "key")]
+    cert: Option<PathBuf>,
+    /// The private key of that certificate, in PEM
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
+    /// The name that the gateway's certificate must have [default: the host in the address]
+    #[arg(long, value_name = "NAME")]
+    tls_name: Option<String>,
 }
 
 impl Target {
@@ -66,7 +79,7 @@ impl Target {
             ProtocolName::Native => taskfork::client::Protocol::Native,
             ProtocolName::Json => taskfork::client::Protocol::Perl,
         };
-        let client: ClientBuilder = Client::builder()
+        let mut client: ClientBuilder = Client::builder()
             .address(self.address.parse().map_err(CommandError::usage)?)
             .name("taskfork")
             .protocol(protocol)
@@ -74,7 +87,32 @@ impl Target {
             .min_workers(0)
             .max_workers(workers)
             .timeout(self.timeout());
-        client.build().map_err(CommandError::usage)
+        if let Some(file) = &self.ca {
+            client = client.tls_ca(file);
+        }
+        if let (Some(certificate), Some(key)) = (&self.cert, &self.key) {
+            client = client.tls_identity(certificate, key);
+        }
+        if let Some(name) = &self.tls_name {
+            client = client.tls_name(name);
+        }
+        client.build().map_err(|error| self.command_error(error))
+    }
+}
+
+impl Target {
+    /// The error of a client in terms of the command's options.
+    fn command_error(&self, error: ConfigError) -> CommandError {
+        let ConfigError::Option { option, reason } = &error else {
+            return CommandError::usage(error);
+        };
+        let option = match *option {
+            "tls_ca" => "--ca",
+            "tls_identity" => "--cert and --key",
+            "tls_name" => "--tls-name",
+            _ => return CommandError::usage(error),
+        };
+        CommandError::usage(format!("{option}: {reason}"))
     }
 }
 

@@ -41,6 +41,30 @@ pub(crate) struct PoolOptions {
     #[arg(long, value_name = "GROUP", value_delimiter = ',')]
     #[serde(deserialize_with = "deserialize_names")]
     pub(crate) allow_groups: Option<Vec<String>>,
+    /// Serve clients of other machines too: a gateway relays those that connect by TLS to HOST:PORT. Needs --cert,
+    /// --key, and a unix socket to listen at
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) tls: Option<String>,
+    /// The gateway's certificate in PEM, with those that lead to its authority. It is read again when it changes
+    #[arg(long, value_name = "FILE")]
+    pub(crate) cert: Option<PathBuf>,
+    /// The private key of that certificate, in PEM
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+    /// Serve only those TLS clients that have a certificate of an authority in this file, in PEM [default: anyone
+    /// who can reach the address]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) client_ca: Option<PathBuf>,
+    /// Serve only those TLS clients whose certificate has this subject alternative name, a DNS name or a URI. May
+    /// be repeated [default: every certificate of --client-ca]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) allow_name: Vec<String>,
+    /// The user of gateways, by name or number, whose processes may relay clients of other machines to the unix
+    /// socket and do nothing else. The gateway of --tls runs as this user. Only root can start one, and
+    /// --socket-mode must admit it [default: the server's own user]
+    #[arg(long, value_name = "USER")]
+    #[serde(deserialize_with = "deserialize_name")]
+    pub(crate) gateway_user: Option<String>,
     /// Listen at an address that other machines can reach, although every client there can call every method
     #[arg(long)]
     pub(crate) allow_unauthenticated_network: bool,

@@ -9,7 +9,6 @@ use log_defer::printable_lines;
 
 /// Exit statuses. clap also exits with 2 for a mistake in the command line.
 const CALL: u8 = 1;
-const USAGE: u8 = 2;
 const FATAL: u8 = 3;
 /// As a shell reports a program that SIGINT has ended.
 const INTERRUPTED: u8 = 130;
@@ -26,6 +25,9 @@ pub(crate) struct CommandError {
 }
 
 impl CommandError {
+    /// The exit status for a mistake in the command line, or in a file.
+    pub(crate) const USAGE: i32 = 2;
+
     /// The call itself failed. The server, its worker and the checkout are usable.
     pub(crate) fn call(message: impl Display) -> Self {
         Self::new(CALL, message)
@@ -33,7 +35,7 @@ impl CommandError {
 
     /// The command cannot be carried out as it was given.
     pub(crate) fn usage(message: impl Display) -> Self {
-        Self::new(USAGE, message)
+        Self::new(Self::USAGE as u8, message)
     }
 
     /// A server or a worker does not exist, or has ended.

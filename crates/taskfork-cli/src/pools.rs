@@ -1,43 +1,79 @@
-//! `taskfork serve --config`: the pools of a file. Each pool has a process that keeps its id when a new server
-//! replaces the old one. This process starts the pools, restarts a pool that ends, forwards signals, and reads
-//! the file again at SIGHUP.
+//! `taskfork serve --config`: the pools of a file, and a server with a gateway. Each server and each gateway has a
+//! process of its own. This process starts them, starts those again that end, forwards signals, and reads the file
+//! again at SIGHUP.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::{
     Pid, Signal, WaitOptions, WaitStatus, getpid, getppid, kill_process, set_child_subreaper,
-    set_parent_process_death_signal, waitpid,
+    set_parent_process_death_signal, wait,
 };
 use taskfork::__private::{
     Hangup, ServiceManager, block_signals_until_served, program_file, service_manager,
 };
 use taskfork::server::LogWriter;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
-use crate::config;
+use crate::config::{self, PoolOptions};
 use crate::error::CommandError;
+use crate::gateway_options::GatewayOptions;
+use crate::pool_signals::{Event, Signals};
+use crate::serve::{OptionSource, Part};
 
 /// The variable with the id of the process that forwards signals to the process of a pool.
 const PARENT: &str = "TASKFORK_PARENT";
 
-/// The delays before a pool that has ended is started again: the first one, and the limit of its doubling.
+/// The delays before a process that has ended is started again: the first one, and the limit of its doubling.
 const MIN_RESTART_DELAY: Duration = Duration::from_millis(100);
 const MAX_RESTART_DELAY: Duration = Duration::from_secs(30);
 
-/// After this time without an end, the next delay of a pool is the first one again.
+/// After this time without an end, the next delay of a process is the first one again.
 const STABLE_AFTER: Duration = Duration::from_secs(60);
 
 /// The variables by which the service manager addresses this process only.
 const OWN_VARIABLES: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
 
-/// Serves the pools of a file until SIGTERM or SIGINT arrives.
+/// Where the pools come from.
+pub(crate) enum PoolSource {
+    /// The pools of a file, or only one of them.
+    File { file: PathBuf, only: Option<String> },
+    /// The options of this command. The pool has no name.
+    CommandLine(Box<PoolOptions>),
+}
+
+/// The gateways of pools, by the names of all pools.
+type Gateways = BTreeMap<Option<String>, Option<GatewayOptions>>;
+
+impl PoolSource {
+    /// Reads which pools there are, and their gateways.
+    fn read(&self) -> Result<Gateways, CommandError> {
+        match self {
+            Self::CommandLine(pool) => {
+                Ok(BTreeMap::from([(None, pool.gateway(&OptionSource::CommandLine)?)]))
+            }
+            Self::File { file, only } => {
+                let mut pools = config::read(file)?;
+                pools.retain(|name, _| only.as_ref().is_none_or(|only| only == name));
+                let gateways = pools.into_iter().map(|(name, pool)| {
+                    let gateway = pool.gateway(&OptionSource::File);
+                    let gateway = gateway.map_err(|error| error.within(&format!("pool.{name}")))?;
+                    Ok((Some(name), gateway))
+                });
+                gateways.collect()
+            }
+        }
+    }
+}
+
+/// Serves pools until SIGTERM or SIGINT arrives.
 pub(crate) fn serve(
-    file: PathBuf,
+    source: PoolSource,
     hangup: Hangup,
     add_keep_pid: bool,
     log_file: Option<PathBuf>,
@@ -47,19 +83,22 @@ pub(crate) fn serve(
     // If the process of a pool is killed, this process adopts and reaps its server.
     set_child_subreaper(Some(getpid())).map_err(io::Error::from)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let names = config::read(&file)?.into_keys();
+    let gateways = source.read()?;
     let mut pools = Pools {
-        file,
+        source,
         add_keep_pid,
+        gateways,
         running: HashMap::new(),
         pending_restarts: BTreeMap::new(),
         is_shutting_down: false,
+        are_servers_ending: false,
         failure: None,
         manager: service_manager(),
     };
+    pools.check_gateways()?;
     runtime.block_on(async {
         let mut signals = Signals::new(hangup)?;
-        names.for_each(|name| pools.start(name, 0));
+        pools.start_all();
         pools.manager.notify_ready();
         while pools.is_active() {
             let again = pools.manager.keep_alive().map(|left| Instant::now() + left);
@@ -92,86 +131,65 @@ pub(crate) fn serve(
 }
 
 /// Opens the log file again. A failure leaves the old one in use.
-fn reopen(log_file: Option<&Path>) {
+pub(crate) fn reopen(log_file: Option<&Path>) {
     if let Some(Err(error)) = log_file.map(LogWriter::open) {
         tracing::error!("cannot open the log file again, and still write to the old one: {error}");
     }
 }
 
-/// An event of this process.
-enum Event {
-    /// A child has ended.
-    Child,
-    Restart,
-    Shutdown(Signal),
-    Forward(Signal),
+/// Names a process: its pool, and what it does for the pool.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Process {
+    pool: Option<String>,
+    part: Part,
 }
 
-struct Signals {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-    /// `None` if SIGHUP is ignored, because a handler would replace that.
-    hangup: Option<tokio::signal::unix::Signal>,
-    restarts: bool,
-    child: tokio::signal::unix::Signal,
-    user1: tokio::signal::unix::Signal,
-    user2: tokio::signal::unix::Signal,
-}
-
-impl Signals {
-    fn new(hangup: Hangup) -> io::Result<Self> {
-        let is_ignored = hangup == Hangup::Ignored;
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hangup: if is_ignored { None } else { Some(signal(SignalKind::hangup())?) },
-            restarts: hangup == Hangup::Restart,
-            child: signal(SignalKind::child())?,
-            user1: signal(SignalKind::user_defined1())?,
-            user2: signal(SignalKind::user_defined2())?,
-        })
+impl Process {
+    fn server(pool: &Option<String>) -> Self {
+        Self { pool: pool.clone(), part: Part::Server }
     }
 
-    async fn next(&mut self) -> Event {
-        let Self { hangup, restarts, .. } = self;
-        let hangup = async {
-            match hangup {
-                Some(hangup) => hangup.recv().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            _ = self.terminate.recv() => Event::Shutdown(Signal::TERM),
-            _ = self.interrupt.recv() => Event::Shutdown(Signal::INT),
-            _ = hangup => if *restarts { Event::Restart } else { Event::Shutdown(Signal::TERM) },
-            _ = self.child.recv() => Event::Child,
-            _ = self.user1.recv() => Event::Forward(Signal::USR1),
-            _ = self.user2.recv() => Event::Forward(Signal::USR2),
+    fn gateway(pool: &Option<String>) -> Self {
+        Self { pool: pool.clone(), part: Part::Gateway }
+    }
+}
+
+impl fmt::Display for Process {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.pool, self.part) {
+            (Some(pool), Part::Server) => write!(out, "pool `{pool}`"),
+            (Some(pool), _) => write!(out, "the gateway of pool `{pool}`"),
+            (None, Part::Server) => out.write_str("the server"),
+            (None, _) => out.write_str("the gateway"),
         }
     }
 }
 
 struct Pools {
-    file: PathBuf,
-    /// Whether to add `--keep-pid` for each pool, as the command line does not have it.
+    source: PoolSource,
+    /// Whether to add `--keep-pid` for each server, as the command line does not have it.
     add_keep_pid: bool,
-    /// The running pools by process id.
+    /// All pools, with their gateways.
+    gateways: Gateways,
+    /// The running processes by process id.
     running: HashMap<Pid, Running>,
-    /// The pools that have ended, by name.
-    pending_restarts: BTreeMap<String, PendingRestart>,
+    /// The processes that have ended.
+    pending_restarts: BTreeMap<Process, PendingRestart>,
     is_shutting_down: bool,
-    /// The first pool that failed during the shutdown.
+    /// The servers have got the signal to end. Before that, their gateways end.
+    are_servers_ending: bool,
+    /// The first failure of a server that ends this command.
     failure: Option<CommandError>,
     manager: ServiceManager,
 }
 
 struct Running {
-    name: String,
+    process: Process,
     since: Instant,
-    /// How often in a row the pool has ended.
+    /// How often in a row the process has ended.
     deaths: u32,
-    /// The pool is no longer in the file, and has received SIGTERM.
-    is_removed: bool,
+    /// It has received SIGTERM, because it is not wanted any more or because another is to take its place.
+    is_ending: bool,
 }
 
 struct PendingRestart {
@@ -180,47 +198,95 @@ struct PendingRestart {
 }
 
 impl Pools {
-    fn start(&mut self, name: String, deaths: u32) {
+    /// Has each gateway checked by a process that is what the gateway will be, before anything serves.
+    fn check_gateways(&self) -> Result<(), CommandError> {
+        for pool in self.gateways.iter().filter(|(_, it)| it.is_some()).map(|(pool, _)| pool) {
+            let gateway = Process { pool: pool.clone(), part: Part::GatewayCheck };
+            let status = self.command(&gateway).status()?;
+            if !status.success() {
+                return Err(CommandError::usage(format!("{gateway} cannot start"))
+                    .hint("its own message stands above"));
+            }
+        }
+        Ok(())
+    }
+
+    fn start_all(&mut self) {
+        for pool in self.gateways.keys().cloned().collect::<Vec<_>>() {
+            self.start_server(&pool, 0);
+        }
+    }
+
+    /// Starts a server, and its gateway if it has one.
+    fn start_server(&mut self, pool: &Option<String>, deaths: u32) {
+        self.start(Process::server(pool), deaths);
+        if self.wants_gateway(pool) {
+            self.start(Process::gateway(pool), 0);
+        }
+    }
+
+    /// The command of this process for a part of a pool. The part gets the options of this command.
+    fn command(&self, process: &Process) -> Command {
+        let Process { pool, part } = process;
+        let mut more = vec![format!("--part={}", part.name())];
+        if let (Some(pool), PoolSource::File { only: None, .. }) = (pool, &self.source) {
+            more.push(format!("--pool={pool}"));
+        }
+        if self.add_keep_pid && *part == Part::Server {
+            more.push("--keep-pid".to_owned());
+        }
         let mut command = Command::new(program_file());
-        // Each pool gets the options of this command.
-        command.args(std::env::args_os().skip(1).filter(|argument| argument != "--"));
-        command.arg(format!("--pool={name}"));
-        if self.add_keep_pid {
-            command.arg("--keep-pid");
+        // The program of a pool and its arguments stand behind this argument.
+        let mut arguments = std::env::args_os().skip(1);
+        command.args(arguments.by_ref().take_while(|argument| argument != "--")).args(more);
+        if let PoolSource::CommandLine(_) = self.source {
+            command.arg("--").args(arguments);
         }
         OWN_VARIABLES.iter().for_each(|variable| {
             command.env_remove(variable);
         });
         command.env(PARENT, std::process::id().to_string());
-        // It may receive signals before it handles them.
-        let started = block_signals_until_served(&mut command).spawn();
+        if *part == Part::Gateway {
+            // A terminal signals this process, which passes the signal on in the right order.
+            command.process_group(0);
+        }
+        command
+    }
+
+    fn start(&mut self, process: Process, deaths: u32) {
+        if self.is_running(&process) {
+            return;
+        }
+        let mut command = self.command(&process);
+        let started = match process.part {
+            // It may receive signals before it handles them.
+            Part::Server => block_signals_until_served(&mut command).spawn(),
+            _ => command.spawn(),
+        };
         // `reap` waits for all children by process id, so the handle is not needed.
         let pid = started.map(|child| Pid::from_raw(child.id().cast_signed()));
         match pid {
             Ok(Some(pid)) => {
                 let since = Instant::now();
-                self.running.insert(pid, Running { name, since, deaths, is_removed: false });
+                self.running.insert(pid, Running { process, since, deaths, is_ending: false });
             }
             Ok(None) => {}
             Err(error) => {
                 let program = command.get_program().display();
-                self.schedule_restart(
-                    name,
-                    deaths,
-                    &format!("cannot be started by {program}: {error}"),
-                );
+                let why = format!("cannot be started by {program}: {error}");
+                self.schedule_restart(process, deaths, &why);
             }
         }
     }
 
-    fn schedule_restart(&mut self, name: String, deaths: u32, why: &str) {
+    fn schedule_restart(&mut self, process: Process, deaths: u32, why: &str) {
         let delay = MIN_RESTART_DELAY.saturating_mul(1 << deaths.min(20)).min(MAX_RESTART_DELAY);
-        tracing::error!("pool `{name}` {why}; it is started again in {} s", delay.as_secs_f64());
+        tracing::error!("{process} {why}; it is started again in {} s", delay.as_secs_f64());
         self.pending_restarts
-            .insert(name, PendingRestart { until: Instant::now() + delay, deaths: deaths + 1 });
+            .insert(process, PendingRestart { until: Instant::now() + delay, deaths: deaths + 1 });
     }
 
-    /// When the next pool is due for a restart.
+    /// When the next process is due for a restart.
     fn next_restart(&self) -> Option<Instant> {
         self.pending_restarts.values().map(|restart| restart.until).min()
     }
@@ -228,27 +294,75 @@ impl Pools {
     fn start_due(&mut self) {
         let now = Instant::now();
         let due = self.pending_restarts.extract_if(.., |_, restart| restart.until <= now);
-        for (name, restart) in due.collect::<Vec<_>>() {
-            self.start(name, restart.deaths);
+        for (process, restart) in due.collect::<Vec<_>>() {
+            match process.part {
+                Part::Server => self.start_server(&process.pool, restart.deaths),
+                _ => self.start(process, restart.deaths),
+            }
         }
     }
 
+    fn wants_gateway(&self, pool: &Option<String>) -> bool {
+        self.gateways.get(pool).is_some_and(Option::is_some)
+    }
+
+    fn is_running(&self, process: &Process) -> bool {
+        let mut running = self.running.values();
+        running.any(|running| running.process == *process && !running.is_ending)
+    }
+
     fn reap(&mut self) {
-        while let Ok(Some((pid, status))) = waitpid(None, WaitOptions::NOHANG) {
+        // Any child: a gateway is in a process group of its own.
+        while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             let Some(ended) = self.running.remove(&pid) else { continue };
-            let Running { name, since, deaths, is_removed } = ended;
             let how = failure_of(status);
-            if self.is_shutting_down {
-                if let Some(how) = how.filter(|_| self.failure.is_none()) {
-                    let failure = CommandError::fatal(format!("pool `{name}` {how}"));
-                    self.failure = Some(failure.hint("its own message stands above"));
-                }
-            } else if is_removed {
-                tracing::info!("pool `{name}` has ended");
-            } else {
-                let deaths = if since.elapsed() > STABLE_AFTER { 0 } else { deaths };
-                self.schedule_restart(name, deaths, how.as_deref().unwrap_or("has ended"));
+            match ended.process.part {
+                Part::Server => self.handle_server_end(ended, status, how),
+                _ => self.handle_gateway_end(ended, how),
             }
+        }
+        let has_gateway = self.running.values().any(|it| it.process.part == Part::Gateway);
+        if self.is_shutting_down && !self.are_servers_ending && !has_gateway {
+            self.are_servers_ending = true;
+            self.forward(Signal::TERM);
+        }
+    }
+
+    fn handle_server_end(&mut self, ended: Running, status: WaitStatus, how: Option<String>) {
+        let Running { process, since, deaths, is_ending } = ended;
+        let is_alone = matches!(self.source, PoolSource::CommandLine(_));
+        let gateway = Process::gateway(&process.pool);
+        self.pending_restarts.remove(&gateway);
+        self.end(|process| *process == gateway);
+        if self.is_shutting_down || is_alone {
+            if let Some(how) = how.filter(|_| self.failure.is_none()) {
+                let what = format!("{process} {how}");
+                // A mistake in the options of the server is one in those of this command.
+                let failure = match status.exit_status() {
+                    Some(CommandError::USAGE) => CommandError::usage(what),
+                    _ => CommandError::fatal(what),
+                };
+                self.failure = Some(failure.hint("its own message stands above"));
+            }
+            // The server of a command that has no other ends with it, as it does without a gateway.
+            self.is_shutting_down = true;
+        } else if is_ending {
+            tracing::info!("{process} has ended");
+        } else {
+            let deaths = if since.elapsed() > STABLE_AFTER { 0 } else { deaths };
+            self.schedule_restart(process, deaths, how.as_deref().unwrap_or("has ended"));
+        }
+    }
+
+    fn handle_gateway_end(&mut self, ended: Running, how: Option<String>) {
+        let Running { process, since, deaths, is_ending } = ended;
+        let is_wanted = !self.is_shutting_down
+            && self.wants_gateway(&process.pool)
+            && self.is_running(&Process::server(&process.pool));
+        // Otherwise it starts with its server, or another has taken its place.
+        if is_wanted && !is_ending {
+            let deaths = if since.elapsed() > STABLE_AFTER { 0 } else { deaths };
+            self.schedule_restart(process, deaths, how.as_deref().unwrap_or("has ended"));
         }
     }
 
@@ -257,30 +371,38 @@ impl Pools {
         if self.is_shutting_down {
             return;
         }
-        let pools = match config::read(&self.file) {
-            Ok(pools) => pools,
+        let gateways = match self.source.read() {
+            Ok(gateways) => gateways,
             Err(error) => {
                 tracing::error!("all pools go on as they are: {error}");
                 return;
             }
         };
-        self.pending_restarts.retain(|name, _| pools.contains_key(name));
-        for (&pid, running) in &mut self.running {
-            let is_there = pools.contains_key(&running.name);
-            if !is_there && !running.is_removed {
-                let name = &running.name;
-                tracing::info!("pool `{name}` is not in {} any more", self.file.display());
-                running.is_removed = true;
-                send_signal(pid, Signal::TERM);
-            }
+        let before = std::mem::replace(&mut self.gateways, gateways);
+        self.pending_restarts.retain(|process, _| self.gateways.contains_key(&process.pool));
+        let removed: Vec<_> =
+            before.keys().filter(|pool| !self.gateways.contains_key(*pool)).cloned().collect();
+        for pool in removed.into_iter().flatten() {
+            tracing::info!("pool `{pool}` is not in the file any more");
+            self.end(|process| process.pool.as_ref() == Some(&pool));
         }
-        for name in pools.into_keys() {
-            let mut running = self.running.iter();
-            match running.find(|(_, running)| running.name == name && !running.is_removed) {
-                Some((&pid, _)) => send_signal(pid, Signal::HUP),
-                None => {
-                    self.pending_restarts.remove(&name);
-                    self.start(name, 0);
+        for pool in self.gateways.keys().cloned().collect::<Vec<_>>() {
+            if !self.signal(&Process::server(&pool), Signal::HUP) {
+                self.pending_restarts.remove(&Process::server(&pool));
+                self.start_server(&pool, 0);
+                continue;
+            }
+            let gateway = Process::gateway(&pool);
+            if before.get(&pool) == self.gateways.get(&pool) {
+                // It reads its certificates again.
+                self.signal(&gateway, Signal::HUP);
+            } else {
+                self.end(|process| *process == gateway);
+                self.pending_restarts.remove(&gateway);
+                if self.wants_gateway(&pool) {
+                    // The old one has stopped listening by then.
+                    let until = Instant::now() + MIN_RESTART_DELAY;
+                    self.pending_restarts.insert(gateway, PendingRestart { until, deaths: 0 });
                 }
             }
         }
@@ -289,14 +411,42 @@ impl Pools {
     fn shut_down(&mut self, signal: Signal) {
         if !self.is_shutting_down {
             self.manager.notify_stopping();
+            self.is_shutting_down = true;
+            self.pending_restarts.clear();
+            self.end(|process| process.part == Part::Gateway);
+            if self.running.values().any(|it| it.process.part == Part::Gateway) {
+                // The servers follow when the gateways have ended.
+                return;
+            }
         }
-        self.is_shutting_down = true;
-        self.pending_restarts.clear();
+        self.are_servers_ending = true;
         self.forward(signal);
     }
 
+    /// Ends processes.
+    fn end(&mut self, is_meant: impl Fn(&Process) -> bool) {
+        for (&pid, running) in &mut self.running {
+            if is_meant(&running.process) && !running.is_ending {
+                running.is_ending = true;
+                send_signal(pid, Signal::TERM);
+            }
+        }
+    }
+
+    /// Sends a signal to a process that runs. Returns whether it does.
+    fn signal(&self, process: &Process, signal: Signal) -> bool {
+        let mut running = self.running.iter();
+        let found = running.find(|(_, it)| it.process == *process && !it.is_ending);
+        found.inspect(|(pid, _)| send_signal(**pid, signal)).is_some()
+    }
+
+    /// Sends a signal to all processes. Gateways have no answer to SIGUSR2.
     fn forward(&self, signal: Signal) {
-        self.running.keys().for_each(|&pid| send_signal(pid, signal));
+        for (&pid, running) in &self.running {
+            if running.process.part == Part::Server || signal != Signal::USR2 {
+                send_signal(pid, signal);
+            }
+        }
     }
 
     fn is_active(&self) -> bool {
@@ -309,7 +459,7 @@ fn send_signal(pid: Pid, signal: Signal) {
     let _ = kill_process(pid, signal);
 }
 
-/// How a pool has failed. `None` for exit status 0.
+/// How a process has failed. `None` for exit status 0.
 fn failure_of(status: WaitStatus) -> Option<String> {
     match (status.exit_status(), status.terminating_signal()) {
         (Some(0), _) => None,

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::ValueEnum;
 use taskfork::__private::meaning_of_hangup;
 use taskfork::client::{BusyPoll, Protocol};
 use taskfork::server::{Limit, LogWriter, Stderr};
@@ -10,8 +11,8 @@ use taskfork::{Server, ServerBuilder, ServerError};
 
 use crate::config::{self, PoolOptions};
 use crate::error::CommandError;
-use crate::logging;
-use crate::pools;
+use crate::pools::{self, PoolSource};
+use crate::{gateway, logging};
 
 /// What to serve, where and how.
 #[derive(Debug, clap::Args)]
@@ -35,12 +36,35 @@ pub(crate) struct Options {
     /// error. SIGUSR1 makes the server open it again
     #[arg(long, value_name = "FILE")]
     pub(crate) log_file: Option<PathBuf>,
+    /// Which process of a pool this is. Only the command itself sets it
+    #[arg(long, hide = true)]
+    part: Option<Part>,
     #[command(flatten)]
     pool_options: PoolOptions,
     /// The program to start for each connection, and its arguments. The variable TASKFORK_FD contains the
     /// number of the connection's descriptor
     #[arg(last = true, value_name = "COMMAND", required_unless_present = "config")]
     command: Vec<String>,
+}
+
+/// What a process does for a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum Part {
+    Server,
+    Gateway,
+    /// Ends with an error if a gateway could not serve.
+    GatewayCheck,
+}
+
+impl Part {
+    /// The value of the option `--part`.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Server => "server",
+            Self::Gateway => "gateway",
+            Self::GatewayCheck => "gateway-check",
+        }
+    }
 }
 
 impl Options {
@@ -55,38 +79,62 @@ impl Options {
 }
 
 pub(crate) fn run(options: Options, logging: &logging::Options) -> Result<(), CommandError> {
-    let Options { config, pool, keep_pid, restart_on_hangup, log_file, mut pool_options, command } =
-        options;
+    let Options {
+        config,
+        pool,
+        keep_pid,
+        restart_on_hangup,
+        log_file,
+        part,
+        mut pool_options,
+        command,
+    } = options;
     let restart_options = RestartOptions { keep_pid, on_hangup: restart_on_hangup };
-    let Some(file) = config else {
-        pool_options.command = command;
-        return serve(pool_options, &OptionSource::CommandLine, restart_options, logging);
-    };
-    if pool_options != PoolOptions::default() {
-        return Err(CommandError::usage("options of a pool stand in the file if there is one")
-            .hint(format!("move them to {}", file.display())));
-    }
-    let mut pools = config::read(&file)?;
-    match pool {
-        Some(name) => {
+    let hangup = || meaning_of_hangup(restart_on_hangup.then_some(true));
+    let (source, pool_source, pool) = match config {
+        None => {
+            pool_options.command = command;
+            let pool_source = PoolSource::CommandLine(Box::new(pool_options.clone()));
+            (OptionSource::CommandLine, pool_source, pool_options)
+        }
+        Some(file) => {
+            if pool_options != PoolOptions::default() {
+                let what = "options of a pool stand in the file if there is one";
+                return Err(
+                    CommandError::usage(what).hint(format!("move them to {}", file.display()))
+                );
+            }
+            let mut pools = config::read(&file)?;
+            let Some(name) = pool else {
+                for pool in pools.values() {
+                    check_program(pool)?;
+                }
+                let source = PoolSource::File { file, only: None };
+                return pools::serve(source, hangup(), !keep_pid, log_file);
+            };
             let known: Vec<String> = pools.keys().cloned().collect();
             let Some(pool) = pools.remove(&name) else {
+                let what = format!("{} has no pool `{name}`", file.display());
                 let known = known.join(", ");
-                return Err(CommandError::usage(format!(
-                    "{} has no pool `{name}`",
-                    file.display()
-                ))
-                .hint(format!("there is {known}")));
+                return Err(CommandError::usage(what).hint(format!("there is {known}")));
             };
-            pools::end_with_parent()?;
-            serve(pool, &OptionSource::File, restart_options, logging)
+            (OptionSource::File, PoolSource::File { file, only: Some(name) }, pool)
         }
-        None => {
-            for pool in pools.values() {
-                check_program(pool)?;
+    };
+    let log_path = log_file.as_deref();
+    match part {
+        Some(Part::Gateway) => gateway::run(&pool, &source, log_path, false),
+        Some(Part::GatewayCheck) => gateway::run(&pool, &source, log_path, true),
+        None if pool.gateway(&source)?.is_some() => {
+            check_program(&pool)?;
+            check_openings(&pool, &source)?;
+            pools::serve(pool_source, hangup(), !keep_pid, log_file)
+        }
+        part => {
+            if part.is_some() {
+                pools::end_with_parent()?;
             }
-            let hangup = meaning_of_hangup(restart_on_hangup.then_some(true));
-            pools::serve(file, hangup, !keep_pid, log_file)
+            serve(pool, &source, restart_options, logging)
         }
     }
 }
@@ -99,13 +147,14 @@ struct RestartOptions {
 }
 
 /// The source of a pool's options. Error messages name options as they are written there.
-enum OptionSource {
+#[derive(Debug)]
+pub(crate) enum OptionSource {
     CommandLine,
     File,
 }
 
 impl OptionSource {
-    fn option_name(&self, option: &str) -> String {
+    pub(crate) fn option_name(&self, option: &str) -> String {
         match self {
             Self::CommandLine => format!("--{}", option.replace('_', "-")),
             Self::File => format!("`{option}`"),
@@ -164,6 +213,7 @@ fn serve(
 pub(crate) fn check(pool: PoolOptions) -> Result<(), CommandError> {
     check_program(&pool)?;
     check_openings(&pool, &OptionSource::File)?;
+    pool.gateway(&OptionSource::File)?;
     build(pool, RestartOptions::default(), &logging::Options::default())?
         .check()
         .map_err(|error| OptionSource::File.command_error(error))
@@ -224,6 +274,7 @@ fn build(
     });
     server = set_if_some(server, pool.allow_users, ServerBuilder::allow_users);
     server = set_if_some(server, pool.allow_groups, ServerBuilder::allow_groups);
+    server = set_if_some(server, pool.gateway_user, ServerBuilder::gateway_user);
     server = set_if_some(server, pool.handshake_timeout, |server, time| {
         server.handshake_timeout(time.0)
     });

@@ -35,10 +35,10 @@ impl ServerAddress {
         is_path.then(|| PathBuf::from(&self.0))
     }
 
-    /// Whether the text begins with the scheme of a unix socket, TCP or a descriptor.
+    /// Whether the text begins with the scheme of an address.
     pub(crate) fn has_scheme(&self) -> bool {
         let bytes = self.0.as_bytes();
-        [&b"unix:"[..], b"unix-percent:", b"tcp:", b"fd:"]
+        [&b"unix:"[..], b"unix-percent:", b"tcp:", b"tls:", b"fd:"]
             .iter()
             .any(|scheme| bytes.starts_with(scheme))
     }
@@ -81,6 +81,7 @@ mod tests {
         assert_eq!(shown("Cargo.toml").unwrap(), "unix:Cargo.toml");
         assert_eq!(shown("unix:app.sock").unwrap(), "unix:app.sock");
         assert_eq!(shown("tcp:localhost:80").unwrap(), "tcp:localhost:80");
+        assert_eq!(shown("tls:host:80").unwrap(), "tls:host:80");
         assert!(shown("app.sock").unwrap_err().to_string().contains("write unix:PATH"));
         assert!(shown("").is_err() && shown("unix:").is_err() && shown("tcp:/x").is_err());
     }

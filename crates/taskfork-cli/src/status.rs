@@ -92,7 +92,7 @@ fn metrics(status: &ServerStatus) -> Result<String, CommandError> {
 /// The status as text, with a table of the workers.
 fn text(status: &ServerStatus) -> String {
     let mut out = format!("{}\n", headline(status));
-    let rows: Vec<[String; 8]> =
+    let rows: Vec<[String; COLUMNS.len()]> =
         std::iter::once(COLUMNS.map(str::to_owned)).chain(status.workers.iter().map(row)).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let widths: Vec<usize> = (0..COLUMNS.len()).filter_map(width).collect();
@@ -105,8 +105,8 @@ fn text(status: &ServerStatus) -> String {
 }
 
 /// The headers of the columns of [`row`].
-pub(crate) const COLUMNS: [&str; 8] =
-    ["worker", "pid", "state", "for", "method", "calls", "checkouts", "memory"];
+pub(crate) const COLUMNS: [&str; 9] =
+    ["worker", "pid", "state", "for", "method", "calls", "checkouts", "memory", "client"];
 
 /// The status of the server in one line.
 pub(crate) fn headline(status: &ServerStatus) -> String {
@@ -136,7 +136,7 @@ pub(crate) fn headline(status: &ServerStatus) -> String {
 }
 
 /// A worker as a row of a table.
-pub(crate) fn row(worker: &taskfork::server::WorkerStatus) -> [String; 8] {
+pub(crate) fn row(worker: &taskfork::server::WorkerStatus) -> [String; COLUMNS.len()] {
     [
         worker.number.to_string(),
         worker.pid.to_string(),
@@ -149,6 +149,7 @@ pub(crate) fn row(worker: &taskfork::server::WorkerStatus) -> [String; 8] {
             .memory
             .map(|bytes| ByteSize(bytes).display().iec_short().to_string())
             .unwrap_or_default(),
+        worker.peer.as_ref().map(ToString::to_string).unwrap_or_default(),
     ]
 }
 
@@ -173,7 +174,8 @@ mod tests {
         let status = format!(
             r#"{{"name": "{nasty}", "pid": 1, "seconds": 1.0, "accepting": true, "max_workers": 1,
             "forked": 1, "refused": 0, "deaths": {{"{nasty}": 1}}, "workers": [{{"number": 1, "pid": 2,
-            "state": "{nasty}", "seconds": 1.0, "method": "{nasty}", "calls": 1, "checkouts": 0}}]}}"#
+            "state": "{nasty}", "seconds": 1.0, "method": "{nasty}", "calls": 1, "checkouts": 0,
+            "peer": {{"kind": "tls", "names": ["{nasty}"], "address": "{nasty}"}}}}]}}"#
         );
         let status: ServerStatus = serde_json::from_str(&status).expect("it is a status");
         let is_safe = |text: &str| printable_lines(text) == text;

@@ -382,7 +382,7 @@ mod tests {
     static LEVELS: LazyLock<Vec<(Policy, BpfProgram)>> = LazyLock::new(|| {
         let all = |level| {
             let sandbox = Sandbox::of_level(level).connect_tcp(1).unix_socket("/s").execute("/p");
-            sandbox.spawn_programs().kill()
+            sandbox.accept_connections().spawn_programs().kill()
         };
         let sandboxes = Level::ALL.map(Sandbox::of_level).into_iter().chain(Level::ALL.map(all));
         let policies = sandboxes.map(|sandbox| policy(&sandbox));

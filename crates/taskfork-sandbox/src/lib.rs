@@ -44,8 +44,9 @@
 //! | mount, namespaces, io_uring, bpf, keys, modules | yes | no | no | no | no |
 //!
 //! [`read`](Sandbox::read), [`write`](Sandbox::write), [`execute`](Sandbox::execute),
-//! [`connect_tcp`](Sandbox::connect_tcp), [`unix_socket`](Sandbox::unix_socket) and
-//! [`spawn_programs`](Sandbox::spawn_programs) open one thing each.
+//! [`connect_tcp`](Sandbox::connect_tcp), [`unix_socket`](Sandbox::unix_socket),
+//! [`accept_connections`](Sandbox::accept_connections) and [`spawn_programs`](Sandbox::spawn_programs) open one
+//! thing each.
 //!
 //! # Errors in the worker
 //!

@@ -392,6 +392,7 @@ impl List {
                 libc::TIOCGWINSZ,
                 libc::TIOCGPGRP,
                 libc::FIONREAD,
+                libc::TIOCOUTQ,
                 libc::FIONBIO,
                 libc::FIOCLEX,
                 libc::FIONCLEX,
@@ -448,6 +449,10 @@ impl List {
         self.decide(libc::SYS_sendto, Allow.only_if(3, no_connect));
         self.decide(libc::SYS_sendmsg, Allow.only_if(2, no_connect));
         self.decide(libc::SYS_sendmmsg, Allow.only_if(3, no_connect));
+
+        if sandbox.accepts_connections {
+            self.allow(&[libc::SYS_accept, libc::SYS_accept4]);
+        }
 
         let mut socket = Decision::Refuse;
         if !sandbox.unix_sockets.is_empty() {

@@ -161,7 +161,10 @@ impl Rules {
     fn add(&mut self, path: &Path, access: BitFlags<AccessFs>) -> Result<(), PrepareError> {
         match PathRule::new(path, access & AccessFs::from_all(self.abi), false) {
             Ok(rule) => {
-                self.paths.push(rule);
+                // The kernel refuses a rule about nothing that it knows.
+                if !rule.access.is_empty() {
+                    self.paths.push(rule);
+                }
                 Ok(())
             }
             Err(source) => Err(PrepareError::Path { path: path.to_owned(), source }),

@@ -27,6 +27,7 @@ pub struct Sandbox {
     pub(crate) execute: BTreeSet<PathBuf>,
     pub(crate) tcp_ports: BTreeSet<u16>,
     pub(crate) unix_sockets: BTreeSet<PathBuf>,
+    pub(crate) accepts_connections: bool,
     pub(crate) spawns_programs: bool,
     pub(crate) is_best_effort: bool,
     pub(crate) kills: bool,
@@ -43,6 +44,7 @@ impl Sandbox {
             execute: BTreeSet::new(),
             tcp_ports: BTreeSet::new(),
             unix_sockets: BTreeSet::new(),
+            accepts_connections: false,
             spawns_programs: false,
             is_best_effort: false,
             kills: false,
@@ -151,6 +153,14 @@ impl Sandbox {
     /// to every path that the user may connect to, but not to abstract sockets.
     pub fn unix_socket(mut self, path: impl Into<PathBuf>) -> Self {
         self.unix_sockets.insert(path.into());
+        self
+    }
+
+    /// Connections may be accepted from listening sockets that are open before the sandbox applies.
+    ///
+    /// This is for a process that relays connections, such as a gateway. It can make no listening socket.
+    pub fn accept_connections(mut self) -> Self {
+        self.accepts_connections = true;
         self
     }
 

@@ -8,15 +8,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::clock::now;
+use crate::peer::Peer;
 use crate::sync::lock;
-use crate::sys::{self, Peer};
+use crate::sys;
 use crate::time_limit::nanoseconds;
 
 /// The worker's connection, which stays open until the worker exits. A worker may be a server itself, whose
-/// workers inherit this value and the next, and replace both.
+/// workers inherit this value and the next two, and replace all three.
 #[expect(unsafe_code, reason = "the section is plain data, and nothing runs because of its name")]
 #[unsafe(link_section = "taskfork_worker")]
 static CONNECTION: Mutex<Option<BorrowedFd<'static>>> = Mutex::new(None);
+
+/// The client whose connection a gateway relays to this worker.
+#[expect(unsafe_code, reason = "the section is plain data, and nothing runs because of its name")]
+#[unsafe(link_section = "taskfork_worker")]
+static RELAYED_PEER: Mutex<Option<&'static Peer>> = Mutex::new(None);
 
 /// This worker's private directory.
 #[expect(unsafe_code, reason = "the section is plain data, and nothing runs because of its name")]
@@ -102,33 +108,43 @@ impl Context {
         self.deadline.map(|deadline| deadline.saturating_sub(now()))
     }
 
-    /// The process that connected to this worker, or `None` on a TCP connection and outside of workers.
+    /// Who is at the other end of this worker's connection: the process that has connected, or the client whose
+    /// connection a gateway relays. `None` on a TCP connection of the server itself and outside of workers.
     ///
-    /// The kernel vouches for the user and group ids. The process may have ended meanwhile, and its
-    /// process id may belong to another process.
+    /// For a process, the kernel vouches for the user and group ids. For a client on another machine, the gateway
+    /// vouches for the names of its certificate or for its NATS user. The server believes that only from a
+    /// process of its own user, or of the [`gateway_user`](crate::ServerBuilder::gateway_user).
     ///
     /// ```
-    /// use taskfork::worker::context;
+    /// use taskfork::worker::{Peer, context};
     /// use taskfork::Methods;
     ///
     /// let methods = Methods::new().function("who_am_i", || match context().peer() {
-    ///     Some(peer) => Ok(peer.uid),
-    ///     None => Err("only through a unix socket".into()),
+    ///     Some(Peer::Process { uid, .. }) => Ok(format!("the user {uid}")),
+    ///     Some(peer) => Ok(peer.to_string()),
+    ///     None => Err("nobody vouches for you".into()),
     /// });
     /// # let _: Methods<()> = methods;
     /// ```
     pub fn peer(&self) -> Option<Peer> {
+        if let Some(peer) = relayed_peer() {
+            return Some(peer.clone());
+        }
         let connection = *lock(&CONNECTION);
-        sys::peer_credentials(&connection?)
+        sys::peer_credentials(&connection?).map(Peer::from)
     }
 
-    /// The client's address on a TCP connection, or `None` on a unix socket and outside of workers. The
-    /// address does not authenticate the client.
+    /// The client's address on a TCP connection, or as a gateway has reported it. `None` on a unix socket without
+    /// a gateway, outside of workers, and if the gateway knows no IP address and port. The address does not
+    /// authenticate the client.
     ///
     /// ```
     /// assert_eq!(taskfork::worker::context().peer_address(), None);
     /// ```
     pub fn peer_address(&self) -> Option<SocketAddr> {
+        if let Some(peer) = relayed_peer() {
+            return peer.address()?.parse().ok();
+        }
         let connection = *lock(&CONNECTION);
         sys::peer_address(&connection?)
     }
@@ -173,4 +189,15 @@ pub(crate) fn set_scratch(path: Option<PathBuf>) {
 #[taskfork_macros::startup_code]
 pub(crate) fn serves(connection: BorrowedFd<'static>) {
     *lock(&CONNECTION) = Some(connection);
+    *lock(&RELAYED_PEER) = None;
+}
+
+/// Sets the client whose connection a gateway relays to this worker.
+pub(crate) fn set_relayed_peer(peer: Peer) {
+    *lock(&RELAYED_PEER) = Some(Box::leak(Box::new(peer)));
+}
+
+/// The client whose connection a gateway relays to this worker.
+pub(crate) fn relayed_peer() -> Option<&'static Peer> {
+    *lock(&RELAYED_PEER)
 }

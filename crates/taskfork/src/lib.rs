@@ -110,6 +110,7 @@ pub mod error;
 #[doc(hidden)]
 pub mod fuzz;
 mod log_output;
+mod peer;
 mod report;
 mod ring;
 pub mod sandbox;

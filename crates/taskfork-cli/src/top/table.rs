@@ -10,8 +10,11 @@ use crate::status::{self, COLUMNS};
 /// The number of columns: those of `status`, and the use of the processor.
 pub(super) const COUNT: usize = COLUMNS.len() + 1;
 
-/// The header of the last column, which `status` does not have.
+/// The header of the column that `status` does not have.
 const CPU: &str = "cpu";
+
+/// The place of that column: in front of the client, which is the widest.
+const CPU_COLUMN: usize = COLUMNS.len() - 1;
 
 /// The greatest width of a column.
 const MAX_WIDTH: usize = 24;
@@ -39,6 +42,7 @@ impl Order {
 
     /// Compares two workers. Equal workers are in the order of their numbers.
     pub(super) fn compare(self, cpu: &CpuUsage, a: &WorkerStatus, b: &WorkerStatus) -> Ordering {
+        let client = |worker: &WorkerStatus| worker.peer.as_ref().map(ToString::to_string);
         let share = |worker: &WorkerStatus| cpu.percent(worker.pid).unwrap_or(-1.0);
         let order = match name(self.column) {
             "pid" => a.pid.cmp(&b.pid),
@@ -49,6 +53,7 @@ impl Order {
             "checkouts" => a.checkouts.cmp(&b.checkouts),
             "memory" => a.memory.cmp(&b.memory),
             CPU => share(a).total_cmp(&share(b)),
+            "client" => client(a).cmp(&client(b)),
             _ => a.number.cmp(&b.number),
         };
         let order = if self.descending { order.reverse() } else { order };
@@ -57,7 +62,11 @@ impl Order {
 }
 
 pub(super) fn name(column: usize) -> &'static str {
-    COLUMNS.get(column).copied().unwrap_or(CPU)
+    match column.cmp(&CPU_COLUMN) {
+        Ordering::Equal => CPU,
+        Ordering::Less => COLUMNS[column],
+        Ordering::Greater => COLUMNS[COLUMNS.len() - 1],
+    }
 }
 
 /// The headers of all columns. An arrow marks the column of the order, except in the default order.
@@ -76,8 +85,11 @@ pub(super) fn headers(order: Order) -> [String; COUNT] {
 /// A worker as a row of the table.
 pub(super) fn row(worker: &WorkerStatus, cpu: &CpuUsage) -> [String; COUNT] {
     let mut cells = status::row(worker).into_iter();
-    let share = cpu.percent(worker.pid).map(|share| format!("{share:.0}%")).unwrap_or_default();
-    std::array::from_fn(|_| cells.next().unwrap_or_else(|| share.clone()))
+    let share = cpu.percent(worker.pid).map(|share| format!("{share:.0}%"));
+    std::array::from_fn(|column| match column {
+        CPU_COLUMN => share.clone().unwrap_or_default(),
+        _ => cells.next().unwrap_or_default(),
+    })
 }
 
 /// The visible columns and their widths: the worker's number, and the columns from `first` on that fit the screen.

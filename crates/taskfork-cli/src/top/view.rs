@@ -418,7 +418,7 @@ mod tests {
         top.press(KeyCode::Right);
         assert_eq!(top.lines()[1], "worker for  method");
         top.press_repeatedly(20, KeyCode::Right);
-        assert_eq!(top.lines()[1], "worker cpu");
+        assert_eq!(top.lines()[1], "worker client");
     }
 
     #[test]

@@ -45,6 +45,8 @@ pub(super) const ATTEMPTS: &[Attempt] = attempts! {
     renice_another_process UNCONFINED call(libc::SYS_setpriority, [0, victim_id(), 19, 0]);
     move_another_process UNCONFINED move_victim();
     listen_on_tcp UNCONFINED TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map(drop);
+    accept_a_connection UNCONFINED accept_a_connection();
+    ask_for_unread_bytes ALL ask_for_unread_bytes();
     connect_by_tcp UNCONFINED connect_to(1);
     connect_to_another_port UNCONFINED connect_to(2);
     send_by_udp UNCONFINED UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).map(drop);
@@ -103,6 +105,31 @@ impl Drop for Victim {
 
 fn victim_id() -> i64 {
     (*VICTIM.get().expect("a process to aim at")).into()
+}
+
+/// A listening socket from before the sandbox.
+static LISTENER: OnceLock<TcpListener> = OnceLock::new();
+
+/// Opens a listening socket with nothing to accept.
+pub(super) fn listen() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listening socket");
+    listener.set_nonblocking(true).expect("a socket that does not block");
+    LISTENER.set(listener).expect("one attempt for each process");
+}
+
+fn accept_a_connection() -> io::Result<()> {
+    match LISTENER.get().expect("a listening socket").accept() {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+fn ask_for_unread_bytes() -> io::Result<()> {
+    let (here, _there) = UnixStream::pair()?;
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the kernel writes one number to a local variable.
+    let done = unsafe { libc::ioctl(here.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn write_to_scratch() -> io::Result<()> {

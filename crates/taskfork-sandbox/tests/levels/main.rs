@@ -83,6 +83,16 @@ const OPENINGS: &[Opening] = &[
         open: |sandbox| sandbox.connect_tcp(1),
         allows: &["connect_by_tcp"],
     },
+    Opening {
+        name: "accept_connections",
+        open: Sandbox::accept_connections,
+        allows: &["accept_a_connection"],
+    },
+    Opening {
+        name: "unix_socket",
+        open: |sandbox| sandbox.unix_socket("/run").best_effort(),
+        allows: &[],
+    },
     Opening { name: "spawn_programs", open: Sandbox::spawn_programs, allows: &["start_a_process"] },
     Opening {
         name: "execute",
@@ -164,6 +174,7 @@ fn run_attempt(description: &str) -> ExitCode {
         attempts::change_user(user);
     }
     let _victim = attempts::Victim::start();
+    attempts::listen();
     let prepared = sandbox.prepare().expect("a sandbox for this kernel").on_violation(record);
     prepared.apply(Some(Path::new("."))).expect("a confined process");
     match (attempt.run)() {

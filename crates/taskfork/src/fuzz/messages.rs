@@ -68,6 +68,10 @@ pub fn hellos(data: &[u8]) {
             panic!("an encoded client's hello cannot be decoded");
         };
         assert_eq!(again, hello);
+        if let Ok(Some(peer)) = hello.relayed_peer() {
+            // An escaped character takes at most ten bytes in the place of one.
+            assert!(peer.to_string().len() <= 100 + 10 * data.len());
+        }
     }
     if let Ok(FromWorker::Hello(hello)) = FromWorker::decode(&body) {
         // This crate's own workers never encode `wants_alarm`.

@@ -9,7 +9,7 @@ use rustix::net::sockopt::socket_domain;
 use rustix::process::geteuid;
 
 use super::error::ServerError;
-use crate::sys::{self, Peer};
+use crate::sys::{self, Credentials};
 use crate::wire::Protocol;
 
 /// The options of access control, before names are looked up.
@@ -19,6 +19,7 @@ pub(crate) struct Access {
     pub(super) groups: Option<Vec<String>>,
     pub(super) protocols: Option<Vec<Protocol>>,
     pub(super) network: bool,
+    pub(super) gateway_user: Option<String>,
     pub(crate) details: bool,
 }
 
@@ -45,6 +46,8 @@ impl Origin {
 pub(crate) struct Rules {
     /// The server's own user. `None` if its id can stand for others as well, who must not pass for it.
     own: Option<u32>,
+    /// The user whose processes relay clients of other machines, and nothing else.
+    gateway: Option<u32>,
     /// `None` if every client that can connect is served.
     allowed: Option<Allowed>,
     protocols: Option<Vec<Protocol>>,
@@ -76,7 +79,23 @@ impl Access {
         }
         let own = geteuid().as_raw();
         let own = sys::is_unique_user(own).then_some(own);
-        Ok(Rules { own, allowed, protocols: self.protocols.clone() })
+        let gateway = self.gateway(own)?;
+        Ok(Rules { own, gateway, allowed, protocols: self.protocols.clone() })
+    }
+
+    /// The id of the gateway's user.
+    fn gateway(&self, own: Option<u32>) -> Result<Option<u32>, ServerError> {
+        let Some(name) = &self.gateway_user else { return Ok(None) };
+        let user = id("gateway_user", "user", name, sys::user_id_of)?;
+        check_unique("gateway_user", "user", &[user], sys::is_unique_user)?;
+        if Some(user) == own {
+            let reason = format!(
+                "`{name}` is the server's own user, whose processes may relay clients in any case: leave it out, \
+                 or give the gateway a user of its own"
+            );
+            return Err(ServerError::option("gateway_user", reason));
+        }
+        Ok(Some(user))
     }
 
     /// Checks whether the server may listen at this address. `called` names it in an error.
@@ -100,8 +119,12 @@ impl Access {
         if Origin::of(socket) == Origin::Local {
             return Ok(());
         }
-        if self.users.is_some() || self.groups.is_some() {
-            let option = if self.users.is_some() { "allow_users" } else { "allow_groups" };
+        let needs_users = [
+            ("allow_users", self.users.is_some()),
+            ("allow_groups", self.groups.is_some()),
+            ("gateway_user", self.gateway_user.is_some()),
+        ];
+        if let Some((option, _)) = needs_users.into_iter().find(|(_, is_set)| *is_set) {
             let reason = format!(
                 "{called} is no unix socket, and only a unix socket tells the users of its clients"
             );
@@ -125,11 +148,36 @@ impl Rules {
             return Some("the user of the client is not known (allow_users, allow_groups)".into());
         };
         let groups = || sys::peer_groups(connection);
-        if Some(peer.uid) == self.own || allowed.has(peer, groups) {
+        let is_named = [self.own, self.gateway].contains(&Some(peer.uid));
+        if is_named || allowed.has(peer, groups) {
             return None;
         }
-        let Peer { uid, .. } = peer;
+        let Credentials { uid, .. } = peer;
         Some(format!("the user {uid} may not use this server (allow_users, allow_groups)"))
+    }
+
+    /// The reason to refuse a connection because of whom it speaks for, if there is one. `names_peer` says whether
+    /// its first message names the client of a gateway.
+    pub(crate) fn relay_refusal(&self, connection: &impl AsFd, names_peer: bool) -> Option<String> {
+        if !names_peer && self.gateway.is_none() {
+            return None;
+        }
+        let uid = sys::peer_credentials(connection).map(|peer| peer.uid);
+        let is_gateway = uid.is_some() && uid == self.gateway;
+        let is_own = uid.is_some() && uid == self.own;
+        match names_peer {
+            true if is_gateway || is_own => None,
+            true => Some(
+                "its first message names a peer, as only a gateway may: a process of the server's own user, or \
+                 of the user that `gateway_user` names"
+                    .into(),
+            ),
+            false if is_gateway => Some(
+                "its user may only relay clients (gateway_user), and its first message names none (`peer`)"
+                    .into(),
+            ),
+            false => None,
+        }
     }
 
     /// Whether clients of this origin may speak this protocol.
@@ -152,7 +200,7 @@ impl Rules {
 }
 
 impl Allowed {
-    fn has(&self, peer: Peer, groups: impl FnOnce() -> Vec<u32>) -> bool {
+    fn has(&self, peer: Credentials, groups: impl FnOnce() -> Vec<u32>) -> bool {
         self.users.contains(&peer.uid)
             || self.groups.contains(&peer.gid)
             || !self.groups.is_empty() && groups().iter().any(|group| self.groups.contains(group))
@@ -237,13 +285,13 @@ mod tests {
     #[test]
     fn users_and_all_of_their_groups_count() {
         let allowed = Allowed { users: vec![7], groups: vec![20, 21] };
-        let has = |uid, gid, more: Vec<u32>| allowed.has(Peer { uid, gid, pid: 1 }, || more);
+        let has = |uid, gid, more: Vec<u32>| allowed.has(Credentials { uid, gid, pid: 1 }, || more);
         assert!(has(7, 1, vec![]));
         assert!(has(8, 20, vec![]));
         assert!(has(8, 1, vec![5, 21]));
         assert!(!has(8, 7, vec![5]));
         let no_one = Allowed { users: vec![], groups: vec![] };
-        assert!(!no_one.has(Peer { uid: 7, gid: 1, pid: 1 }, Vec::new));
+        assert!(!no_one.has(Credentials { uid: 7, gid: 1, pid: 1 }, Vec::new));
     }
 
     #[test]

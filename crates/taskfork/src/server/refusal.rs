@@ -5,10 +5,12 @@ use std::os::fd::OwnedFd;
 use rustix::net::{self, RecvFlags, SendFlags, Shutdown, recv, shutdown};
 
 use super::log;
+use crate::peer::Peer;
 use crate::sys;
 use crate::wire::Protocol;
 use crate::wire::error_body::kind;
 use crate::wire::refusal::encode;
+use crate::worker::AcceptedClient;
 
 /// The answer to a client that gets no worker.
 #[derive(Debug)]
@@ -19,6 +21,8 @@ pub(crate) struct Refusal {
     pub(crate) reason: String,
     /// The preamble has been sent.
     is_preamble_sent: bool,
+    /// Whose connection a gateway relays.
+    relayed_peer: Option<Box<Peer>>,
 }
 
 impl Refusal {
@@ -26,22 +30,28 @@ impl Refusal {
     /// native protocol.
     pub(crate) fn access(protocol: Option<Protocol>, reason: String) -> Self {
         let protocol = protocol.or(Some(Protocol::Native));
-        Self { protocol, kind: kind::REFUSED, reason, is_preamble_sent: false }
+        Self::new(protocol, kind::REFUSED, reason)
     }
 
     /// The first message was wrong or late.
     pub(crate) fn handshake(protocol: Option<Protocol>, reason: String) -> Self {
-        Self { protocol, kind: kind::REFUSED, reason, is_preamble_sent: false }
+        Self::new(protocol, kind::REFUSED, reason)
     }
 
     /// The server has no worker for the client now.
     pub(crate) fn busy(protocol: Protocol, reason: String) -> Self {
-        Self { protocol: Some(protocol), kind: kind::BUSY, reason, is_preamble_sent: false }
+        Self::new(Some(protocol), kind::BUSY, reason)
     }
 
-    /// Sets whether the client has been sent the preamble before.
-    pub(crate) fn with_preamble_sent(self, is_preamble_sent: bool) -> Self {
-        Self { is_preamble_sent, ..self }
+    fn new(protocol: Option<Protocol>, kind: &'static str, reason: String) -> Self {
+        Self { protocol, kind, reason, is_preamble_sent: false, relayed_peer: None }
+    }
+
+    /// Takes over what is known of the client: whether it has been sent the preamble, and whom a gateway relays.
+    pub(crate) fn with_client(self, client: &AcceptedClient) -> Self {
+        let AcceptedClient { is_preamble_sent, relayed_peer, .. } = client;
+        let relayed_peer = relayed_peer.clone();
+        Self { is_preamble_sent: *is_preamble_sent, relayed_peer, ..self }
     }
 }
 
@@ -68,7 +78,11 @@ pub(crate) fn send(connection: &OwnedFd, refusal: &Refusal) {
 }
 
 /// Logs that a connection was refused.
-pub(crate) fn log(name: &str, connection: &OwnedFd, reason: &str) {
+pub(crate) fn log(name: &str, connection: &OwnedFd, refusal: &Refusal) {
+    let reason = &refusal.reason;
+    if let Some(peer) = &refusal.relayed_peer {
+        return log::warn!(name, %peer, "refused a connection: {reason}");
+    }
     match sys::peer_credentials(connection) {
         Some(peer) => log::warn!(
             name,

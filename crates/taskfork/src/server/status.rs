@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::display::seconds;
+use crate::peer::Peer;
 use crate::worker::scoreboard::Phase;
 
 /// The status of a server and its workers. A server sends it as JSON through its [status
@@ -116,6 +117,9 @@ pub struct WorkerStatus {
     pub memory: Option<u64>,
     /// The sum of the peaks of their resident memory, in bytes.
     pub peak_memory: Option<u64>,
+    /// Who is at the other end of its connection. `None` for a client on TCP, and for a spare worker.
+    #[serde(default)]
+    pub peer: Option<Peer>,
 }
 
 /// The counters of a server.

@@ -16,6 +16,7 @@ use super::log;
 use super::oom::OomKills;
 use super::stack;
 use crate::error::{Activity, End};
+use crate::peer::Peer;
 use crate::sys;
 use crate::wire::death_notice::DeathNotice;
 use crate::wire::frame;
@@ -189,6 +190,8 @@ pub(super) struct ExitLogEntry<'a> {
     pub(super) pid: u32,
     /// The connection to the worker's client, if it has one.
     pub(super) connection: Option<&'a OwnedFd>,
+    /// The client whose connection a gateway relays. It stands in the place of the gateway's process.
+    pub(super) relayed_peer: Option<&'a Peer>,
     pub(super) end: End,
     pub(super) phase: Phase,
     pub(super) slot: &'a ServerSlot,
@@ -202,10 +205,13 @@ impl ExitLogEntry<'_> {
     /// Logs it. What the entry says is put together only if a subscriber takes it: the dead worker's
     /// client waits for its notice meanwhile.
     pub(super) fn log(&self) {
-        let &Self { worker, pid, connection, end, phase, slot, reason, is_regular } = self;
+        let &Self { worker, pid, connection, relayed_peer, end, phase, slot, reason, is_regular } =
+            self;
+        let connection = connection.filter(|_| relayed_peer.is_none());
         let client = LazyCell::new(|| connection.and_then(sys::peer_credentials));
         let uid = || client.map(|peer| peer.uid);
         let client = || client.map(|peer| peer.pid);
+        let peer = || relayed_peer.map(ToString::to_string);
         let activity = phase.activity();
         // The method of the current call.
         let method = || {
@@ -219,13 +225,21 @@ impl ExitLogEntry<'_> {
         };
         match reason {
             _ if is_regular => {
-                log::debug!(worker, pid, uid = uid(), client = client(), "a worker ended");
+                log::debug!(
+                    worker,
+                    pid,
+                    uid = uid(),
+                    client = client(),
+                    peer = peer(),
+                    "a worker ended"
+                );
             }
             Some(reason) => log::warn!(
                 worker,
                 pid,
                 uid = uid(),
                 client = client(),
+                peer = peer(),
                 method = method(),
                 "a worker {end}{}: {reason}",
                 during()
@@ -235,6 +249,7 @@ impl ExitLogEntry<'_> {
                 pid,
                 uid = uid(),
                 client = client(),
+                peer = peer(),
                 method = method(),
                 "a worker {end}{}",
                 during()

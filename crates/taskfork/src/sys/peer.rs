@@ -8,26 +8,15 @@ use nix::libc;
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_error;
 
-/// The process that connected to a worker's unix socket, as the kernel recorded it at that time. See
-/// [`Context::peer`](crate::worker::Context::peer).
-///
-/// ```
-/// use taskfork::worker::Peer;
-///
-/// fn is_root(peer: Peer) -> bool {
-///     peer.uid == 0
-/// }
-/// # let _ = is_root;
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub struct Peer {
+/// The process that connected a unix socket, as the kernel recorded it at that time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Credentials {
     /// Its effective user id.
-    pub uid: u32,
+    pub(crate) uid: u32,
     /// Its effective group id.
-    pub gid: u32,
-    /// Its process id, or 0 if the process is not visible in the worker's PID namespace.
-    pub pid: u32,
+    pub(crate) gid: u32,
+    /// Its process id, or 0 if the process is not visible in the PID namespace of this one.
+    pub(crate) pid: u32,
 }
 
 /// The socket option for the groups of a peer. It has this number on all architectures except PA-RISC and
@@ -35,7 +24,7 @@ pub struct Peer {
 const SO_PEERGROUPS: libc::c_int = 59;
 
 /// Returns the process that connected a unix socket or made a socket pair. `None` for other sockets.
-pub(crate) fn peer_credentials(socket: &impl AsFd) -> Option<Peer> {
+pub(crate) fn peer_credentials(socket: &impl AsFd) -> Option<Credentials> {
     // If the socket has no peer, the kernel does not change the fields.
     let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
     let mut size = size_of::<libc::ucred>() as libc::socklen_t;
@@ -46,7 +35,7 @@ pub(crate) fn peer_credentials(socket: &impl AsFd) -> Option<Peer> {
         libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, place, &raw mut size)
     };
     // For other kinds of sockets the kernel returns the user id -1, which no user has.
-    (done == 0 && peer.uid != u32::MAX).then(|| Peer {
+    (done == 0 && peer.uid != u32::MAX).then(|| Credentials {
         uid: peer.uid,
         gid: peer.gid,
         pid: peer.pid.unsigned_abs(),

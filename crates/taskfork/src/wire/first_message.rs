@@ -1,10 +1,11 @@
-//! Following a client's first message: its protocol, its length, and the client's number.
+//! Following a client's first message: its protocol, its length, and what the server needs of it.
 
 use super::frame::{HEADER_LEN, PREAMBLE};
 use super::hello::MAX_HELLO;
 use super::native::FromClient;
 use super::perl::{self, Scanner};
 use super::{Protocol, WireError};
+use crate::peer::Peer;
 
 /// The most bytes of a first JSON message that the server reads. The worker reads the rest. The kernel accepts about
 /// 64 KiB from a TCP client before anything is read.
@@ -60,14 +61,26 @@ pub(crate) fn protocol(received: &[u8]) -> Option<Protocol> {
     }
 }
 
-/// The number of a native client; 0 if it has none. `received` begins with its hello.
-pub(crate) fn client_number(received: &[u8]) -> u64 {
+/// What a first message says of its sender, as far as the server needs it.
+#[derive(Debug)]
+pub(crate) struct Introduction {
+    /// The number of a native client; 0 if it has none.
+    pub(crate) client_number: u64,
+    /// Whose connection a gateway relays; an error if the message does not say that in the right form.
+    pub(crate) relayed_peer: Result<Option<Peer>, WireError>,
+}
+
+/// Reads what `received` says of its sender, if that begins with a whole hello. The worker ends the connection if it
+/// cannot read the message.
+pub(crate) fn introduction(received: &[u8]) -> Introduction {
     let frame =
         received.strip_prefix(PREAMBLE).and_then(|frame| frame.split_first_chunk::<HEADER_LEN>());
     let body = frame.and_then(|(length, rest)| rest.get(..u32::from_le_bytes(*length) as usize));
     match body.map(FromClient::decode) {
-        Some(Ok(FromClient::Hello(hello))) => hello.client_number,
-        _ => 0,
+        Some(Ok(FromClient::Hello(hello))) => {
+            Introduction { client_number: hello.client_number, relayed_peer: hello.relayed_peer() }
+        }
+        _ => Introduction { client_number: 0, relayed_peer: Ok(None) },
     }
 }
 

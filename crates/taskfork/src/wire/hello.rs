@@ -6,6 +6,8 @@ use super::WireError;
 use super::fields::{MapWriter, read_list, read_map};
 use super::msgpack::{Reader, put_array, put_uint};
 use super::native::kind::HELLO;
+use super::peer;
+use crate::peer::Peer;
 
 /// The protocol versions that this crate speaks.
 pub(crate) const VERSIONS: &[u32] = &[1];
@@ -37,6 +39,9 @@ pub(crate) struct ClientHello<'a> {
     pub(crate) shared_memory: usize,
     /// A random number that identifies the client; 0 for none.
     pub(crate) client_number: u64,
+    /// The bytes in which a gateway says whose connection it relays. [`relayed_peer`](Self::relayed_peer) reads
+    /// them.
+    pub(crate) peer: Option<&'a [u8]>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -73,11 +78,17 @@ impl<'a> ClientHello<'a> {
                 "files" => hello.max_files = reader.size()?,
                 "lent" => hello.shared_memory = reader.size()?,
                 "client" => hello.client_number = reader.int()?,
+                "peer" => hello.peer = Some(reader.value()?),
                 _ => return Ok(false),
             }
             Ok(true)
         })?;
         Ok(hello)
+    }
+
+    /// Whose connection a gateway relays; `None` if this is the hello of the client that has connected.
+    pub(crate) fn relayed_peer(&self) -> Result<Option<Peer>, WireError> {
+        self.peer.map(peer::read).transpose()
     }
 
     /// Why this client cannot be served; `None` if it can.
@@ -103,6 +114,9 @@ impl<'a> ClientHello<'a> {
         map.nonzero("files", self.max_files as u64);
         map.nonzero("lent", self.shared_memory as u64);
         map.nonzero("client", self.client_number);
+        if let Some(peer) = self.peer {
+            map.key("peer").extend_from_slice(peer);
+        }
     }
 }
 

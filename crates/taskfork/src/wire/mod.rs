@@ -3,7 +3,7 @@
 //!
 //! - Streams: `frame` (where a message begins and ends), `first_message` (which protocol a client speaks).
 //! - Messages of the native protocol: `native`, and the larger ones in files of their own: `hello`, `error_body`,
-//!   `death_notice`, `shm`, `trace`.
+//!   `peer` (whose connection a gateway relays), `death_notice`, `shm`, `trace`.
 //! - A gateway's part in a stream: `relay`. The message to a client that gets no worker: `refusal`.
 //! - Messages of the other protocol: `perl`, which translates to and from native ones.
 //! - Values of users: `arguments`, `values`, `call_error`, `log`; their limits: `bounds`, `depth`; texts of errors about
@@ -30,6 +30,7 @@ pub(crate) mod log;
 mod mismatch;
 mod msgpack;
 pub(crate) mod native;
+mod peer;
 pub(crate) mod perl;
 mod protocol;
 mod reference;

@@ -8,12 +8,8 @@ use super::hello::MAX_HELLO;
 use super::msgpack::{Reader, put_array, put_map, put_str, put_uint};
 use super::native::kind::{CALL, DONE, ERROR, HELLO, OK, PIPELINED_CALL, SINGLE_CALL, SKIPPED};
 use super::native::put_end;
+pub use super::peer::{MAX_PEER_NAMES, MAX_PEER_TEXT};
 use super::{Protocol, WireError, first_message, refusal};
-
-/// The most names of a peer, and the most bytes of each of them and of its address.
-pub const MAX_PEER_NAMES: usize = 64;
-/// See [`MAX_PEER_NAMES`].
-pub const MAX_PEER_TEXT: usize = 256;
 
 /// The key of a hello that says whom a gateway relays.
 const PEER: &str = "peer";
@@ -271,6 +267,7 @@ mod tests {
     use rmpv::Value;
 
     use super::*;
+    use crate::peer::Peer;
     use crate::wire::hello::ClientHello;
     use crate::wire::native::FromClient;
 
@@ -430,7 +427,9 @@ mod tests {
         let rewritten = rewrite_hello(&framed(&body), &peer).unwrap();
         let read = FromClient::decode(&rewritten[PREAMBLE.len() + HEADER_LEN..]);
         let Ok(FromClient::Hello(read)) = read else { panic!("it is no hello") };
-        assert_eq!(read, ClientHello { max_files: 0, shared_memory: 0, ..hello });
+        let (names, address) = (names.to_vec(), Some("192.0.2.1:5000".to_owned()));
+        assert_eq!(read.relayed_peer(), Ok(Some(Peer::Tls { names, address })));
+        assert_eq!(read, ClientHello { max_files: 0, shared_memory: 0, peer: read.peer, ..hello });
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::tracer;
 use super::user_code::catch_panic;
 use crate::context::{self, context};
 use crate::error::Failure;
+use crate::peer::Peer;
 use crate::sys;
 use crate::time_limit::TimeLimit;
 use crate::trace_context::{self, TraceContext};
@@ -105,7 +106,7 @@ impl<S: 'static> Worker<'_, S> {
     fn shows_details(&self) -> bool {
         let is_same_user = || {
             let peer = context().peer();
-            peer.is_some_and(|peer| Some(peer.uid) == self.config.server_user)
+            matches!(peer, Some(Peer::Process { uid, .. }) if Some(uid) == self.config.server_user)
         };
         self.config.share_details || is_same_user()
     }

@@ -44,7 +44,7 @@ pub(crate) struct Connection {
     pub(super) max_frame: usize,
     /// How long the client may stop in the middle of a frame.
     stall_timeout: TimeLimit,
-    /// Descriptors that have arrived for later messages. `None` if the socket cannot transfer any.
+    /// Descriptors that have arrived for later messages. `None` if none are accepted.
     files: Option<Vec<OwnedFd>>,
     /// When the client's first message must be complete. `None` if it is complete.
     handshake_deadline: Option<Instant>,
@@ -264,6 +264,11 @@ impl Connection {
     /// The maximum number of files with a message.
     pub(crate) fn max_files(&self) -> usize {
         self.files.as_ref().map_or(0, |_| sys::MAX_FILES)
+    }
+
+    /// Accepts no files from here on, although the socket could transfer them.
+    pub(super) fn refuse_files(&mut self) {
+        self.files = None;
     }
 
     /// The files that have arrived.

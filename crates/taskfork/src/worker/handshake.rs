@@ -4,6 +4,7 @@ use super::connection::Connection;
 use super::error_reply::ErrorReply;
 use super::scoreboard::Phase;
 use super::state::{ExitReason, Worker};
+use crate::context;
 use crate::wire::WireError;
 use crate::wire::frame::{self, DEFAULT_MAX_BLOB, DEFAULT_MAX_FRAME, PREAMBLE};
 use crate::wire::hello::{ClientHello, WorkerHello};
@@ -25,12 +26,23 @@ impl<S: 'static> Worker<'_, S> {
         if !is_preamble_sent {
             self.out.bytes.extend_from_slice(PREAMBLE);
         }
+        // The server has checked that the sender may say so.
+        let relayed = client.relayed_peer()?;
         let (accepted, number) = (check_client(&client), client.client_number);
         let (max_frame, files, shared) = (client.max_frame, client.max_files, client.shared_memory);
         self.max_blob = client.max_blob.unwrap_or(DEFAULT_MAX_BLOB);
-        if self.interface.accepts_shared_memory() {
-            self.shared_memory.request(shared, self.config.shared_memory);
+        match relayed {
+            // A gateway relays bytes, but neither descriptors nor memory.
+            Some(peer) => {
+                connection.refuse_files();
+                context::set_relayed_peer(peer);
+            }
+            None if self.interface.accepts_shared_memory() => {
+                self.shared_memory.request(shared, self.config.shared_memory);
+            }
+            None => {}
         }
+        hello.max_files = connection.max_files();
         frame::write_control(&mut self.out.bytes, |out| match &accepted {
             Ok(()) => hello.put(out),
             Err(error) => native::put_error(out, None, &error.body()),

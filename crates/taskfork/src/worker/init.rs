@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::sandbox::WorkerSandbox;
 use super::scoreboard::WorkerSlot;
 use crate::busy_poll::BusyPoll;
+use crate::peer::Peer;
 use crate::time_limit::TimeLimit;
 use crate::wire::{first_message, frame};
 
@@ -60,10 +61,12 @@ impl ClientSource {
         fd
     }
 
-    /// Takes the same out.
-    pub(crate) fn into_fd(self) -> OwnedFd {
-        let (Self::Accepted(AcceptedClient { socket: fd, .. }) | Self::Channel(fd)) = self;
-        fd
+    /// Takes out whose connection a gateway relays.
+    pub(crate) fn take_relayed_peer(&mut self) -> Option<Box<Peer>> {
+        match self {
+            Self::Accepted(client) => client.relayed_peer.take(),
+            Self::Channel(_) => None,
+        }
     }
 }
 
@@ -78,17 +81,19 @@ pub(crate) struct AcceptedClient {
     pub(crate) deadline: Option<Instant>,
     /// The server has already sent the preamble and the message that the client has to wait.
     pub(crate) is_preamble_sent: bool,
+    /// Whose connection a gateway relays, for the server. The worker reads that in the first message.
+    pub(crate) relayed_peer: Option<Box<Peer>>,
 }
 
 impl AcceptedClient {
     pub(crate) fn new(socket: OwnedFd, received: Vec<u8>, deadline: Option<Instant>) -> Self {
-        Self { socket, received, deadline, is_preamble_sent: false }
+        Self { socket, received, deadline, is_preamble_sent: false, relayed_peer: None }
     }
 
     /// The maximum length of [`encode`](Self::encode)'s result in bytes.
     pub(crate) const MAX_ENCODED: usize = first_message::MAX_JSON + first_message::MAX_BLANKS + 9;
 
-    /// Encodes everything but the socket, for a spare worker. The time that is left travels instead
+    /// Encodes what a spare worker needs besides the socket. The time that is left travels instead
     /// of the deadline.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let left = self.deadline.map(|at| at.saturating_duration_since(Instant::now()));
@@ -104,7 +109,7 @@ impl AcceptedClient {
         let deadline = Instant::now().checked_add(Duration::from_millis(left));
         let deadline = deadline.filter(|_| left < u64::MAX);
         let (received, is_preamble_sent) = (received.to_vec(), *is_preamble_sent != 0);
-        Self { socket, received, deadline, is_preamble_sent }
+        Self { is_preamble_sent, ..Self::new(socket, received, deadline) }
     }
 }
 

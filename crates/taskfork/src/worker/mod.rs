@@ -60,7 +60,7 @@ pub use subprocess::default_signals;
 pub use tracer::tracing_layer;
 
 pub use crate::context::{Context, context};
-pub use crate::sys::Peer;
+pub use crate::peer::Peer;
 pub use crate::wire::arguments::{Arguments, ArgumentsError, FromArguments};
 
 pub(crate) use handlers::Handlers;

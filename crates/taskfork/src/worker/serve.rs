@@ -86,7 +86,8 @@ pub(crate) fn serve<S: 'static>(
     let status = match worker.begin_exit(reason) {
         ExitReason::Finished | ExitReason::Ordered(StopRequest::Retire) => 0,
         ExitReason::Connection(error) => {
-            tracing::warn!(worker = number, "connection closed: {error}");
+            let peer = context::relayed_peer().map(ToString::to_string);
+            tracing::warn!(worker = number, peer, "connection closed: {error}");
             0
         }
         ExitReason::PresetupFailed => 1,
@@ -114,7 +115,7 @@ impl<S: 'static> Worker<'_, S> {
         mut inbox: Vec<u8>,
         hello: &mut WorkerHello,
     ) -> Result<Infallible, ExitReason> {
-        let AcceptedClient { socket, received, deadline, is_preamble_sent } = match source {
+        let AcceptedClient { socket, received, deadline, is_preamble_sent, .. } = match source {
             ClientSource::Accepted(client) => client,
             ClientSource::Channel(channel) => self.wait_for_client(&channel)?,
         };
@@ -126,7 +127,6 @@ impl<S: 'static> Worker<'_, S> {
         match connection.read_preamble()? {
             Protocol::Native => {
                 self.start_telemetry(socket);
-                hello.max_files = connection.max_files();
                 self.handshake(&mut connection, hello, is_preamble_sent)?;
                 self.serve_checkouts(|worker| worker.serve_message(&mut connection))
             }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use taskfork::client::Protocol;
 use taskfork::error::{CallError, FatalError};
+use taskfork::worker::Peer;
 use taskfork::{Client, Error};
 
 use crate::perl::message;
@@ -146,17 +147,23 @@ trial!(a_server_refuses_to_start_with_unknown_users_or_groups, async || {
     assert!(said.contains("allow_users") && said.contains("no unix socket"), "{said}");
 });
 
+/// Checks that a worker has seen this process with this user and group.
+fn assert_process(seen: Seen, user: u32, group: u32) {
+    let (Some(Peer::Process { uid, gid, pid, .. }), None) = seen else { panic!("{seen:?}") };
+    assert_eq!((uid, gid, pid), (user, group, std::process::id()));
+}
+
 trial!(a_worker_knows_its_peer, async || {
     let server = Guarded::start(&["mode=666"]).await;
     let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let seen: Seen = client_of(&server.address()).call("peer", ()).await.unwrap();
-    assert_eq!(seen, (Some((own.0, own.1, std::process::id())), None));
+    assert_process(seen, own.0, own.1);
     if is_root() {
         let address = server.address();
         let call =
             move || block_on(async { client_of(&address).call::<Seen>("peer", ()).await.unwrap() });
         let seen = as_user(NOBODY, STRANGER, &[], call).await;
-        assert_eq!(seen, (Some((NOBODY, STRANGER, std::process::id())), None));
+        assert_process(seen, NOBODY, STRANGER);
     }
     let (_server, port) = Guarded::start_tcp(&[]).await;
     let client = client_of(&format!("tcp:127.0.0.1:{port}"));
@@ -165,7 +172,7 @@ trial!(a_worker_knows_its_peer, async || {
     // Through the line to a server of this program.
     let (_server, client) = crate::support::start("spawned_peer");
     let seen: Seen = client.call("peer", ()).await.unwrap();
-    assert_eq!(seen, (Some((own.0, own.1, std::process::id())), None));
+    assert_process(seen, own.0, own.1);
     assert_eq!(taskfork::worker::context().peer(), None);
 });
 

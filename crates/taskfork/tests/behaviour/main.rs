@@ -49,6 +49,7 @@ mod pool;
 mod preload;
 mod privileges;
 mod recycling;
+mod relayed;
 mod reports;
 mod restart;
 mod ring_peers;

@@ -10,9 +10,9 @@ use std::time::Duration;
 use taskfork::error::{Death, End, FatalError};
 use taskfork::sandbox::{Level, Sandbox};
 use taskfork::server::ServerStatus;
-use taskfork::worker::context;
 use taskfork::{Blob, BoxError, Client, Error, Methods, Server, ServerBuilder, ServerError};
 
+use crate::support::access_control::peer_pid;
 use crate::support::processes::{Program, signal};
 use crate::support::{address_in, programs, start_with, trial, until};
 
@@ -90,7 +90,7 @@ fn methods() -> Methods<Option<String>> {
             std::mem::forget(vec![1_u8; bytes]);
             Ok(())
         })
-        .function("peer", || Ok(context().peer().map(|peer| peer.pid)))
+        .function("peer", || Ok(peer_pid()))
         .function("thread", || Ok(std::thread::spawn(|| 5).join().map_err(|_| "it panicked")?))
         .function("wait_for_end", || -> Result<(), BoxError> {
             std::io::stdin().read_exact(&mut [0])?;

@@ -8,6 +8,7 @@ use taskfork::server::ServerStatus;
 use taskfork::worker::context;
 use taskfork::{BoxError, Client, Methods, Server, ServerError};
 
+use crate::support::access_control::peer_pid;
 use crate::support::processes::{Program, children, guardian, is_gone, signal, stop};
 use crate::support::{address_in, programs, trial, until};
 
@@ -71,8 +72,8 @@ pub(crate) fn serve(address: &str, folder: &str, options: &[&str]) -> Result<(),
 fn in_a_server_of_its_own() -> Result<(Option<PathBuf>, Option<u32>, u32), BoxError> {
     let server = Server::fork(|server| {
         let surroundings = || {
-            let peer = context().peer().map(|peer| peer.pid);
-            Ok((context().scratch().map(Path::to_owned), peer))
+            let scratch = context().scratch().map(Path::to_owned);
+            Ok((scratch, peer_pid()))
         };
         server.interface(Methods::new().function("surroundings", surroundings)).run()
     })?;

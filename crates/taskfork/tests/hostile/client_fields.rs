@@ -1,13 +1,15 @@
 //! Fields of a client's messages with values of the wrong type.
 
-use crate::case::Expected::Refused;
+use taskfork::client::Value;
+
+use crate::case::Expected::{Refused, Served};
 use crate::case::Step::Send;
 use crate::case::{Case, case};
 use crate::client_cases::greeted_with;
 use crate::message::{PREAMBLE, client_hello, frame, list, map, text, wrong};
 
 pub(crate) fn cases() -> Vec<Case> {
-    let mut cases = Vec::new();
+    let mut cases = peers();
     for (key, right) in [
         ("versions", "list"),
         ("name", "text"),
@@ -15,6 +17,7 @@ pub(crate) fn cases() -> Vec<Case> {
         ("files", "huge"),
         ("lent", "huge"),
         ("client", ""),
+        ("peer", ""),
     ] {
         for (name, value) in wrong(right) {
             let hello = [PREAMBLE, &client_hello(&[(key, value)])].concat();
@@ -67,5 +70,41 @@ pub(crate) fn cases() -> Vec<Case> {
             cases.push(case(format!("meta of kind {kind} {name}"), steps, Refused));
         }
     }
+    cases
+}
+
+/// Gateways that lie about whom they relay.
+fn peers() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut add = |name: &str, more: &[(&str, Value)], end| {
+        let peer = map(&[&[("kind", text("tls"))], more].concat());
+        let steps = greeted_with(&[("peer", peer)], Vec::new());
+        cases.push(case(format!("peer {name}"), steps, end));
+    };
+    for (key, right) in [("kind", ""), ("names", "list"), ("user", "text"), ("address", "text")] {
+        for (name, value) in wrong(right) {
+            add(&format!("with {key} {name}"), &[(key, value)], Refused);
+        }
+    }
+    let names = |count: usize, length: usize| {
+        [("names", Value::Array((0..count).map(|_| text(&"n".repeat(length))).collect()))]
+    };
+    add("with 64 names", &names(64, 100), Served);
+    add("with 65 names", &names(65, 1), Refused);
+    add("with 10000 names", &names(10_000, 0), Refused);
+    add("with a name of 256 bytes", &names(1, 256), Served);
+    add("with a name of 257 bytes", &names(1, 257), Refused);
+    add("with more names than a hello may have bytes", &names(64, 256), Refused);
+    for key in ["user", "address"] {
+        add(&format!("with a long {key}"), &[(key, text(&"x".repeat(256)))], Served);
+        add(&format!("with a too long {key}"), &[(key, text(&"x".repeat(257)))], Refused);
+    }
+    add("with control characters", &[("address", text("\u{1b}[2J\0\u{202e}\n"))], Served);
+    let deep = (0..1000).fold(Value::Nil, |inner, _| list(&[inner]));
+    add("with an unknown key 1000 deep", &[("later", deep)], Served);
+    let keys: Vec<String> = (0..256).map(|number| number.to_string()).collect();
+    let many: Vec<_> = keys.iter().map(|key| (&**key, Value::Nil)).collect();
+    add("with 257 keys", &many, Refused);
+    add("with two kinds", &[("kind", text("nats"))], Served);
     cases
 }

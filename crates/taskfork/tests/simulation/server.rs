@@ -16,8 +16,7 @@ use super::random::Random;
 use super::worker::MAX_FRAME;
 use crate::client::memory::Memory;
 use crate::server::supervisor::{
-    Action, ClientId, ClientKey, Config, ConnectionKey, ExitFacts, Peer as PeerId, Purpose,
-    Supervisor,
+    Action, ClientId, ClientKey, Config, ConnectionKey, ExitFacts, PeerId, Purpose, Supervisor,
 };
 use crate::server::{Recycling, SignalAction};
 use crate::time_limit::TimeLimit;

@@ -92,6 +92,36 @@ impl<S> ServerBuilder<S> {
         self
     }
 
+    /// Sets the user whose processes are gateways, by name or number. A gateway relays clients of other machines
+    /// to the unix socket, and says in the first message of each connection whom it relays: see
+    /// [`Context::peer`](crate::worker::Context::peer). Defaults to none: only processes of the server's own
+    /// user may say so.
+    ///
+    /// A process of this user is served without being in [`allow_users`](Self::allow_users), but only as a
+    /// gateway: a connection that names no client is refused. The permissions of the socket apply as well: set a
+    /// [`socket_mode`](Self::socket_mode) that admits this user.
+    ///
+    /// A client of a gateway has the rights of a client on TCP, whoever relays it. It speaks
+    /// [`Protocol::Native`] only, gets details of failures only with [`share_details`](Self::share_details),
+    /// and passes neither files nor shared memory. The server shares its workers fairly among the clients of a
+    /// gateway, as among processes of this machine.
+    ///
+    /// An unknown name, the server's own user, and a listener that is not a unix socket are errors of
+    /// [`run`](crate::Server::run).
+    ///
+    /// ```
+    /// let server = taskfork::Server::builder()
+    ///     .listen("unix:/run/adder.sock")
+    ///     .socket_mode(0o666)
+    ///     .allow_users(["www-data"])
+    ///     .gateway_user("taskfork-gateway");
+    /// # let _ = server;
+    /// ```
+    pub fn gateway_user(mut self, user: impl ToString) -> Self {
+        self.options.access.gateway_user = Some(user.to_string());
+        self
+    }
+
     /// Sets the protocols that clients may speak. Defaults to both protocols on unix sockets, and to
     /// [`Protocol::Native`] on TCP. A client that speaks another protocol gets an error in its own
     /// protocol, and no worker is forked for it.

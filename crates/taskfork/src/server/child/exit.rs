@@ -60,6 +60,7 @@ impl Child {
                 worker: self.number,
                 pid,
                 connection: self.connection(),
+                relayed_peer: self.relayed_peer.as_deref(),
                 end,
                 phase: explained.phase,
                 slot: &self.slot,

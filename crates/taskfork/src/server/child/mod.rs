@@ -14,6 +14,7 @@ use rustix::process::{
 use super::status::{self, WorkerStatus};
 use super::stderr::{CapturedStderr, ReadOutcome, StderrOutput};
 use super::supervisor::Observation;
+use crate::peer::Peer;
 use crate::sys;
 use crate::worker::AcceptedClient;
 use crate::worker::scoreboard::{Phase, Retirement, ServerSlot, SlotView, StopRequest};
@@ -29,6 +30,8 @@ pub(crate) struct Child {
     /// Unique among all workers of this server.
     pub(crate) number: u64,
     stderr: Option<CapturedStderr>,
+    /// Whose connection a gateway relays. Most workers have no gateway.
+    relayed_peer: Option<Box<Peer>>,
 }
 
 /// What a worker is for, with the server's own descriptor.
@@ -63,8 +66,9 @@ impl Child {
         slot: ServerSlot,
         number: u64,
         stderr: Option<CapturedStderr>,
+        relayed_peer: Option<Box<Peer>>,
     ) -> Self {
-        Self { pid, role, slot, number, stderr }
+        Self { pid, role, slot, number, stderr, relayed_peer }
     }
 
     /// The descriptors that another new worker must close.
@@ -89,6 +93,19 @@ impl Child {
             Role::Client(connection) => Some(connection),
             Role::Spare(_) => None,
         }
+    }
+
+    /// Who is at the other end of the worker's connection. `None` on TCP, and for a spare worker.
+    pub(crate) fn peer(&self) -> Option<Peer> {
+        match &self.relayed_peer {
+            Some(peer) => Some(Peer::clone(peer)),
+            None => self.connection().and_then(sys::peer_credentials).map(Peer::from),
+        }
+    }
+
+    /// Whether a gateway relays its connection.
+    pub(crate) fn is_relayed(&self) -> bool {
+        self.relayed_peer.is_some()
     }
 
     /// The worker's standard error, while there may be more to read.
@@ -134,6 +151,7 @@ impl Child {
             checkouts: observed.checkouts,
             memory: None,
             peak_memory: None,
+            peer: self.peer(),
         }
     }
 
@@ -141,7 +159,7 @@ impl Child {
     /// Returns the client if that fails.
     pub(crate) fn assign_client(
         &mut self,
-        client: AcceptedClient,
+        mut client: AcceptedClient,
         may_be_in_setup: bool,
     ) -> Result<(), AcceptedClient> {
         let Role::Spare(socket) = &self.role else { return Err(client) };
@@ -150,6 +168,7 @@ impl Child {
         }
         match sys::send_descriptor(socket, client.socket.as_fd(), &client.encode()) {
             Ok(()) => {
+                self.relayed_peer = client.relayed_peer.take();
                 self.role = Role::Client(client.socket);
                 Ok(())
             }

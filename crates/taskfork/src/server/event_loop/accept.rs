@@ -15,10 +15,9 @@ use crate::server::access::Origin;
 use crate::server::handshakes::{PendingHandshake, ReadOutcome};
 use crate::server::log;
 use crate::server::refusal::{self, Refusal};
-use crate::server::supervisor::{ClientId, ConnectionKey, HandshakeFailure, Peer};
-use crate::sys;
+use crate::server::supervisor::{ConnectionKey, HandshakeFailure};
 use crate::wire::Protocol;
-use crate::wire::first_message::{self, FirstMessage, Progress};
+use crate::wire::first_message::{self, FirstMessage, Introduction, Progress};
 use crate::worker::AcceptedClient;
 
 /// How many connections are accepted before other events get their turn.
@@ -73,9 +72,9 @@ impl EventLoop {
         };
         match FirstMessage::default().scan(bytes, self.options.max_frame) {
             Ok(Progress::Complete(protocol)) => {
-                let id = identify(&connection, first_message::client_number(bytes));
+                let introduction = first_message::introduction(bytes);
                 let client = AcceptedClient::new(connection, Vec::new(), None);
-                self.route_client(client, protocol, origin, id);
+                self.route_client(client, protocol, origin, introduction);
                 return true;
             }
             Ok(Progress::Needs(_) | Progress::TooLong(_)) => {}
@@ -136,9 +135,9 @@ impl EventLoop {
         let deadline = deadline.filter(|_| matches!(outcome, ReadOutcome::TooLong(_)));
         let until = deadline.map(|deadline| Instant::now() + deadline.saturating_sub(now));
         let PendingHandshake { connection, received, origin, .. } = pending;
-        let id = identify(&connection, first_message::client_number(&received));
+        let introduction = first_message::introduction(&received);
         let client = AcceptedClient::new(connection, received, until);
-        self.route_client(client, protocol, origin, id);
+        self.route_client(client, protocol, origin, introduction);
         true
     }
 
@@ -165,22 +164,38 @@ impl EventLoop {
     }
 
     /// Has a client with a complete first message placed. Refuses the client if `protocols` does not
-    /// allow its protocol.
+    /// allow its protocol, and a gateway that may not be one.
     fn route_client(
         &mut self,
-        client: AcceptedClient,
+        mut client: AcceptedClient,
         protocol: Protocol,
         origin: Origin,
-        id: ClientId,
+        introduction: Introduction,
     ) {
-        if !self.connections.rules.allows_protocol(protocol, origin) {
+        let Introduction { client_number, relayed_peer } = introduction;
+        let Connections { rules, client_ids, .. } = &self.connections;
+        let names_peer = !matches!(relayed_peer, Ok(None));
+        if let Some(reason) = rules.relay_refusal(&client.socket, names_peer) {
+            return self.refuse(client.socket, Refusal::access(Some(protocol), reason));
+        }
+        client.relayed_peer = match relayed_peer {
+            Ok(peer) => peer.map(Box::new),
+            Err(error) => {
+                let reason = format!("the `peer` of its first message is wrong: {error}");
+                return self.refuse(client.socket, Refusal::access(Some(protocol), reason));
+            }
+        };
+        if !rules.allows_protocol(protocol, origin) {
             let called = match protocol {
                 Protocol::Native => "native protocol",
                 Protocol::Perl => "JSON protocol",
             };
             let reason = format!("this server does not take the {called} here (protocols)");
-            self.refuse(client.socket, Refusal::access(Some(protocol), reason));
+            let refusal = Refusal::access(Some(protocol), reason).with_client(&client);
+            self.refuse(client.socket, refusal);
         } else {
+            let id =
+                client_ids.identify(&client.socket, client_number, client.relayed_peer.as_deref());
             self.place_client(client, protocol, id);
         }
     }
@@ -188,21 +203,9 @@ impl EventLoop {
     /// Sends a refusal to a client, and logs and counts it.
     pub(super) fn refuse(&mut self, connection: OwnedFd, refusal: Refusal) {
         if self.logs.limits.refusals.acquire(Instant::now()) {
-            refusal::log(&self.options.name, &connection, &refusal.reason);
+            refusal::log(&self.options.name, &connection, &refusal);
         }
         self.status.counters.refused += 1;
         refusal::send(&connection, &refusal);
     }
-}
-
-/// Who a client is, as the kernel reports it, with the number from its first message.
-fn identify(connection: &OwnedFd, number: u64) -> ClientId {
-    let peer = match sys::peer_credentials(connection) {
-        Some(peer) if peer.pid != 0 => Peer::Process(peer.pid),
-        Some(peer) => Peer::User(peer.uid),
-        None => {
-            sys::peer_address(connection).map_or(Peer::Unknown, |address| Peer::Host(address.ip()))
-        }
-    };
-    ClientId::new(peer, number)
 }

@@ -148,7 +148,8 @@ impl EventLoop {
             Ok(()) => true,
             Err((WaitingClient { client, protocol }, errno)) => {
                 let refusal = Refusal::busy(protocol, format!("it cannot be watched: {errno}"));
-                self.refuse(client.socket, refusal.with_preamble_sent(client.is_preamble_sent));
+                let refusal = refusal.with_client(&client);
+                self.refuse(client.socket, refusal);
                 false
             }
         }
@@ -157,7 +158,7 @@ impl EventLoop {
     /// Refuses a client because the queue is full.
     pub(super) fn refuse_busy(&mut self, key: ClientKey) {
         if let Some(WaitingClient { client, protocol }) = self.connections.waiting.take(key) {
-            let refusal = Refusal::busy(protocol, self.all_in_use());
+            let refusal = Refusal::busy(protocol, self.all_in_use()).with_client(&client);
             self.refuse(client.socket, refusal);
         }
     }

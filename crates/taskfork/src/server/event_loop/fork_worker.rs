@@ -72,17 +72,22 @@ impl EventLoop {
         let Some(WaitingClient { client, protocol }) = self.connections.waiting.take(key) else {
             return self.supervisor.handle_fork_failed();
         };
-        let is_told = client.is_preamble_sent;
-        let busy = |reason| Refusal::busy(protocol, reason).with_preamble_sent(is_told);
         let failed = match client.socket.try_clone() {
             Ok(own) => {
                 self.fork_worker(number, Role::Client(own), ClientSource::Accepted(client)).err()
             }
             Err(error) => Some((ClientSource::Accepted(client), ForkError::Kernel(error))),
         };
-        if let Some((socket, error)) = failed {
+        if let Some((source, error)) = failed {
             self.supervisor.handle_fork_failed();
-            self.refuse(socket.into_fd(), busy(error.to_string()));
+            let refusal = Refusal::busy(protocol, error.to_string());
+            match source {
+                ClientSource::Accepted(client) => {
+                    let refusal = refusal.with_client(&client);
+                    self.refuse(client.socket, refusal);
+                }
+                ClientSource::Channel(socket) => self.refuse(socket, refusal),
+            }
         }
     }
 
@@ -92,7 +97,7 @@ impl EventLoop {
         &mut self,
         number: u64,
         role: Role,
-        socket: ClientSource,
+        mut socket: ClientSource,
     ) -> Result<(), (ClientSource, ForkError)> {
         let (scratch, group) = match self.make_surroundings(number) {
             Ok(made) => made,
@@ -121,7 +126,8 @@ impl EventLoop {
                     self.replace_guardian();
                 }
                 let kept = self.scoreboard.hide_from_children(&slot);
-                self.register(Child::new(pid, role, slot, number, stderr));
+                let relayed_peer = socket.take_relayed_peer();
+                self.register(Child::new(pid, role, slot, number, stderr, relayed_peer));
                 if let Err(error) = kept {
                     let what = "its slot cannot be kept from other workers";
                     self.kill_unwatchable(number, &ServerError::System { what, source: error });

@@ -30,7 +30,8 @@ impl EventLoop {
         log::info!(name, workers, handshakes, "SIGUSR2: the workers follow");
         let now = now();
         for (child, observed) in self.observed_children() {
-            let (status, client) = (child.status(&observed, now), client(child));
+            let status = child.status(&observed, now);
+            let client = status.peer.as_ref().map(ToString::to_string).or_else(|| address(child));
             log::info!(
                 worker = status.number,
                 pid = status.pid,
@@ -45,11 +46,7 @@ impl EventLoop {
     }
 }
 
-/// Describes the peer of the worker's connection.
-fn client(child: &Child) -> Option<String> {
-    let connection = child.connection()?;
-    match sys::peer_credentials(connection) {
-        Some(peer) => Some(format!("process {} of user {}", peer.pid, peer.uid)),
-        None => sys::peer_address(connection).map(|address| address.to_string()),
-    }
+/// The address of a client on TCP.
+fn address(child: &Child) -> Option<String> {
+    sys::peer_address(child.connection()?).map(|address| address.to_string())
 }

@@ -6,6 +6,7 @@ mod accept;
 mod capacity;
 mod carry_out;
 mod children;
+mod client_id;
 mod clients;
 mod fork_worker;
 mod guard;
@@ -32,6 +33,7 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
 
 use self::children::Children;
+use self::client_id::ClientIds;
 use self::clients::WaitingClients;
 use self::partial_forks::PartialForks;
 use self::rebind::SocketFiles;
@@ -195,6 +197,7 @@ impl EventLoop {
                 is_listener_inherited: is_inherited,
                 files: SocketFiles::default(),
                 rules,
+                client_ids: ClientIds::default(),
                 handshakes,
                 waiting: WaitingClients::new()?,
             },

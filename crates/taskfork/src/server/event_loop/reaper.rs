@@ -99,6 +99,7 @@ impl EventLoop {
         {
             self.replace_guardian();
         }
+        let is_relayed = child.is_relayed();
         let WorkerExit { slot, mut notification, mut stack, cause, spare_failure } = child.reap(
             &known,
             &mut self.logs.stderr,
@@ -119,7 +120,7 @@ impl EventLoop {
         let shares_details = self.options.access.details;
         if has_details
             && !shares_details
-            && !self.connections.rules.is_own(&notification.connection)
+            && (is_relayed || !self.connections.rules.is_own(&notification.connection))
         {
             notification.omit_details();
             stack = None;

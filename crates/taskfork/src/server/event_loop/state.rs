@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rustix::process::Pid;
 
+use super::client_id::ClientIds;
 use super::clients::WaitingClients;
 use super::partial_forks::PartialForks;
 use super::rebind::SocketFiles;
@@ -53,6 +54,7 @@ pub(super) struct Connections {
     pub(super) is_listener_inherited: bool,
     pub(super) files: SocketFiles,
     pub(super) rules: Rules,
+    pub(super) client_ids: ClientIds,
     pub(super) handshakes: Handshakes,
     pub(super) waiting: WaitingClients,
 }

@@ -15,25 +15,27 @@ const UNUSED_IDLE_AFTER: Duration = Duration::from_millis(100);
 /// The identity of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(crate) struct ClientId {
-    peer: Peer,
+    peer: PeerId,
     /// The client's own number from its hello, which distinguishes several clients of one program.
     /// 0 if unknown.
     number: u64,
 }
 
-/// Where a client connects from, as the kernel reports it.
+/// Where a client connects from, as the kernel or a gateway reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub(crate) enum Peer {
+pub(crate) enum PeerId {
     #[default]
     Unknown,
     Process(u32),
     /// The processes of a user in another PID namespace, which have no process id here.
     User(u32),
     Host(IpAddr),
+    /// A client of a gateway, as a number that its certificate or its NATS user determines.
+    Relayed(u64),
 }
 
 impl ClientId {
-    pub(crate) fn new(peer: Peer, number: u64) -> Self {
+    pub(crate) fn new(peer: PeerId, number: u64) -> Self {
         Self { peer, number }
     }
 }
@@ -79,8 +81,8 @@ impl AssignedWorker {
 /// its current checkout. A worker before its first call stays, because its setup may still run.
 ///
 /// A client gets room only from a client that has more workers. A client with workers gets another
-/// only if it then still has at most as many as the other client. The workers of one process or one
-/// address count together, so a client gains nothing by using many client numbers.
+/// only if it then still has at most as many as the other client. The workers of one process, one
+/// address or one client of a gateway count together, so a client gains nothing by using many client numbers.
 pub(crate) fn choose_eviction(all: &[AssignedWorker], waiting: ClientId) -> Option<u64> {
     let (mut of_peer, mut of_client) = (BTreeMap::new(), BTreeMap::new());
     for assigned in all {
@@ -123,7 +125,7 @@ mod tests {
     use super::*;
 
     fn client_id(process: u32, number: u64) -> ClientId {
-        ClientId { peer: Peer::Process(process), number }
+        ClientId { peer: PeerId::Process(process), number }
     }
 
     /// A worker that has been idle for this many seconds, or is busy if that is 0.

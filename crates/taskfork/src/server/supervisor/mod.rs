@@ -48,7 +48,7 @@ use std::time::Duration;
 
 pub(crate) use action::{Action, ClientKey, Config, ConnectionKey, HandshakeFailure, Purpose};
 pub(crate) use exit::{Exit, ExitFacts};
-pub(crate) use fair_share::{ClientId, Peer};
+pub(crate) use fair_share::{ClientId, PeerId};
 use handshakes::Handshakes;
 #[cfg(test)]
 pub(crate) use kill::KillCause;

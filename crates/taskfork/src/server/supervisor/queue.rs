@@ -139,11 +139,11 @@ impl ClientQueue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::supervisor::fair_share::Peer;
+    use crate::server::supervisor::fair_share::PeerId;
 
     #[test]
     fn of_two_connections_of_a_client_the_older_one_gets_the_first_place_that_is_made() {
-        let [busy, waiting] = [1, 2].map(|it| ClientId::new(Peer::Process(it), 0));
+        let [busy, waiting] = [1, 2].map(|it| ClientId::new(PeerId::Process(it), 0));
         let mut queue = ClientQueue::default();
         let assigned = |worker| AssignedWorker {
             worker,
@@ -167,7 +167,7 @@ mod tests {
     #[test]
     fn a_place_that_was_made_for_a_client_is_not_taken_by_another_one_that_comes_before_it_is_back()
     {
-        let [busy, other, waiting] = [1, 2, 3].map(|it| ClientId::new(Peer::Process(it), 0));
+        let [busy, other, waiting] = [1, 2, 3].map(|it| ClientId::new(PeerId::Process(it), 0));
         let mut queue = ClientQueue::default();
         queue.push(ClientKey(1), other);
         queue.push(ClientKey(2), waiting);

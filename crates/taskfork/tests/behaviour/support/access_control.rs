@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use taskfork::client::Protocol;
 use taskfork::server::ServerStatus;
-use taskfork::worker::context;
+use taskfork::worker::{Peer, context};
 use taskfork::{BoxError, Methods, Server, ServerBuilder, ServerError};
 
 use super::processes::Program;
@@ -29,6 +29,7 @@ pub(crate) fn serve(address: &str, options: &[&str]) -> Result<(), ServerError> 
             "allow_groups" => server.allow_groups(value.split(',')),
             "mode" => server.socket_mode(u32::from_str_radix(value, 8).unwrap()),
             "status" => server.status_socket(PathBuf::from(value)),
+            "gateway_user" => server.gateway_user(value),
             "network" => server.allow_unauthenticated_network(value == "true"),
             "share_details" => server.share_details(value == "true"),
             "protocols" => server.protocols(value.split(',').map(|name| match name {
@@ -66,13 +67,20 @@ pub(crate) fn spawned(server: ServerBuilder) -> Result<(), ServerError> {
     server.interface(Methods::new().function("peer", peer)).run()
 }
 
-/// User, group and process of a worker's peer, and its address.
-pub(crate) type Seen = (Option<(u32, u32, u32)>, Option<String>);
+/// A worker's peer, and its address.
+pub(crate) type Seen = (Option<Peer>, Option<String>);
 
 fn peer() -> Result<Seen, BoxError> {
-    let (peer, address) = (context().peer(), context().peer_address());
-    let peer = peer.map(|peer| (peer.uid, peer.gid, peer.pid));
-    Ok((peer, address.map(|address| address.ip().to_string())))
+    let address = context().peer_address();
+    Ok((context().peer(), address.map(|address| address.ip().to_string())))
+}
+
+/// In a worker: the process that has connected to it.
+pub(crate) fn peer_pid() -> Option<u32> {
+    match context().peer() {
+        Some(Peer::Process { pid, .. }) => Some(pid),
+        _ => None,
+    }
 }
 
 /// Such a server, with what it logs, and how often `setup` has run.

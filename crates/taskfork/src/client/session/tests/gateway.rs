@@ -37,8 +37,8 @@ fn of_several_calls_only_the_first_may_have_run() {
 
 #[test]
 fn an_end_that_cannot_be_ends_the_connection() {
-    let cases: [(fn() -> Checkout, u64, _); 2] = [
-        (Checkout::assigned_remotely, 1, "passed on more than was sent"),
+    let cases = [
+        (Checkout::assigned_remotely as fn() -> Checkout, 1, "passed on more than was sent"),
         (Checkout::assigned, 0, "there is no gateway"),
     ];
     for (assigned, more, what) in cases {

@@ -272,7 +272,7 @@ impl World {
         let key = ClientKey(self.clients.len() as u64 + 1);
         self.clients.insert(key, Client::Arriving);
         let before = self.supervisor.waiting();
-        self.supervisor.handle_client(key, ClientId::new(Peer::Process(program), 1));
+        self.supervisor.handle_client(key, ClientId::new(PeerId::Process(program), 1));
         self.drain();
         assert_ne!(self.clients[&key], Client::Arriving, "a client is never left alone");
         if before > 0 {

@@ -1,0 +1,214 @@
+//! The process of a gateway, beside the server of a pool: it gives up its rights and relays clients.
+
+use std::ffi::CString;
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::Path;
+use std::pin::pin;
+use std::time::Duration;
+
+use nix::unistd::{initgroups, setgid, setuid};
+use taskfork::client::Address;
+use taskfork::sandbox::Sandbox;
+use taskfork_gateway::{Gateway, GatewayBuilder, GatewayError};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+
+use crate::config::PoolOptions;
+use crate::error::CommandError;
+use crate::gateway_options::{Account, GatewayOptions, folder};
+use crate::pools;
+use crate::serve::OptionSource;
+
+/// How long running checkouts may go on at a shutdown, unless the pool says otherwise. The server has the same
+/// default.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(30);
+
+/// Serves clients of other machines until SIGTERM arrives. With `only_check`, returns once that could begin.
+pub(crate) fn run(
+    pool: &PoolOptions,
+    source: &OptionSource,
+    log_file: Option<&Path>,
+    only_check: bool,
+) -> Result<(), CommandError> {
+    let Some(options) = pool.gateway(source)? else {
+        return Err(CommandError::usage("the pool has no gateway"));
+    };
+    // One thread: a sandbox cannot confine others.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let gateway = bind(&runtime, pool, &options, source)?;
+    if let Some(account) = &options.user {
+        become_user(account)?;
+    }
+    if !only_check {
+        // Only now, because the kernel forgets this when a process changes its user.
+        pools::end_with_parent()?;
+    }
+    confine(&options, log_file)?;
+    // The files have to be readable also for the user and in the sandbox of later days.
+    gateway.reloader().reload().map_err(|error| command_error(error, &options, source))?;
+    if only_check {
+        return Ok(());
+    }
+    tracing::info!("the gateway listens at tls:{}", gateway.local_addr());
+    runtime.block_on(serve(gateway, log_file))?;
+    tracing::info!("the gateway has ended");
+    Ok(())
+}
+
+/// Listens at the first address of the host that works.
+fn bind(
+    runtime: &Runtime,
+    pool: &PoolOptions,
+    options: &GatewayOptions,
+    source: &OptionSource,
+) -> Result<Gateway, CommandError> {
+    let (tls, listen) = (source.option_name("tls"), &options.listen);
+    // The runtime would look the name up in a thread.
+    let addresses = listen.to_socket_addrs().map_err(|error| {
+        CommandError::usage(format!("{tls}: `{listen}` is no address to listen at: {error}"))
+            .hint("write HOST:PORT, as in 0.0.0.0:7000 or [::]:7000")
+    })?;
+    let mut failed = None;
+    for address in addresses {
+        match runtime.block_on(builder(pool, options, address)?.bind()) {
+            Ok(gateway) => return Ok(gateway),
+            Err(error @ GatewayError::Listen { .. }) => failed = Some(error),
+            Err(error) => return Err(command_error(error, options, source)),
+        }
+    }
+    Err(match failed {
+        Some(error) => command_error(error, options, source),
+        None => CommandError::usage(format!("{tls}: `{listen}` has no address")),
+    })
+}
+
+fn builder(
+    pool: &PoolOptions,
+    options: &GatewayOptions,
+    address: SocketAddr,
+) -> Result<GatewayBuilder, CommandError> {
+    let server = Address::unix(options.server.clone()).map_err(CommandError::usage)?;
+    let mut builder = Gateway::builder()
+        .server(server)
+        .tls(address.to_string(), &options.certificate, &options.key)
+        .shutdown_grace(pool.shutdown_grace.map_or(SHUTDOWN_GRACE, |time| time.0));
+    if let Some(file) = &options.client_ca {
+        builder = builder.client_ca(file);
+    }
+    for name in &options.allowed_names {
+        builder = builder.allow_name(name);
+    }
+    if let Some(time) = pool.handshake_timeout {
+        builder = builder.handshake_timeout(time.0);
+    }
+    if let Some(count) = pool.max_handshakes {
+        builder = builder.max_handshakes(count);
+    }
+    Ok(builder)
+}
+
+/// The error of a gateway in terms of the command's options.
+fn command_error(
+    error: GatewayError,
+    options: &GatewayOptions,
+    source: &OptionSource,
+) -> CommandError {
+    let GatewayOptions { certificate, key, user, .. } = options;
+    match &error {
+        GatewayError::Listen { .. } => CommandError::usage(&error).hint(format!(
+            "choose an address of this machine and a free port for {}",
+            source.option_name("tls")
+        )),
+        GatewayError::File { file, .. } => {
+            let option = match file {
+                file if file == certificate => "cert",
+                file if file == key => "key",
+                _ => "client_ca",
+            };
+            let option = source.option_name(option);
+            CommandError::usage(&error).hint(match user {
+                Some(Account { name, .. }) => {
+                    format!("{option} must be a file in PEM that the user `{name}` may read")
+                }
+                None => format!("{option} must be a file in PEM that this user may read"),
+            })
+        }
+        _ => CommandError::usage(&error),
+    }
+}
+
+/// Takes on the user and its groups.
+fn become_user(account: &Account) -> Result<(), CommandError> {
+    let Account { name, user, group } = account;
+    let called = CString::new(name.as_str()).map_err(CommandError::usage)?;
+    let changed =
+        initgroups(&called, *group).and_then(|()| setgid(*group)).and_then(|()| setuid(*user));
+    changed.map_err(|errno| {
+        CommandError::usage(format!("the gateway cannot become the user `{name}`: {errno}"))
+    })
+}
+
+/// Gives up everything but relaying: no programs, no files but the certificates, no other sockets than connections
+/// that come in, and those to the server.
+fn confine(options: &GatewayOptions, log_file: Option<&Path>) -> Result<(), CommandError> {
+    let mut sandbox = Sandbox::compute()
+        .accept_connections()
+        // The file of the socket is another after a restart of the server.
+        .unix_socket(folder(&options.server))
+        // A kernel that cannot do all of it can do a part.
+        .best_effort();
+    for folder in options.folders() {
+        sandbox = sandbox.read(folder);
+    }
+    if let Some(file) = log_file {
+        // SIGUSR1 makes a new one.
+        sandbox = sandbox.write(folder(file));
+    }
+    let failed = |error: &dyn std::error::Error| {
+        CommandError::usage(format!("the gateway cannot be confined: {error}"))
+            .hint("the folders of the socket, the certificates and the log file must exist")
+    };
+    let prepared = sandbox.prepare().map_err(|error| failed(&error))?;
+    prepared.apply(None).map_err(|error| failed(&error))?;
+    for feature in prepared.lacking() {
+        tracing::debug!("the sandbox of the gateway lacks a feature of this kernel: {feature}");
+    }
+    Ok(())
+}
+
+/// Relays clients until a signal ends it. A second signal ends all connections.
+async fn serve(gateway: Gateway, log_file: Option<&Path>) -> io::Result<()> {
+    let reloader = gateway.reloader();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut user1 = signal(SignalKind::user_defined1())?;
+    let (drain, draining) = oneshot::channel::<()>();
+    let mut drain = Some(drain);
+    let mut running = pin!(gateway.run(async { drop(draining.await) }));
+    loop {
+        let ends = async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        tokio::select! {
+            () = &mut running => return Ok(()),
+            () = ends => match drain.take() {
+                Some(drain) => {
+                    tracing::info!("the gateway waits for its clients' checkouts");
+                    drop(drain);
+                }
+                None => return Ok(()),
+            },
+            _ = hangup.recv() => match reloader.reload() {
+                Ok(()) => tracing::info!("the gateway has read its certificates again"),
+                Err(error) => tracing::error!("the previous certificates stay in use: {error}"),
+            },
+            _ = user1.recv() => pools::reopen(log_file),
+        }
+    }
+}
