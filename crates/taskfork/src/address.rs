@@ -27,6 +27,7 @@ const MAX_SOCKET_PATH: usize = 107;
 /// | `unix:PATH` | a unix socket in the file system |
 /// | `unix-percent:PATH` | a unix socket; `%` and two hexadecimal digits stand for a byte |
 /// | `tcp:HOST:PORT` | TCP; write an IPv6 host in brackets; with port 0 the kernel chooses one |
+/// | `tls:HOST:PORT` | the gateway of a server, through TLS (clients only, with the feature `tls`) |
 /// | `fd:NUMBER` | a listening socket inherited from the parent process (servers only) |
 ///
 /// `Display` writes the same forms: `unix:PATH` if the path is UTF-8, `unix-percent:PATH` otherwise.
@@ -54,6 +55,12 @@ pub(crate) enum AddressKind {
         host: String,
         port: u16,
     },
+    /// A gateway.
+    #[cfg(feature = "tls")]
+    Tls {
+        host: String,
+        port: u16,
+    },
     Inherited(RawFd),
     /// A server that this program started, without a socket in the file system. Clients connect
     /// through its control socket.
@@ -69,6 +76,8 @@ impl AddressKind {
         match self {
             Self::Unix(_) | Self::Inherited(_) | Self::Spawned(_) => true,
             Self::Tcp { .. } => false,
+            #[cfg(feature = "tls")]
+            Self::Tls { .. } => false,
             #[cfg(test)]
             Self::Memory(_) => true,
         }
@@ -104,7 +113,9 @@ pub(crate) trait LocalServer: Any + Send + Sync + UnwindSafe + RefUnwindSafe {
 #[non_exhaustive]
 pub enum AddressError {
     /// The text has an unknown form.
-    #[error("`{text}` is not an address: write unix:PATH, tcp:HOST:PORT or fd:NUMBER")]
+    #[error(
+        "`{text}` is not an address: write unix:PATH, tcp:HOST:PORT, tls:HOST:PORT or fd:NUMBER"
+    )]
     Unknown {
         /// The text as it was given.
         text: String,
@@ -141,6 +152,23 @@ pub enum AddressError {
         "`{text}` names no TCP port: write tcp:HOST:PORT, as in tcp:127.0.0.1:4000 or tcp:[::1]:4000"
     )]
     Tcp {
+        /// The text as it was given.
+        text: String,
+    },
+    /// The host or the port of a gateway is missing, or the port is not a number up to 65535.
+    #[error(
+        "`{text}` names no gateway: write tls:HOST:PORT, as in tls:adder.example:7000 or tls:[::1]:7000"
+    )]
+    Tls {
+        /// The text as it was given.
+        text: String,
+    },
+    /// The address needs a feature of this crate that the program was built without.
+    #[error(
+        "`{text}` needs TLS, which this program was built without: enable the feature `tls` of the \
+         crate taskfork"
+    )]
+    NoTls {
         /// The text as it was given.
         text: String,
     },
@@ -187,6 +215,28 @@ impl Address {
         Self(AddressKind::Tcp { host: host.into(), port })
     }
 
+    /// Returns the address of a gateway, to which clients connect through TLS. `host` is a name or an IP
+    /// address, IPv6 without brackets.
+    ///
+    /// ```
+    /// let address = taskfork::client::Address::tls("adder.example", 7000);
+    /// assert_eq!(address.to_string(), "tls:adder.example:7000");
+    /// ```
+    #[cfg(feature = "tls")]
+    pub fn tls(host: impl Into<String>, port: u16) -> Self {
+        Self(AddressKind::Tls { host: host.into(), port })
+    }
+
+    #[cfg(feature = "tls")]
+    fn of_gateway(host: &str, port: u16, _: &str) -> Result<Self, AddressError> {
+        Ok(Self::tls(host, port))
+    }
+
+    #[cfg(not(feature = "tls"))]
+    fn of_gateway(_: &str, _: u16, text: &str) -> Result<Self, AddressError> {
+        Err(AddressError::NoTls { text: text.to_owned() })
+    }
+
     /// Returns the address of a listening socket that this process inherited as this descriptor.
     ///
     /// ```
@@ -226,7 +276,14 @@ impl FromStr for Address {
             return Self::unix(OsString::from_vec(path));
         }
         if let Some(rest) = text.strip_prefix("tcp:") {
-            return parse_tcp(rest).ok_or_else(|| AddressError::Tcp { text: text_owned() });
+            let (host, port) =
+                parse_port(rest).ok_or_else(|| AddressError::Tcp { text: text_owned() })?;
+            return Ok(Self::tcp(host, port));
+        }
+        if let Some(rest) = text.strip_prefix("tls:") {
+            let (host, port) =
+                parse_port(rest).ok_or_else(|| AddressError::Tls { text: text_owned() })?;
+            return Self::of_gateway(host, port, text);
         }
         if let Some(number) = text.strip_prefix("fd:") {
             return match number.parse() {
@@ -264,7 +321,16 @@ fn show_path(path: &Path, out: &mut fmt::Formatter<'_>) -> fmt::Result {
     })
 }
 
-fn parse_tcp(rest: &str) -> Option<Address> {
+/// Writes a host and a port as an address.
+fn show_port(kind: &str, host: &str, port: u16, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match host.contains(':') {
+        true => write!(out, "{kind}:[{host}]:{port}"),
+        false => write!(out, "{kind}:{host}:{port}"),
+    }
+}
+
+/// Splits `HOST:PORT`.
+fn parse_port(rest: &str) -> Option<(&str, u16)> {
     let (host, port) = rest.rsplit_once(':')?;
     let port = port.parse().ok()?;
     let host = match host.strip_prefix('[') {
@@ -272,7 +338,7 @@ fn parse_tcp(rest: &str) -> Option<Address> {
         None if host.contains(':') => return None,
         None => host,
     };
-    (!host.is_empty() && !host.contains(['[', ']'])).then(|| Address::tcp(host, port))
+    (!host.is_empty() && !host.contains(['[', ']'])).then_some((host, port))
 }
 
 impl TryFrom<&str> for Address {
@@ -339,10 +405,9 @@ impl fmt::Display for Address {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             AddressKind::Unix(path) => show_path(path, out),
-            AddressKind::Tcp { host, port } if host.contains(':') => {
-                write!(out, "tcp:[{host}]:{port}")
-            }
-            AddressKind::Tcp { host, port } => write!(out, "tcp:{host}:{port}"),
+            AddressKind::Tcp { host, port } => show_port("tcp", host, *port, out),
+            #[cfg(feature = "tls")]
+            AddressKind::Tls { host, port } => show_port("tls", host, *port, out),
             AddressKind::Inherited(descriptor) => write!(out, "fd:{descriptor}"),
             AddressKind::Spawned(server) => write!(out, "the server in process {}", server.pid()),
             #[cfg(test)]
@@ -423,6 +488,22 @@ mod tests {
         ] {
             assert!(error_of(text).contains("tcp:HOST:PORT"), "{text}");
         }
+    }
+
+    #[test]
+    #[cfg(feature = "tls")]
+    fn a_gateway_has_a_host_and_a_port() {
+        for text in ["tls:adder.example:7000", "tls:[::1]:7000"] {
+            assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
+        }
+        assert!(error_of("tls:adder.example").contains("tls:HOST:PORT"));
+    }
+
+    #[test]
+    #[cfg(not(feature = "tls"))]
+    fn the_address_of_a_gateway_needs_a_feature() {
+        assert!(error_of("tls:adder.example:7000").contains("feature `tls`"));
+        assert!(error_of("tls:adder.example").contains("tls:HOST:PORT"));
     }
 
     #[test]

@@ -200,10 +200,10 @@ pub use worker::{BoxError, Methods};
 /// ```
 pub use taskfork_macros::interface;
 
-/// For the code that [`macro@interface`] generates, for the command and for benchmarks.
+/// For the code that [`macro@interface`] generates, for the command, for the gateway and for benchmarks.
 #[doc(hidden)]
 pub mod __private {
-    pub use crate::wire::bench;
+    pub use crate::wire::{bench, relay};
     pub use crate::worker::interface::{Reply, Request};
 
     pub use crate::server::{Hangup, ServiceManager};
@@ -211,6 +211,11 @@ pub mod __private {
     /// What SIGHUP does in this process, given the server's option `restart_on_hangup`.
     pub fn meaning_of_hangup(restart: Option<bool>) -> Hangup {
         crate::server::meaning_of_hangup(restart)
+    }
+
+    /// Whether the other end of a unix socket has ended, or is shut down, and has not read all that was sent.
+    pub fn has_unread(socket: &impl std::os::fd::AsFd) -> bool {
+        crate::sys::has_unread(socket)
     }
 
     /// The service manager that started this process.

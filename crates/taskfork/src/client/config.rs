@@ -1,5 +1,6 @@
 //! The checked options of a client, and what is known of the servers at its addresses.
 
+use super::io::transport::Connector;
 use super::pool::PoolLimits;
 use super::session::SessionOptions;
 use crate::address::Address;
@@ -15,6 +16,7 @@ use crate::wire::Protocol;
 pub(crate) struct Config {
     /// At least one, in order of preference.
     pub(crate) addresses: Vec<Address>,
+    pub(crate) connector: Connector,
     /// For each address the server there, if this program has started it.
     pub(crate) links: Vec<Option<SpawnedServer>>,
     pub(crate) name: String,

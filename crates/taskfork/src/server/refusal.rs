@@ -6,9 +6,9 @@ use rustix::net::{self, RecvFlags, SendFlags, Shutdown, recv, shutdown};
 
 use super::log;
 use crate::sys;
-use crate::wire::error_body::{ErrorBody, kind};
-use crate::wire::frame::{self, PREAMBLE};
-use crate::wire::{Protocol, native, perl};
+use crate::wire::Protocol;
+use crate::wire::error_body::kind;
+use crate::wire::refusal::encode;
 
 /// The answer to a client that gets no worker.
 #[derive(Debug)]
@@ -47,22 +47,9 @@ impl Refusal {
 
 /// Sends the refusal, and ends the connection.
 pub(crate) fn send(connection: &OwnedFd, refusal: &Refusal) {
-    let mut out = Vec::new();
-    match refusal.protocol {
-        None => {}
-        Some(Protocol::Perl) => perl::put_error(&mut out, None, &refusal.reason),
-        Some(Protocol::Native) => {
-            let body =
-                ErrorBody { kind: refusal.kind, message: &refusal.reason, ..ErrorBody::default() };
-            if !refusal.is_preamble_sent {
-                out.extend_from_slice(PREAMBLE);
-            }
-            let written = frame::write_control(&mut out, |out| native::put_error(out, None, &body));
-            if written.is_err() {
-                return;
-            }
-        }
-    }
+    let encode =
+        |protocol| encode(protocol, refusal.kind, &refusal.reason, refusal.is_preamble_sent);
+    let out = refusal.protocol.map(encode).unwrap_or_default();
     if out.is_empty() {
         return;
     }

@@ -54,8 +54,10 @@ pub(crate) use open_file_limit::OpenFileLimit;
 pub(crate) use pages::{AtomicWords, Pages, PublishedPage};
 pub(crate) use partial_fork::PartialFork;
 pub use peer::Peer;
+#[cfg(feature = "tls")]
+pub(crate) use peer::output_queue;
 pub(crate) use peer::{
-    group_id_of, has_unread_data, peer_address, peer_credentials, peer_groups, user_id_of,
+    group_id_of, has_unread, peer_address, peer_credentials, peer_groups, user_id_of,
 };
 pub(crate) use process::{
     ForkError, Forked, ThreadCount, available_cores, exit_now, exited_child, flush_stdio, fork,

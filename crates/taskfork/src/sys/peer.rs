@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
 
 use nix::libc;
+use rustix::io::Errno;
+use rustix::net::sockopt::socket_error;
 
 /// The process that connected to a worker's unix socket, as the kernel recorded it at that time. See
 /// [`Context::peer`](crate::worker::Context::peer).
@@ -51,13 +53,25 @@ pub(crate) fn peer_credentials(socket: &impl AsFd) -> Option<Peer> {
     })
 }
 
+/// Whether the other end of a unix socket, which has ended or is shut down, has not read all that was sent.
+pub(crate) fn has_unread(socket: &impl AsFd) -> bool {
+    // In this order: closing the socket sets the error before it discards the unread bytes.
+    has_unread_data(socket) || matches!(socket_error(socket), Ok(Err(Errno::CONNRESET)))
+}
+
 /// Whether some sent bytes have not been read at the other end of a unix socket.
-pub(crate) fn has_unread_data(socket: &impl AsFd) -> bool {
+fn has_unread_data(socket: &impl AsFd) -> bool {
+    output_queue(socket) > 0
+}
+
+/// How much of what was sent has not been read at the other end of a unix socket, or has not arrived at the machine at the
+/// other end of a TCP connection. More than the bytes themselves may count.
+pub(crate) fn output_queue(socket: &impl AsFd) -> usize {
     let mut bytes: libc::c_int = 0;
     let fd = socket.as_fd().as_raw_fd();
     // SAFETY: the kernel writes one `int`, to a local variable.
     let done = unsafe { libc::ioctl(fd, libc::TIOCOUTQ, &raw mut bytes) };
-    done == 0 && bytes > 0
+    if done == 0 { usize::try_from(bytes).unwrap_or(0) } else { 0 }
 }
 
 /// Returns the supplementary groups that the peer of a unix socket had when it connected.

@@ -4,6 +4,7 @@
 //! - Streams: `frame` (where a message begins and ends), `first_message` (which protocol a client speaks).
 //! - Messages of the native protocol: `native`, and the larger ones in files of their own: `hello`, `error_body`,
 //!   `death_notice`, `shm`, `trace`.
+//! - A gateway's part in a stream: `relay`. The message to a client that gets no worker: `refusal`.
 //! - Messages of the other protocol: `perl`, which translates to and from native ones.
 //! - Values of users: `arguments`, `values`, `call_error`, `log`; their limits: `bounds`, `depth`; texts of errors about
 //!   their types: `mismatch`.
@@ -32,6 +33,8 @@ pub(crate) mod native;
 pub(crate) mod perl;
 mod protocol;
 mod reference;
+pub(crate) mod refusal;
+pub mod relay;
 mod scoped_local;
 pub(crate) mod shm;
 #[cfg(feature = "spans")]

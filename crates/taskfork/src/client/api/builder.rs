@@ -8,6 +8,7 @@ use super::handle::Client;
 use crate::address::{Address, AddressError, AddressKind};
 use crate::busy_poll::BusyPoll;
 use crate::client::config::Config;
+use crate::client::io::transport::Connector;
 use crate::client::pool::{Overload, PoolLimits};
 use crate::display::debug_as_text;
 use crate::server::SpawnedServer;
@@ -52,6 +53,8 @@ pub struct ClientBuilder {
     pass_descriptors: bool,
     shared_memory: usize,
     copy_shared_memory: bool,
+    #[cfg(feature = "tls")]
+    pub(super) tls: super::tls_options::TlsOptions,
 }
 
 /// Why a client cannot be built.
@@ -145,13 +148,15 @@ impl Client {
             pass_descriptors: true,
             shared_memory: DEFAULT_SHARED_MEMORY,
             copy_shared_memory: false,
+            #[cfg(feature = "tls")]
+            tls: Default::default(),
         }
     }
 }
 
 impl ClientBuilder {
-    /// Sets the address of the server: `unix:PATH`, `tcp:HOST:PORT`, or the address of a
-    /// [`ServerHandle`](crate::server::ServerHandle).
+    /// Sets the address of the server: `unix:PATH`, `tcp:HOST:PORT`, with the feature `tls` the address
+    /// `tls:HOST:PORT` of a gateway, or the address of a [`ServerHandle`](crate::server::ServerHandle).
     ///
     /// It replaces all addresses that were set before. There is no default. The server need not
     /// exist yet: the client retries until it does.
@@ -575,11 +580,16 @@ impl ClientBuilder {
             );
             return wrong("max_frame", reason);
         }
+        let connector = Connector {
+            #[cfg(feature = "tls")]
+            tls: self.tls.check(&addresses)?,
+        };
         let links: Vec<_> = addresses.iter().map(SpawnedServer::find).collect();
         // This watches servers in threads: from here on the program cannot fork.
         links.iter().flatten().for_each(SpawnedServer::watch);
         Ok(Config {
             addresses,
+            connector,
             links,
             name: self.name,
             limits: PoolLimits {

@@ -4,3 +4,5 @@ pub(super) mod builder;
 pub(super) mod call;
 pub(super) mod checkout;
 pub(super) mod handle;
+#[cfg(feature = "tls")]
+mod tls_options;

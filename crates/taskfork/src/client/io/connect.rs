@@ -91,7 +91,7 @@ async fn connect_and_handshake(
     if config.protocol == Protocol::Perl {
         // This protocol has no handshake.
         let (stream, _) =
-            transport::connect(address, &[]).await.map_err(ConnectionError::system)?;
+            config.connector.connect(address, &[]).await.map_err(ConnectionError::system)?;
         let config = ConnectionConfig {
             protocol: Protocol::Perl,
             inbox: BytesMut::new(),
@@ -116,7 +116,7 @@ async fn connect_and_handshake(
     let max_shared = config.max_shared(files);
     let hello = client_hello(config, files, max_shared, client).map_err(HandshakeError::from)?;
     let (mut stream, sent) =
-        transport::connect(address, &hello).await.map_err(ConnectionError::system)?;
+        config.connector.connect(address, &hello).await.map_err(ConnectionError::system)?;
     let rest = &hello[sent..];
     let (hello, inbox) = handshake(&mut *stream, rest, on_wait).await?;
     let config = ConnectionConfig {

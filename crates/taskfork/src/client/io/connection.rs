@@ -209,6 +209,9 @@ impl Link {
         };
         Poll::Ready(match read {
             Ok(0) => {
+                if !self.stream.can_lose_answers() {
+                    proto.record_complete();
+                }
                 proto.handle_end(End::Closed { has_unread: self.stream.has_unread() });
                 Received::End
             }

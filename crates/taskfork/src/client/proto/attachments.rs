@@ -44,6 +44,7 @@ impl Connection {
             }
             Ok(FromWorker::Files(count)) => self.announced_files = count,
             Ok(FromWorker::Rings) => self.handle_rings_accepted()?,
+            Ok(FromWorker::End(end)) => return Err(self.handle_stream_end(end)),
             Ok(FromWorker::Shm(message)) => {
                 self.accept_sharing(message.agreed)?;
                 let idle = message.idle;

@@ -1,5 +1,6 @@
 //! A connection to one worker: what it sends, what it receives, and how far its calls have got.
 
+use std::cmp::Ordering;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
@@ -22,7 +23,7 @@ use crate::shm_pool::ShmPool;
 use crate::sys;
 use crate::wire::frame;
 use crate::wire::gather_frame::GatherFrame;
-use crate::wire::native::{self, CallMode, FromWorker};
+use crate::wire::native::{self, CallMode, FromWorker, StreamEnd};
 use crate::wire::perl;
 use crate::wire::{Protocol, WireError};
 
@@ -62,6 +63,8 @@ pub(crate) struct Connection {
     last_answer_long: bool,
     /// Answers that the worker has sent can be lost at the end of the connection.
     can_lose_answers: bool,
+    /// How many bytes have been sent since the handshake.
+    bytes_sent: u64,
     /// The state of reading the protocol of AnyEvent::Task; `None` for the native protocol.
     perl: Option<Perl>,
     pub(super) handshake: Handshake,
@@ -150,6 +153,7 @@ impl Connection {
             bytes_since_answer: 0,
             last_answer_long: false,
             can_lose_answers,
+            bytes_sent: 0,
             perl: (protocol == Protocol::Perl).then(Perl::default),
             handshake: Handshake::Done,
         }
@@ -210,6 +214,11 @@ impl Connection {
         self.handshake.handle_no_input();
     }
 
+    /// All that the worker has sent has been received.
+    pub(crate) fn record_complete(&mut self) {
+        self.can_lose_answers = false;
+    }
+
     /// The worker can send no more: [`Need::InputStop`] has been met.
     pub(crate) fn handle_input_stopped(&mut self) {
         self.handshake.handle_input_stopped();
@@ -219,6 +228,7 @@ impl Connection {
     /// many of them belong to a call that is not in the outbox.
     #[inline]
     pub(crate) fn handle_sent(&mut self, sent: usize) -> usize {
+        self.bytes_sent += sent as u64;
         self.rings.iter_mut().for_each(|rings| rings.record_sent(sent));
         if let RingOffer::Due(_) = &self.ring_offer
             && self.outbox.bytes.is_empty()
@@ -605,6 +615,20 @@ impl Connection {
     /// So at most one call may be unread, or no other worker can take over.
     pub(crate) fn may_be_answering(&self) -> bool {
         self.last_answer_long
+    }
+
+    /// Classifies the end that a gateway reports. It comes behind all that the worker has sent, so no answer is lost.
+    pub(super) fn handle_stream_end(&mut self, end: StreamEnd) -> Disconnect {
+        if !std::mem::take(&mut self.can_lose_answers) {
+            return Disconnect::violation("a gateway reported an end, but there is no gateway");
+        }
+        match end.passed.cmp(&self.bytes_sent) {
+            Ordering::Greater => Disconnect::violation("the gateway passed on more than was sent"),
+            // What has not reached the worker is unread too.
+            Ordering::Less => self.unread_reason(),
+            Ordering::Equal if end.is_unread => self.unread_reason(),
+            Ordering::Equal => self.close_reason(),
+        }
     }
 
     /// Classifies the end of a connection whose worker left bytes in the socket unread. They are those of the

@@ -135,6 +135,8 @@ impl HandshakeReader {
                 Some(why) => Err(HandshakeError::Incompatible(why)),
             },
             FromWorker::Error { body, .. } => Err(HandshakeError::Refused(body.message.to_owned())),
+            // A gateway ends a stream in this way.
+            FromWorker::End(_) => Err(HandshakeError::Closed),
             FromWorker::Queued(_) if self.is_queued => {
                 Err(WireError::malformed("the server said twice that no worker is free").into())
             }

@@ -7,20 +7,23 @@ pub(in crate::wire) const SHM: u64 = 7;
 pub(super) const RINGS: u64 = 8;
 
 // From the client.
-pub(super) const CALL: u64 = 1;
-pub(super) const DONE: u64 = 2;
-pub(super) const PIPELINED_CALL: u64 = 3;
+pub(in crate::wire) const CALL: u64 = 1;
+pub(in crate::wire) const DONE: u64 = 2;
+pub(in crate::wire) const PIPELINED_CALL: u64 = 3;
 pub(super) const CANCEL: u64 = 4;
 pub(super) const QUEUE_LENGTH: u64 = 5;
-pub(super) const SINGLE_CALL: u64 = 9;
+pub(in crate::wire) const SINGLE_CALL: u64 = 9;
 
 // From the worker, or from the server in its place.
-pub(super) const OK: u64 = 1;
-pub(super) const ERROR: u64 = 2;
+pub(in crate::wire) const OK: u64 = 1;
+pub(in crate::wire) const ERROR: u64 = 2;
 pub(in crate::wire) const DEATH: u64 = 3;
 pub(super) const TELEMETRY: u64 = 4;
-pub(super) const SKIPPED: u64 = 5;
+pub(in crate::wire) const SKIPPED: u64 = 5;
 pub(super) const QUEUED: u64 = 9;
+
+// From a gateway, behind what the worker and the server have sent.
+pub(super) const END: u64 = 10;
 
 /// The key of the metadata that marks values which were JSON first.
 pub(super) const JSON: &str = "json";

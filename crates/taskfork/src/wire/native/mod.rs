@@ -13,11 +13,12 @@ pub(crate) use client::{
 };
 pub(in crate::wire) use transport::put_files;
 pub(crate) use transport::{is_transport_message, put_rings};
-pub(in crate::wire) use worker::put_log_with;
 #[cfg(feature = "spans")]
 pub(crate) use worker::put_trace_header;
 pub(crate) use worker::{
-    FromWorker, Telemetry, put_error, put_log, put_ok, put_queued, put_skipped, skipped_call,
+    FromWorker, StreamEnd, Telemetry, put_error, put_log, put_ok, put_queued, put_skipped,
+    skipped_call,
 };
+pub(in crate::wire) use worker::{put_end, put_log_with};
 
 pub(crate) use super::hello::VERSIONS;

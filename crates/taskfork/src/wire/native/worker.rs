@@ -3,7 +3,7 @@
 use log_defer::Message;
 
 use super::kind::{
-    DEATH, ERROR, FILES, HELLO, JSON, OK, QUEUED, RINGS, SHM, SKIPPED, TELEMETRY, kind_of,
+    DEATH, END, ERROR, FILES, HELLO, JSON, OK, QUEUED, RINGS, SHM, SKIPPED, TELEMETRY, kind_of,
 };
 use super::transport::read_files;
 use crate::wire::WireError;
@@ -44,6 +44,17 @@ pub(crate) enum FromWorker<'a> {
     Shm(ShmMessage),
     /// The worker uses the offered rings from here on.
     Rings,
+    /// From a gateway: the worker's side of the connection has ended, and all that came from there is before this.
+    End(StreamEnd),
+}
+
+/// What a gateway knows about the bytes of a client whose worker has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct StreamEnd {
+    /// How many bytes behind its hello the client has sent and the gateway has passed on.
+    pub(crate) passed: u64,
+    /// The worker has not read all of those.
+    pub(crate) is_unread: bool,
 }
 
 /// What a worker recorded while a call ran; each part is still encoded.
@@ -84,6 +95,7 @@ impl<'a> FromWorker<'a> {
                 })?;
                 Ok(Self::Queued(reason))
             }
+            (END, 2) => StreamEnd::read(&mut reader).map(Self::End),
             (SKIPPED, 2) => Ok(Self::Skipped { call: AnswerMeta::read(&mut reader)?.call }),
             (kind, fields) => Err(WireError::malformed(format!(
                 "a worker sends no message of kind {kind} with {fields} fields"
@@ -106,6 +118,24 @@ impl<'a> Telemetry<'a> {
         Ok(telemetry)
     }
 }
+
+impl StreamEnd {
+    fn read(reader: &mut Reader<'_>) -> Result<Self, WireError> {
+        let mut end = Self::default();
+        read_map(reader, |key, reader| {
+            match key {
+                PASSED => end.passed = reader.unsigned()?,
+                UNREAD => end.is_unread = reader.bool()?,
+                _ => return Ok(false),
+            }
+            Ok(true)
+        })?;
+        Ok(end)
+    }
+}
+
+const PASSED: &str = "passed";
+const UNREAD: &str = "unread";
 
 /// The key of the call's number in the metadata of an answer.
 const CALL_NUMBER: &str = "call";
@@ -169,6 +199,14 @@ pub(crate) fn put_queued(out: &mut Vec<u8>, reason: &str) {
     put_array(out, 2);
     put_uint(out, QUEUED);
     MapWriter::new(out).str("reason", reason);
+}
+
+pub(in crate::wire) fn put_end(out: &mut Vec<u8>, passed: u64, is_unread: bool) {
+    put_array(out, 2);
+    put_uint(out, END);
+    let mut map = MapWriter::new(out);
+    map.uint(PASSED, passed);
+    map.flag(UNREAD, is_unread);
 }
 
 const LOG: &str = "ld";

@@ -4,6 +4,10 @@
 #[cfg(test)]
 pub(crate) mod memory;
 mod tcp;
+#[cfg(feature = "tls")]
+pub(crate) mod tls;
+#[cfg(feature = "tls")]
+mod tls_error;
 mod unix;
 
 use std::fmt;
@@ -47,7 +51,8 @@ pub(crate) trait Transport: fmt::Debug + Send {
         files: &mut Vec<OwnedFd>,
     ) -> rustix::io::Result<usize>;
 
-    /// Whether what the worker has sent can be lost when the connection ends.
+    /// Whether what the worker has sent can be lost when the connection ends. When it has ended, it may be known that
+    /// nothing was.
     fn can_lose_answers(&self) -> bool;
 
     /// Whether the other side has ended and left bytes unread. It is for cases that no error of a read or
@@ -75,19 +80,36 @@ pub(crate) fn connect_now(address: &Address) -> Option<io::Result<Box<dyn Transp
         AddressKind::Unix(path) => Some(unix::connect(path)),
         AddressKind::Spawned(server) => Some(unix::connect_to(server)),
         AddressKind::Tcp { .. } | AddressKind::Inherited(_) => None,
+        #[cfg(feature = "tls")]
+        AddressKind::Tls { .. } => None,
         #[cfg(test)]
         AddressKind::Memory(server) => Some(memory::connect(&**server).map(|(stream, _)| stream)),
     }
 }
 
-/// Connects. As much of the hello is sent as needs no waiting.
-pub(crate) async fn connect(address: &Address, hello: &[u8]) -> io::Result<Connected> {
-    match &address.0 {
-        AddressKind::Unix(path) => unix::connect_and_send(path, hello),
-        AddressKind::Spawned(server) => unix::connect_to_and_send(&**server, hello),
-        AddressKind::Tcp { host, port } => tcp::connect(host, *port).await,
-        AddressKind::Inherited(_) => Err(io::ErrorKind::InvalidInput.into()),
-        #[cfg(test)]
-        AddressKind::Memory(server) => memory::connect(&**server),
+/// What the connections of a client share.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Connector {
+    /// Set if an address needs it.
+    #[cfg(feature = "tls")]
+    pub(crate) tls: Option<tls::TlsContext>,
+}
+
+impl Connector {
+    /// Connects. As much of the hello is sent as needs no waiting.
+    pub(crate) async fn connect(&self, address: &Address, hello: &[u8]) -> io::Result<Connected> {
+        match &address.0 {
+            AddressKind::Unix(path) => unix::connect_and_send(path, hello),
+            AddressKind::Spawned(server) => unix::connect_to_and_send(&**server, hello),
+            AddressKind::Tcp { host, port } => tcp::connect(host, *port).await,
+            #[cfg(feature = "tls")]
+            AddressKind::Tls { host, port } => match &self.tls {
+                Some(tls) => tls.connect(host, *port).await,
+                None => Err(io::ErrorKind::InvalidInput.into()),
+            },
+            AddressKind::Inherited(_) => Err(io::ErrorKind::InvalidInput.into()),
+            #[cfg(test)]
+            AddressKind::Memory(server) => memory::connect(&**server),
+        }
     }
 }

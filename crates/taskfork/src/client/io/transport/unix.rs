@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
 use rustix::io::Errno;
-use rustix::net::sockopt::{set_socket_send_buffer_size, socket_error};
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::net::{
     AddressFamily, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType, send, shutdown,
     socket_with,
@@ -200,9 +200,7 @@ impl Transport for Unix {
 
     /// While another process has the socket open, no reset reports that.
     fn has_unread(&self) -> bool {
-        let socket = self.socket.get_ref();
-        // In this order: closing the socket sets the error before it discards the unread bytes.
-        sys::has_unread_data(socket) || matches!(socket_error(socket), Ok(Err(Errno::CONNRESET)))
+        sys::has_unread(self.socket.get_ref())
     }
 
     fn shut_down_reading(&self) {

@@ -1,0 +1,266 @@
+//! The options of a gateway.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::process::{Resource, getrlimit};
+use taskfork::client::{Address, AddressError};
+
+use crate::certificates::{Certificates, Files};
+use crate::{Gateway, GatewayError};
+
+/// 100 years: a longer time means no limit.
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
+const DEFAULT_HANDSHAKES: usize = 1000;
+const DEFAULT_CONNECTIONS: usize = 10_000;
+
+/// Collects the options of a [`Gateway`]. Each setter replaces what was set before, but
+/// [`allow_name`](Self::allow_name), which adds a name.
+///
+/// ```
+/// use std::time::Duration;
+/// use taskfork_gateway::Gateway;
+///
+/// let builder = Gateway::builder()
+///     .server("unix:/run/adder.sock")
+///     .tls("0.0.0.0:7000", "cert.pem", "key.pem")
+///     .handshake_timeout(Duration::from_secs(2));
+/// # let _ = builder;
+/// ```
+#[derive(Debug)]
+#[must_use = "a gateway is made by `bind`"]
+pub struct GatewayBuilder {
+    server: Option<Result<Address, AddressError>>,
+    listen: Option<(String, PathBuf, PathBuf)>,
+    client_ca: Option<PathBuf>,
+    allowed_names: Vec<String>,
+    max_handshakes: Option<usize>,
+    max_connections: Option<usize>,
+    handshake_timeout: Duration,
+    shutdown_grace: Duration,
+}
+
+/// The options after all checks.
+#[derive(Debug)]
+pub(crate) struct Options {
+    pub(crate) server: PathBuf,
+    /// Empty if every client with a valid certificate is served.
+    pub(crate) allowed_names: Vec<String>,
+    pub(crate) max_handshakes: usize,
+    pub(crate) max_connections: usize,
+    pub(crate) handshake_timeout: Duration,
+    pub(crate) shutdown_grace: Duration,
+}
+
+impl Gateway {
+    /// Returns a builder with the default of every option. Server and [`tls`](GatewayBuilder::tls)
+    /// have no default.
+    ///
+    /// ```
+    /// let builder = taskfork_gateway::Gateway::builder().server("unix:/run/adder.sock");
+    /// # let _ = builder;
+    /// ```
+    pub fn builder() -> GatewayBuilder {
+        GatewayBuilder {
+            server: None,
+            listen: None,
+            client_ca: None,
+            allowed_names: Vec::new(),
+            max_handshakes: None,
+            max_connections: None,
+            handshake_timeout: Duration::from_secs(10),
+            shutdown_grace: Duration::from_secs(10),
+        }
+    }
+}
+
+impl GatewayBuilder {
+    /// Sets the address of the server: `unix:PATH`. There is no default.
+    ///
+    /// The server need not exist yet. Clients that come before it learn that they may try again. The
+    /// server believes what the gateway says about clients if both run as the same user.
+    ///
+    /// An address that cannot be parsed, or is no unix socket, is an error of [`bind`](Self::bind).
+    ///
+    /// ```
+    /// let builder = taskfork_gateway::Gateway::builder().server("unix:/run/adder.sock");
+    /// # let _ = builder;
+    /// ```
+    pub fn server<A>(mut self, address: A) -> Self
+    where
+        A: TryInto<Address>,
+        A::Error: Into<AddressError>,
+    {
+        self.server = Some(address.try_into().map_err(Into::into));
+        self
+    }
+
+    /// Sets the address to listen at, as `HOST:PORT`, and two files in PEM: the certificate of this
+    /// gateway with those that lead to its authority, and the certificate's private key. There is no
+    /// default. With port 0 the kernel chooses one, see [`Gateway::local_addr`].
+    ///
+    /// TLS 1.3 is spoken. The files are read again when they change, see
+    /// [`Reloader::reload`](crate::Reloader::reload).
+    ///
+    /// Files that cannot be used, a key that does not belong to the certificate, and an address that
+    /// is in use are errors of [`bind`](Self::bind).
+    ///
+    /// ```
+    /// let builder = taskfork_gateway::Gateway::builder().tls("[::]:7000", "cert.pem", "key.pem");
+    /// # let _ = builder;
+    /// ```
+    pub fn tls(
+        mut self,
+        listen: impl Into<String>,
+        certificate: impl Into<PathBuf>,
+        key: impl Into<PathBuf>,
+    ) -> Self {
+        self.listen = Some((listen.into(), certificate.into(), key.into()));
+        self
+    }
+
+    /// Sets a file in PEM with the authorities of clients' certificates: only clients with a
+    /// certificate of one of them are served. Defaults to none: anyone who can reach the address is
+    /// served.
+    ///
+    /// The file is read again when it changes. A file that cannot be used is an error of
+    /// [`bind`](Self::bind).
+    ///
+    /// ```
+    /// let builder = taskfork_gateway::Gateway::builder().client_ca("/etc/adder/clients.pem");
+    /// # let _ = builder;
+    /// ```
+    pub fn client_ca(mut self, file: impl Into<PathBuf>) -> Self {
+        self.client_ca = Some(file.into());
+        self
+    }
+
+    /// Adds a name of clients that are served: a DNS name or a URI among the subject alternative
+    /// names of their certificate, as it is written there. DNS names are compared without regard to
+    /// case. Defaults to none: all clients with a valid certificate are served.
+    ///
+    /// Without [`client_ca`](Self::client_ca) it is an error of [`bind`](Self::bind).
+    ///
+    /// ```
+    /// let builder = taskfork_gateway::Gateway::builder()
+    ///     .client_ca("clients.pem")
+    ///     .allow_name("web.example.com")
+    ///     .allow_name("spiffe://example.com/batch");
+    /// # let _ = builder;
+    /// ```
+    pub fn allow_name(mut self, name: impl Into<String>) -> Self {
+        self.allowed_names.push(name.into());
+        self
+    }
+
+    /// Sets how long a client may take for its TLS handshake and its first message together. Then
+    /// its connection is closed. Defaults to 10 seconds. 100 years and more mean no limit. 0 is an
+    /// error of [`bind`](Self::bind).
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let builder = taskfork_gateway::Gateway::builder().handshake_timeout(Duration::from_secs(2));
+    /// # let _ = builder;
+    /// ```
+    pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
+        self.handshake_timeout = timeout;
+        self
+    }
+
+    /// Sets the maximum number of clients that have not sent their first message. The next client
+    /// displaces the one that has waited longest. Defaults to 1000, or to a quarter of the
+    /// descriptors that the process may open if that is less. 0 is an error of [`bind`](Self::bind).
+    ///
+    /// ```
+    /// let builder = taskfork_gateway::Gateway::builder().max_handshakes(100);
+    /// # let _ = builder;
+    /// ```
+    pub fn max_handshakes(mut self, clients: usize) -> Self {
+        self.max_handshakes = Some(clients);
+        self
+    }
+
+    /// Sets the maximum number of connections that are relayed at the same time. Further clients
+    /// learn that they may try again. Defaults to 10,000, or to a quarter of the descriptors that the
+    /// process may open if that is less: each takes two. 0 is an error of [`bind`](Self::bind).
+    ///
+    /// ```
+    /// let builder = taskfork_gateway::Gateway::builder().max_connections(64);
+    /// # let _ = builder;
+    /// ```
+    pub fn max_connections(mut self, connections: usize) -> Self {
+        self.max_connections = Some(connections);
+        self
+    }
+
+    /// Sets how long checkouts may go on after [`run`](Gateway::run) was asked to end. Then their
+    /// connections are closed. Defaults to 10 seconds. 100 years and more mean no limit.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let builder = taskfork_gateway::Gateway::builder().shutdown_grace(Duration::from_secs(60));
+    /// # let _ = builder;
+    /// ```
+    pub fn shutdown_grace(mut self, grace: Duration) -> Self {
+        self.shutdown_grace = grace;
+        self
+    }
+
+    /// Checks the options, reads the files and listens. Clients can connect from here on, and are
+    /// served by [`Gateway::run`]. Dropping the future has no effect but that nothing listens.
+    ///
+    /// # Errors
+    /// A [`GatewayError`] that names the option or the file at fault.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), taskfork_gateway::GatewayError> {
+    /// let gateway = taskfork_gateway::Gateway::builder()
+    ///     .server("unix:/run/adder.sock")
+    ///     .tls("127.0.0.1:0", "cert.pem", "key.pem")
+    ///     .bind()
+    ///     .await?;
+    /// println!("listening at {}", gateway.local_addr());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn bind(self) -> Result<Gateway, GatewayError> {
+        let address = self.server.ok_or(GatewayError::NoServer)??;
+        let Some(server) = address.path() else {
+            return Err(GatewayError::NotLocal { address: address.to_string() });
+        };
+        let (listen, certificate, key) = self.listen.ok_or(GatewayError::NoListener)?;
+        if !self.allowed_names.is_empty() && self.client_ca.is_none() {
+            return Err(GatewayError::AllowedNamesWithoutAuthority);
+        }
+        let wrong = |option, reason| Err(GatewayError::Option { option, reason });
+        if self.handshake_timeout.is_zero() {
+            return wrong("handshake_timeout", "with 0, no client could be served in time");
+        }
+        if self.max_handshakes == Some(0) {
+            return wrong("max_handshakes", "with 0, no client could send its first message");
+        }
+        if self.max_connections == Some(0) {
+            return wrong("max_connections", "with 0, no client could be served");
+        }
+        let options = Options {
+            server: server.to_owned(),
+            allowed_names: self.allowed_names,
+            max_handshakes: self.max_handshakes.unwrap_or_else(|| share_of(DEFAULT_HANDSHAKES)),
+            max_connections: self.max_connections.unwrap_or_else(|| share_of(DEFAULT_CONNECTIONS)),
+            handshake_timeout: self.handshake_timeout.min(FOREVER),
+            shutdown_grace: self.shutdown_grace.min(FOREVER),
+        };
+        let certificates =
+            Certificates::load(Files { certificate, key, client_ca: self.client_ca })?;
+        Gateway::listen(&listen, options, certificates).await
+    }
+}
+
+/// At most a quarter of the descriptors that this process may open, and at most `most`.
+fn share_of(most: usize) -> usize {
+    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX) / 4;
+    usize::try_from(descriptors).unwrap_or(usize::MAX).clamp(1, most)
+}

@@ -1,0 +1,176 @@
+//! The certificates of a gateway and of its clients: reading their files, and noticing that these change.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::version::TLS13;
+use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
+
+use crate::GatewayError;
+
+/// The name of the protocol inside TLS (ALPN).
+const PROTOCOL: &[u8] = b"taskfork";
+
+/// Where certificates are.
+#[derive(Debug)]
+pub(crate) struct Files {
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
+    pub(crate) client_ca: Option<PathBuf>,
+}
+
+/// The certificates of a gateway, as they were last read.
+#[derive(Debug)]
+pub(crate) struct Certificates {
+    files: Files,
+    current: Mutex<Current>,
+}
+
+#[derive(Debug)]
+struct Current {
+    config: Arc<ServerConfig>,
+    /// What the files were when they were read, also if they could not be used then.
+    stamps: Vec<Option<Stamp>>,
+}
+
+/// What tells one version of a file from another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    length: u64,
+    modified: (i64, i64),
+}
+
+impl Certificates {
+    pub(crate) fn load(files: Files) -> Result<Self, GatewayError> {
+        // Before the files are read: a change in between is noticed later.
+        let stamps = files.stamps();
+        let config = Arc::new(files.read()?);
+        Ok(Self { files, current: Mutex::new(Current { config, stamps }) })
+    }
+
+    /// What new connections use.
+    pub(crate) fn config(&self) -> Arc<ServerConfig> {
+        self.current().config.clone()
+    }
+
+    /// Reads the files again. After an error nothing has changed.
+    pub(crate) fn reload(&self) -> Result<(), GatewayError> {
+        let stamps = self.files.stamps();
+        let read = self.files.read();
+        let mut current = self.current();
+        current.stamps = stamps;
+        current.config = Arc::new(read?);
+        Ok(())
+    }
+
+    /// Whether a file is not what it was when it was last read.
+    pub(crate) fn have_changed(&self) -> bool {
+        let stamps = self.files.stamps();
+        self.current().stamps != stamps
+    }
+
+    fn current(&self) -> MutexGuard<'_, Current> {
+        // Each change of the value is one assignment, so it is whole even after a panic.
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Files {
+    fn stamps(&self) -> Vec<Option<Stamp>> {
+        let files = [Some(&self.certificate), Some(&self.key), self.client_ca.as_ref()];
+        files.into_iter().flatten().map(|file| Stamp::of(file)).collect()
+    }
+
+    fn read(&self) -> Result<ServerConfig, GatewayError> {
+        let chain = certificates("the gateway's certificate", &self.certificate)?;
+        let what = "the certificate's private key";
+        let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|error| {
+            let reason = match error {
+                pem::Error::NoItemsFound => {
+                    "it has no private key: give the key of the certificate in PEM, unencrypted"
+                        .to_owned()
+                }
+                error => text(&error),
+            };
+            wrong(what, &self.key, reason)
+        })?;
+        let provider = Arc::new(ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(&[&TLS13])
+            .map_err(|error| wrong(what, &self.key, error.to_string()))?;
+        let config = match &self.client_ca {
+            None => config.with_no_client_auth(),
+            Some(file) => {
+                let what = "the authorities of clients";
+                let mut roots = RootCertStore::empty();
+                for authority in certificates(what, file)? {
+                    let added = roots.add(authority);
+                    added.map_err(|error| wrong(what, file, error.to_string()))?;
+                }
+                let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider);
+                let verifier = verifier.build();
+                let verifier = verifier.map_err(|error| wrong(what, file, error.to_string()))?;
+                config.with_client_cert_verifier(verifier)
+            }
+        };
+        let mut config = config.with_single_cert(chain, key).map_err(|error| {
+            let reason = match error {
+                rustls::Error::InconsistentKeys(_) => {
+                    format!(
+                        "it is not the key of the certificate in {}",
+                        self.certificate.display()
+                    )
+                }
+                error => error.to_string(),
+            };
+            wrong(what, &self.key, reason)
+        })?;
+        config.alpn_protocols = vec![PROTOCOL.to_vec()];
+        Ok(config)
+    }
+}
+
+impl Stamp {
+    /// `None` if there is no file.
+    fn of(file: &Path) -> Option<Self> {
+        let file = std::fs::metadata(file).ok()?;
+        Some(Self {
+            device: file.dev(),
+            inode: file.ino(),
+            length: file.len(),
+            modified: (file.mtime(), file.mtime_nsec()),
+        })
+    }
+}
+
+/// All certificates in a file, at least one.
+fn certificates(
+    what: &'static str,
+    file: &Path,
+) -> Result<Vec<CertificateDer<'static>>, GatewayError> {
+    let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect);
+    let read: Vec<_> = read.map_err(|error| wrong(what, file, text(&error)))?;
+    match read.is_empty() {
+        true => Err(wrong(what, file, "it has no certificate in PEM".to_owned())),
+        false => Ok(read),
+    }
+}
+
+fn wrong(what: &'static str, file: &Path, reason: String) -> GatewayError {
+    GatewayError::File { what, file: file.to_owned(), reason }
+}
+
+/// The system's own text, if the system caused the error.
+fn text(error: &pem::Error) -> String {
+    match error {
+        pem::Error::Io(error) => error.to_string(),
+        error => error.to_string(),
+    }
+}

@@ -1,0 +1,153 @@
+//! One client's connection, from its acceptance to its end.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::net::sockopt;
+use taskfork::__private::relay as wire;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{sleep, timeout};
+
+use crate::builder::Options;
+use crate::certificates::Certificates;
+use crate::handshake::{Greeted, Refused, greet, refuse};
+use crate::log::{LogLimit, client_event};
+use crate::relay::Relay;
+use crate::slots::{Slot, Slots};
+
+/// How long a client may take to read what is left for it, when nothing more can come.
+const LAST_BYTES: Duration = Duration::from_secs(30);
+
+/// How long the gateway waits until a client closes a connection that has ended.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// How long the server may take to accept a connection. Its listener's queue may be full.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// What all connections share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) options: Options,
+    pub(crate) certificates: Certificates,
+    pub(crate) slots: Arc<Slots>,
+    /// A permit for each relayed connection.
+    pub(crate) relays: Semaphore,
+    pub(crate) log: LogLimit,
+}
+
+/// Serves one client. `draining` becomes true when the gateway ends.
+pub(crate) async fn serve(
+    shared: Arc<Shared>,
+    stream: TcpStream,
+    address: SocketAddr,
+    mut slot: Slot,
+    mut draining: watch::Receiver<bool>,
+) {
+    prepare(&stream);
+    let config = shared.certificates.config();
+    let greeting = greet(stream, address, config, &shared.options.allowed_names);
+    let greeted = tokio::select! {
+        greeted = greeting => greeted,
+        () = slot.displaced() => {
+            return client_event!(shared.log, address,
+                "closed a connection whose first message was incomplete: too many others came");
+        }
+        () = sleep(shared.options.handshake_timeout) => {
+            return client_event!(shared.log, address,
+                "closed a connection whose first message did not come in time");
+        }
+        () = begins(&mut draining) => return,
+    };
+    let refused = match greeted {
+        Ok(greeted) => relay(&shared, greeted, address, slot, draining).await,
+        Err(refused) => {
+            let lingering = linger(refused.stream);
+            if let Some(reason) = refused.reason {
+                client_event!(shared.log, address, "refused a client: {reason:?}");
+            }
+            // The client counts as one without a first message until it is gone.
+            tokio::select! {
+                () = lingering => {}
+                () = slot.displaced() => {}
+            }
+            return;
+        }
+    };
+    if let Err(Refused { reason, stream }) = refused {
+        if let Some(reason) = reason {
+            client_event!(shared.log, address, "refused a client: {reason:?}");
+        }
+        linger(stream).await;
+    }
+}
+
+/// Relays a client's connection until it ends.
+async fn relay(
+    shared: &Shared,
+    greeted: Greeted,
+    address: SocketAddr,
+    slot: Slot,
+    mut draining: watch::Receiver<bool>,
+) -> Result<(), Refused> {
+    let Greeted { stream, hello, rest, names } = greeted;
+    let Ok(_permit) = shared.relays.try_acquire() else {
+        let limit = shared.options.max_connections;
+        let reason = format!("the gateway relays {limit} connections already (`max_connections`)");
+        return Err(refuse(stream, wire::busy(&reason), reason).await);
+    };
+    let connected = timeout(CONNECT, UnixStream::connect(&shared.options.server)).await;
+    let server = match connected {
+        Ok(Ok(server)) => server,
+        Ok(Err(error)) => {
+            let reason = format!("the gateway cannot reach its server: {error}");
+            return Err(refuse(stream, wire::busy(&reason), reason).await);
+        }
+        Err(_) => {
+            let reason = "the server behind the gateway accepts no connection".to_owned();
+            return Err(refuse(stream, wire::busy(&reason), reason).await);
+        }
+    };
+    drop(slot);
+    tracing::debug!(%address, ?names, "relays a client");
+    let mut relay = Relay::new(stream, server, hello, &rest);
+    let end = tokio::select! {
+        end = relay.run(false) => end,
+        () = begins(&mut draining) => relay.run(true).await,
+    };
+    tracing::debug!(%address, ?end, "a client's connection has ended");
+    if let Ok(stream) = timeout(LAST_BYTES, relay.finish(end)).await {
+        linger(stream).await;
+    }
+    Ok(())
+}
+
+/// Waits until the gateway ends.
+async fn begins(draining: &mut watch::Receiver<bool>) {
+    let _ = draining.wait_for(|draining| *draining).await;
+}
+
+/// Ends a connection so that the client can read all that was sent: closing a socket with unread bytes would reset the
+/// connection, and the client would lose what it has not read.
+pub(crate) async fn linger(stream: Option<TcpStream>) {
+    let Some(mut stream) = stream else { return };
+    let wait = async {
+        // It fails if the connection is broken. Then nothing can be read either.
+        let _ = stream.shutdown().await;
+        let mut discarded = [0; 4096];
+        while let Ok(1..) = stream.read(&mut discarded).await {}
+    };
+    let _ = timeout(LINGER, wait).await;
+}
+
+/// Short messages must not wait, and a client whose machine has vanished must be noticed. Not all kinds of sockets can do
+/// that, and the connection works without it.
+fn prepare(stream: &TcpStream) {
+    let _ = stream.set_nodelay(true);
+    let _ = sockopt::set_socket_keepalive(stream, true);
+    let _ = sockopt::set_tcp_keepidle(stream, Duration::from_secs(30));
+    let _ = sockopt::set_tcp_keepintvl(stream, Duration::from_secs(10));
+    let _ = sockopt::set_tcp_keepcnt(stream, 3);
+}

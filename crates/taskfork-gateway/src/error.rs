@@ -1,0 +1,75 @@
+//! Why a gateway cannot start, or cannot reload its certificates.
+
+use std::io;
+use std::path::PathBuf;
+
+use taskfork::client::AddressError;
+
+/// Why a gateway cannot start, or cannot reload its certificates.
+///
+/// ```
+/// use taskfork_gateway::{Gateway, GatewayError};
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+/// let error = Gateway::builder().server("unix:/run/adder.sock").bind().await.unwrap_err();
+/// assert!(matches!(error, GatewayError::NoListener));
+/// # });
+/// ```
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GatewayError {
+    /// No server was set.
+    #[error(
+        "the gateway has no server: set one with `server`, as in server(\"unix:/run/app.sock\")"
+    )]
+    NoServer,
+    /// The server's address cannot be parsed.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// The server's address is no unix socket.
+    #[error(
+        "{address} is no unix socket: a gateway runs on the machine of its server, use unix:PATH"
+    )]
+    NotLocal {
+        /// The address.
+        address: String,
+    },
+    /// No address to listen at was set.
+    #[error(
+        "the gateway listens nowhere: set an address, a certificate and its key with `tls`, as in \
+         tls(\"0.0.0.0:7000\", \"cert.pem\", \"key.pem\")"
+    )]
+    NoListener,
+    /// The gateway cannot listen at its address.
+    #[error("the gateway cannot listen at {address}: {source}")]
+    Listen {
+        /// The address.
+        address: String,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// A file of certificates, or of a key, cannot be used.
+    #[error("the file {} of {what} cannot be used: {reason}", file.display())]
+    File {
+        /// What the file must have.
+        what: &'static str,
+        /// Its path.
+        file: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// `allow_name` was set without `client_ca`.
+    #[error(
+        "names are allowed but no client has to prove its own: set the authority of the clients' \
+         certificates with `client_ca`"
+    )]
+    AllowedNamesWithoutAuthority,
+    /// An option has a value with which no client could be served.
+    #[error("the option `{option}` cannot be so: {reason}")]
+    Option {
+        /// The option's name.
+        option: &'static str,
+        /// Why its value is not allowed.
+        reason: &'static str,
+    },
+}

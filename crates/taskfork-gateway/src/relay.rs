@@ -1,0 +1,232 @@
+//! Relaying one connection: bytes in both directions, until one side ends.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use taskfork::__private::{has_unread, relay};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::server::TlsStream;
+
+use crate::pipe::Pipe;
+
+/// One connection of a client, and that to the server.
+#[derive(Debug)]
+pub(crate) struct Relay {
+    client: TlsStream<TcpStream>,
+    server: UnixStream,
+    /// From the client to the server, and back.
+    up: Pipe,
+    down: Pipe,
+    streams: relay::Streams,
+    /// How many bytes of the rewritten hello have not been sent.
+    hello_left: usize,
+    /// How many bytes behind its hello the client has sent and the server's side has taken.
+    passed: u64,
+    /// The server's side takes nothing more.
+    is_server_deaf: bool,
+    /// What has been encrypted may not have been sent.
+    needs_flush: bool,
+    /// Ready when the client has closed its connection. There from when the server's side first had no room.
+    client_end: Option<ClientEnd>,
+}
+
+/// A future without a name.
+struct ClientEnd(Pin<Box<dyn Future<Output = ()> + Send>>);
+
+impl ClientEnd {
+    fn of(stream: &TcpStream) -> io::Result<Self> {
+        let copy = std::net::TcpStream::from(stream.as_fd().try_clone_to_owned()?);
+        let copy = TcpStream::from_std(copy)?;
+        Ok(Self(Box::pin(async move {
+            // A connection that the client has closed is ready for this, and other bytes make it ready for reading only.
+            // No urgent data is expected. It fails with the runtime.
+            let _ = copy.ready(Interest::PRIORITY).await;
+        })))
+    }
+}
+
+impl fmt::Debug for ClientEnd {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("ClientEnd")
+    }
+}
+
+/// How relaying has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The client has closed its connection, or it is broken.
+    Client,
+    /// The worker, or the server, has closed its side. `is_unread` says that it has not read all bytes.
+    Server { is_unread: bool },
+    /// The connection to the server is broken.
+    Broken,
+    /// The gateway ends, and no checkout uses the connection.
+    Drained,
+}
+
+impl Relay {
+    /// `hello` is the rewritten one, and `rest` what the client has sent behind its own.
+    pub(crate) fn new(
+        client: TlsStream<TcpStream>,
+        server: UnixStream,
+        hello: Vec<u8>,
+        rest: &[u8],
+    ) -> Self {
+        let mut streams = relay::Streams::default();
+        streams.handle_client(rest);
+        let hello_left = hello.len();
+        Self {
+            client,
+            server,
+            up: Pipe::new([&hello, rest].concat()),
+            down: Pipe::new(Vec::new()),
+            streams,
+            hello_left,
+            passed: 0,
+            is_server_deaf: false,
+            needs_flush: false,
+            client_end: None,
+        }
+    }
+
+    /// Relays until a side ends. Dropping this future loses nothing. If `drains`, an unused connection ends.
+    pub(crate) async fn run(&mut self, drains: bool) -> End {
+        poll_fn(|context| self.poll(context, drains)).await
+    }
+
+    /// Sends the client what the server's side has sent before its end, and how it ended, and closes both connections.
+    /// Returns the client's for [`linger`](crate::connection::linger). `None` if it is broken.
+    pub(crate) async fn finish(self, end: End) -> Option<TcpStream> {
+        let Self { mut client, server, mut up, down, streams, passed, .. } = self;
+        let is_unread = match end {
+            End::Client => return None,
+            End::Server { is_unread } => Some(is_unread),
+            End::Drained => Some(has_unread(&server)),
+            End::Broken => None,
+        };
+        drop(server);
+        up.clear();
+        client.write_all(down.unsent()).await.ok()?;
+        let Some(is_unread) = is_unread else {
+            // Without the end of the stream the client knows that something may be missing.
+            client.flush().await.ok()?;
+            return Some(client.into_inner().0);
+        };
+        if streams.is_worker_between_frames() {
+            client.write_all(&relay::end_message(passed, is_unread)).await.ok()?;
+        }
+        client.shutdown().await.ok()?;
+        Some(client.into_inner().0)
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>, drains: bool) -> Poll<End> {
+        loop {
+            let down = self.poll_down(context);
+            if let Poll::Ready(Err(end)) = down {
+                return Poll::Ready(end);
+            }
+            let up = self.poll_up(context);
+            if let Poll::Ready(Err(end)) = up {
+                return Poll::Ready(end);
+            }
+            if up.is_pending() && down.is_pending() {
+                let is_empty = self.up.is_empty() && self.down.is_empty();
+                let is_unused = is_empty && !self.needs_flush && self.streams.is_idle();
+                return if drains && is_unused { Poll::Ready(End::Drained) } else { Poll::Pending };
+            }
+        }
+    }
+
+    /// Moves some bytes from the client to the server.
+    fn poll_up(&mut self, context: &mut Context<'_>) -> Poll<Result<(), End>> {
+        if self.is_server_deaf {
+            // Its end follows.
+            return Poll::Pending;
+        }
+        if self.up.is_empty() {
+            let mut room = ReadBuf::new(self.up.room());
+            match Pin::new(&mut self.client).poll_read(context, &mut room) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Client)),
+                Poll::Ready(Ok(())) => {}
+            }
+            let received = room.filled().len();
+            if received == 0 {
+                return Poll::Ready(Err(End::Client));
+            }
+            self.streams.handle_client(self.up.record_received(received));
+        }
+        match Pin::new(&mut self.server).poll_write(context, self.up.unsent()) {
+            Poll::Pending => return self.poll_client_end(context),
+            Poll::Ready(Ok(sent)) => {
+                self.up.record_sent(sent);
+                let of_hello = sent.min(self.hello_left);
+                self.hello_left -= of_hello;
+                self.passed += (sent - of_hello) as u64;
+            }
+            Poll::Ready(Err(_)) => self.is_server_deaf = true,
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// While the server's side has no room, nothing is received from the client, so its end does not show there.
+    fn poll_client_end(&mut self, context: &mut Context<'_>) -> Poll<Result<(), End>> {
+        let end = match &mut self.client_end {
+            Some(end) => end,
+            None => match ClientEnd::of(self.client.get_ref().0) {
+                Ok(end) => self.client_end.insert(end),
+                // The system has no descriptor left. The end shows later.
+                Err(_) => return Poll::Pending,
+            },
+        };
+        end.0.as_mut().poll(context).map(|()| Err(End::Client))
+    }
+
+    /// Moves some bytes from the server to the client.
+    fn poll_down(&mut self, context: &mut Context<'_>) -> Poll<Result<(), End>> {
+        if self.down.is_empty() {
+            let mut room = ReadBuf::new(self.down.room());
+            match Pin::new(&mut self.server).poll_read(context, &mut room) {
+                Poll::Pending if self.needs_flush => return self.poll_flush(context),
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => {
+                    return Poll::Ready(Err(match error.kind() {
+                        // What was sent there has not been read.
+                        io::ErrorKind::ConnectionReset => End::Server { is_unread: true },
+                        _ => End::Broken,
+                    }));
+                }
+            }
+            let received = room.filled().len();
+            if received == 0 {
+                return Poll::Ready(Err(End::Server { is_unread: has_unread(&self.server) }));
+            }
+            self.streams.handle_worker(self.down.record_received(received));
+        }
+        match Pin::new(&mut self.client).poll_write(context, self.down.unsent()) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Client)),
+            Poll::Ready(Ok(sent)) => self.down.record_sent(sent),
+        }
+        self.needs_flush = true;
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<Result<(), End>> {
+        match Pin::new(&mut self.client).poll_flush(context) {
+            // Nothing else is left to do: the next read was pending already.
+            Poll::Ready(Ok(())) => {
+                self.needs_flush = false;
+                Poll::Pending
+            }
+            Poll::Ready(Err(_)) => Poll::Ready(Err(End::Client)),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
