@@ -111,6 +111,10 @@ pub fn goals(rows: &[Row]) -> Vec<Goal> {
     let new_worker = figures.ratio("new_worker", "taskfork", "floor fork");
     add("first answer of a new worker by bare connect, fork and round trip", most(1.5), new_worker);
     add("cold start by procspawn's", most(1.0), figures.ratio("cold", "taskfork", "procspawn"));
+    let remote = figures.ratio("remote_latency", "taskfork tls", "floor tls");
+    add("one call through a gateway by a bare exchange by TLS", most(1.3), remote);
+    let remote = figures.ratio("remote_payload_16m", "taskfork tls", "floor tls");
+    add("16 MiB through a gateway by a bare exchange by TLS", least(0.8), remote);
     let server = figures.median("memory_server", "taskfork");
     add("KiB of the server for each live worker", most(1.0), server);
     let client = figures.median("memory_client", "taskfork");

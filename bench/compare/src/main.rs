@@ -10,6 +10,7 @@ mod measure;
 mod picture;
 mod pools;
 mod processor_time;
+mod remote;
 mod report;
 mod roles;
 mod sample;

@@ -60,7 +60,7 @@ pub fn methods<S: 'static>() -> Methods<S> {
         .function("pid", || Ok(std::process::id()))
 }
 
-const LIMIT: usize = 300 << 20;
+pub const LIMIT: usize = 300 << 20;
 
 fn describe(server: ServerBuilder) -> ServerBuilder {
     server.max_frame(LIMIT)
@@ -76,6 +76,10 @@ pub const ENTRIES: &[(&str, taskfork::server::Entry)] = &[
     }),
     ("spares", |server| describe(server).spare_workers(2).interface(methods::<()>()).run()),
     ("preloaded", preloaded),
+    ("listening", |server| {
+        let address: String = server.config()?;
+        describe(server).listen(address).busy_poll(BusyPoll::Off).interface(methods::<()>()).run()
+    }),
     ("typed", |server| {
         describe(server).setup(|| Ok::<_, BoxError>(Worker)).interface(EchoInterface).run()
     }),

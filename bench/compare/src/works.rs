@@ -73,6 +73,7 @@ const REPLACE: &[&str] = &[
 ];
 const SIZES: &[&str] = &[RUST[0], RUST[3], OTHERS[1], OTHERS[2], OTHERS[3], OTHERS[4]];
 const HASHES: &[&str] = &[RUST[0], RUST[2], RUST[3], OTHERS[0], OTHERS[1], OTHERS[2], OTHERS[3]];
+const REMOTE: &[&str] = &["taskfork tls", "floor tls", "floor tls through a relay"];
 const ONE_MORE: &[&str] = &["taskfork", "floor fork"];
 const THREADS: &[&str] = &[
     "taskfork on 1 thread",
@@ -122,6 +123,8 @@ pub const WORKS: &[Work] = works! {
     "payload_1m", "1 MiB there and back", "MB/s", true, [1 << 10, 1 << 10], PAYLOAD;
     "payload_16m", "16 MiB there and back", "MB/s", true, [16 << 10, 16 << 10], PAYLOAD;
     "payload_256m", "256 MiB there and back", "MB/s", true, [256 << 10, 64 << 10], PAYLOAD;
+    "remote_latency", "one call of 64 bytes through a gateway by TLS, median", "µs", false, [3000, 1000], REMOTE;
+    "remote_payload_16m", "16 MiB there and back through a gateway by TLS", "MB/s", true, [16 << 10, 16 << 10], REMOTE;
     "cold", "from nothing to the first result", "µs", false, [1, 1], ALL;
     "new_worker", "connect, fork and first answer of a new worker", "µs", false, [1, 1],
         &["taskfork", "floor fork"];
