@@ -37,7 +37,7 @@ pub(crate) fn run(
     };
     // One thread: a sandbox cannot confine others.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let gateway = bind(&runtime, pool, &options, source)?;
+    let gateway = bind(&runtime, &options, source)?;
     if let Some(account) = &options.user {
         become_user(account)?;
     }
@@ -60,7 +60,6 @@ pub(crate) fn run(
 /// Listens at the first address of the host that works.
 fn bind(
     runtime: &Runtime,
-    pool: &PoolOptions,
     options: &GatewayOptions,
     source: &OptionSource,
 ) -> Result<Gateway, CommandError> {
@@ -72,7 +71,7 @@ fn bind(
     })?;
     let mut failed = None;
     for address in addresses {
-        match runtime.block_on(builder(pool, options, address)?.bind()) {
+        match runtime.block_on(builder(options, address)?.bind()) {
             Ok(gateway) => return Ok(gateway),
             Err(error @ GatewayError::Listen { .. }) => failed = Some(error),
             Err(error) => return Err(command_error(error, options, source)),
@@ -84,26 +83,22 @@ fn bind(
     })
 }
 
-fn builder(
-    pool: &PoolOptions,
-    options: &GatewayOptions,
-    address: SocketAddr,
-) -> Result<GatewayBuilder, CommandError> {
+fn builder(options: &GatewayOptions, address: SocketAddr) -> Result<GatewayBuilder, CommandError> {
     let server = Address::unix(options.server.clone()).map_err(CommandError::usage)?;
     let mut builder = Gateway::builder()
         .server(server)
         .tls(address.to_string(), &options.certificate, &options.key)
-        .shutdown_grace(pool.shutdown_grace.map_or(SHUTDOWN_GRACE, |time| time.0));
+        .shutdown_grace(options.shutdown_grace.unwrap_or(SHUTDOWN_GRACE));
     if let Some(file) = &options.client_ca {
         builder = builder.client_ca(file);
     }
     for name in &options.allowed_names {
         builder = builder.allow_name(name);
     }
-    if let Some(time) = pool.handshake_timeout {
-        builder = builder.handshake_timeout(time.0);
+    if let Some(time) = options.handshake_timeout {
+        builder = builder.handshake_timeout(time);
     }
-    if let Some(count) = pool.max_handshakes {
+    if let Some(count) = options.max_handshakes {
         builder = builder.max_handshakes(count);
     }
     Ok(builder)

@@ -1,6 +1,7 @@
 //! The options of a pool that say how a gateway serves clients of other machines, and their checks.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::unistd::{Gid, Uid, User, getegid, geteuid};
 
@@ -28,6 +29,10 @@ pub(crate) struct GatewayOptions {
     pub(crate) allowed_names: Vec<String>,
     /// The user that the gateway runs as, if that is another than the server's.
     pub(crate) user: Option<Account>,
+    /// These are the server's too.
+    pub(crate) shutdown_grace: Option<Duration>,
+    pub(crate) handshake_timeout: Option<Duration>,
+    pub(crate) max_handshakes: Option<usize>,
 }
 
 /// A user and its groups.
@@ -90,6 +95,9 @@ impl PoolOptions {
             client_ca: self.client_ca.clone(),
             allowed_names: self.allow_name.clone(),
             user,
+            shutdown_grace: self.shutdown_grace.map(|time| time.0),
+            handshake_timeout: self.handshake_timeout.map(|time| time.0),
+            max_handshakes: self.max_handshakes,
         }))
     }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use tokio_rustls::rustls::version::TLS13;
 use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
 
@@ -45,6 +45,8 @@ struct Stamp {
     inode: u64,
     length: u64,
     modified: (i64, i64),
+    /// This changes also with the owner and the mode, without which the file may not be readable.
+    changed: (i64, i64),
 }
 
 impl Certificates {
@@ -133,6 +135,11 @@ impl Files {
             wrong(what, &self.key, reason)
         })?;
         config.alpn_protocols = vec![PROTOCOL.to_vec()];
+        if self.client_ca.is_some() {
+            // A client that resumes a session shows no certificate, so one that has expired would stay valid.
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
+        }
         Ok(config)
     }
 }
@@ -146,6 +153,7 @@ impl Stamp {
             inode: file.ino(),
             length: file.len(),
             modified: (file.mtime(), file.mtime_nsec()),
+            changed: (file.ctime(), file.ctime_nsec()),
         })
     }
 }
@@ -172,5 +180,46 @@ fn text(error: &pem::Error) -> String {
     match error {
         pem::Error::Io(error) => error.to_string(),
         error => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use rcgen::{CertificateParams, KeyPair};
+
+    use super::*;
+
+    /// Files with a certificate that is its own authority.
+    fn files(folder: &Path, checks_clients: bool) -> Files {
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        let certificate = certificate.self_signed(&key).unwrap();
+        let [certificate_file, key_file] = ["cert", "key"].map(|name| folder.join(name));
+        std::fs::write(&certificate_file, certificate.pem()).unwrap();
+        std::fs::write(&key_file, key.serialize_pem()).unwrap();
+        let client_ca = checks_clients.then(|| certificate_file.clone());
+        Files { certificate: certificate_file, key: key_file, client_ca }
+    }
+
+    #[test]
+    fn no_session_is_resumed_if_clients_show_certificates() {
+        let folder = tempfile::tempdir().unwrap();
+        for (checks_clients, tickets) in [(true, 0), (false, 2)] {
+            let config = files(folder.path(), checks_clients).read().unwrap();
+            assert_eq!(config.send_tls13_tickets, tickets);
+            assert_eq!(config.session_storage.can_cache(), !checks_clients);
+        }
+    }
+
+    #[test]
+    fn a_change_of_the_mode_alone_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let certificates = Certificates::load(files(folder.path(), false)).unwrap();
+        assert!(!certificates.have_changed());
+        let mode = std::fs::Permissions::from_mode(0o600);
+        std::fs::set_permissions(folder.path().join("key"), mode).unwrap();
+        assert!(certificates.have_changed());
     }
 }

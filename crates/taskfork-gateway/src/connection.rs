@@ -24,6 +24,9 @@ const LAST_BYTES: Duration = Duration::from_secs(30);
 /// How long the gateway waits until a client closes a connection that has ended.
 const LINGER: Duration = Duration::from_secs(2);
 
+/// How long a client may read nothing, while there is something to read, or acknowledge nothing.
+const UNREAD: Duration = Duration::from_secs(120);
+
 /// How long the server may take to accept a connection. Its listener's queue may be full.
 const CONNECT: Duration = Duration::from_secs(5);
 
@@ -150,4 +153,6 @@ fn prepare(stream: &TcpStream) {
     let _ = sockopt::set_tcp_keepidle(stream, Duration::from_secs(30));
     let _ = sockopt::set_tcp_keepintvl(stream, Duration::from_secs(10));
     let _ = sockopt::set_tcp_keepcnt(stream, 3);
+    // Keepalive does not run while bytes are on their way, and a client that reads nothing would keep its worker.
+    let _ = sockopt::set_tcp_user_timeout(stream, UNREAD.as_millis() as u32);
 }

@@ -90,7 +90,7 @@ trial!(only_clients_with_an_allowed_name_are_served, async || {
         client.tls_identity(&identity.certificate, &identity.key).build().unwrap()
     };
     for names in [&["web.example"][..], &["a.example", "spiffe://example/batch"]] {
-        // Later connections resume the first one's TLS session, in which the client has shown its certificate.
+        // The client shows its certificate for each connection.
         let client = with(names);
         let mut held = Vec::new();
         for _ in 0..4 {

@@ -42,6 +42,9 @@ pub struct Caller {
 
 /// The configuration of a [`Node`].
 ///
+/// A server of taskfork believes what a process of its own user says about the identity of clients, and a node passes on
+/// what clients say. So run the node as a user of its own, and name it in the server's `allow_users`.
+///
 /// ```no_run
 /// # async fn example() -> Result<(), taskfork_nats::Error> {
 /// use taskfork_nats::Node;

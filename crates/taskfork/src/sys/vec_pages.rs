@@ -38,10 +38,12 @@ impl<'a> VecPages<'a> {
     /// A process that is forked meanwhile must neither read, write nor drop the vector or one of its values.
     pub(crate) unsafe fn leave_out_of_forks(self) -> LeftOut<'a> {
         let is_long = self.length >= LEAST_PAGES * page_size();
-        // SAFETY: the advice changes nothing in this process, and the caller speaks for forked ones.
-        let is_left_out =
-            is_long && unsafe { madvise(self.start, self.length, Advice::LinuxDontFork) }.is_ok();
-        LeftOut(is_left_out.then_some(self))
+        if is_long {
+            // It may have succeeded for a part of the pages, so it is undone also after an error.
+            // SAFETY: the advice changes nothing in this process, and the caller speaks for forked ones.
+            let _ = unsafe { madvise(self.start, self.length, Advice::LinuxDontFork) };
+        }
+        LeftOut(is_long.then_some(self))
     }
 }
 

@@ -22,6 +22,10 @@ trial!(hundreds_of_deaths_at_once_are_all_reported_and_replaced, async || {
     programs::run("hundreds_of_deaths").await;
 });
 
+trial!(what_a_sibling_closes_may_become_the_connection_of_a_later_worker, async || {
+    programs::run("closed_stderr").await;
+});
+
 /// Kills the server at the end, also if the test fails: a server that has missed the death of a worker waits for it.
 struct Killed(Option<ServerHandle>);
 
@@ -42,6 +46,12 @@ async fn pids(checkouts: &[Checkout]) -> HashSet<u32> {
         assert!(pids.insert(checkout.call("pid", ()).await.unwrap()), "one worker for two");
     }
     pids
+}
+
+fn pipes(pid: u32) -> usize {
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let targets = descriptors.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+    targets.filter(|target| target.to_string_lossy().starts_with("pipe:")).count()
 }
 
 fn highest_descriptor(pid: u32) -> u32 {
@@ -73,6 +83,23 @@ pub(crate) async fn hold_siblings() {
         let highest = highest_descriptor(pid);
         assert!(highest >= 1024, "forks copy the server's descriptors of all workers");
     }
+}
+
+/// The test program of that test. The first workers' descriptors have low numbers, and the server gives such a number
+/// to a later connection.
+pub(crate) async fn close_stderr() {
+    let (server, client) = start_with("many_workers", |client| client.max_workers(MANY));
+    let pid = server.pid();
+    let _server = Killed(Some(server));
+    let first = client.checkout();
+    first.call::<u32>("pid", ()).await.unwrap();
+    let siblings: Vec<_> = (0..80).map(|_| client.checkout()).collect();
+    pids(&siblings).await;
+    let before = pipes(pid);
+    assert_eq!(first.call::<i32>("close_stderr", ()).await.unwrap(), 0);
+    until("the server's end to be closed", || pipes(pid) < before).await;
+    let later: Vec<_> = (0..5).map(|_| client.checkout()).collect();
+    assert_eq!(pids(&later).await.len(), 5);
 }
 
 /// The test program of that test.

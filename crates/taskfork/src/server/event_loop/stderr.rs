@@ -30,6 +30,10 @@ impl EventLoop {
             None | Some(ReadOutcome::MayHaveMore) => {}
             Some(ReadOutcome::Ended(pipe)) => {
                 let _ = epoll::delete(&self.process.epoll, &pipe);
+                drop(pipe);
+                // A new worker must not close what gets this number next.
+                let forks = &self.process.partial_forks;
+                self.children.note_low(number, |descriptor| forks.is_low(descriptor));
             }
             Some(ReadOutcome::Paused(until)) => {
                 // A watch without events would still report the end of the pipe, in a loop.
@@ -39,6 +43,7 @@ impl EventLoop {
                 self.logs.limited_stderr.paused.push((until, number));
             }
         }
+        let Some(child) = self.children.get_mut(number) else { return };
         let omitted = child.report_omitted_lines(&mut self.logs.stderr, Instant::now());
         if omitted.is_some() {
             self.logs.limited_stderr.omitted.insert(number);

@@ -200,6 +200,7 @@ pub(crate) fn run_requested() -> bool {
         ["return_idle_buffers"] => super::run(crate::shared_buffers::return_idle).unwrap(),
         ["release_buffers"] => super::run(crate::shared_buffers::release_all).unwrap(),
         ["hundreds_of_siblings"] => super::run(crate::many_workers::hold_siblings).unwrap(),
+        ["closed_stderr"] => super::run(crate::many_workers::close_stderr).unwrap(),
         ["hundreds_of_deaths"] => super::run(crate::many_workers::die_at_once).unwrap(),
         ["few_descriptors"] => super::run(crate::descriptors::hold_few).unwrap(),
         ["count_files"] => super::run(crate::files::count_files).unwrap(),

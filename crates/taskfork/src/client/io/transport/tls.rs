@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use rustix::io::Errno;
-use rustix::net::sockopt::set_socket_linger;
+use rustix::net::sockopt::{self, set_socket_linger};
 use rustix::net::{RecvFlags, SendFlags};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -24,6 +24,9 @@ use crate::wire::gather_frame::OutgoingFile;
 
 /// The name of the protocol inside TLS (ALPN).
 pub(crate) const PROTOCOL: &[u8] = b"taskfork";
+
+/// How long the gateway may acknowledge nothing of what was sent.
+const UNREAD: Duration = Duration::from_secs(120);
 
 /// What may be on its way when a connection ends in an orderly way, in bytes: the end of a checkout, and what came before it.
 const SHORT: usize = 16 << 10;
@@ -52,6 +55,7 @@ impl TlsContext {
         };
         let tcp = TcpStream::connect((host, port)).await?;
         tcp.set_nodelay(true)?;
+        watch_peer(&tcp);
         let shown = name.to_str().into_owned();
         let connected = TlsConnector::from(self.config.clone()).connect(name, tcp).await;
         let (tcp, session) =
@@ -61,6 +65,16 @@ impl TlsContext {
         }
         Ok((Box::new(Tls { tcp, session, broken: None, is_complete: false }), 0))
     }
+}
+
+/// Has the kernel notice a gateway whose machine has vanished. The connection works without it.
+fn watch_peer(tcp: &TcpStream) {
+    let _ = sockopt::set_socket_keepalive(tcp, true);
+    let _ = sockopt::set_tcp_keepidle(tcp, Duration::from_secs(30));
+    let _ = sockopt::set_tcp_keepintvl(tcp, Duration::from_secs(10));
+    let _ = sockopt::set_tcp_keepcnt(tcp, 3);
+    // Keepalive does not run while bytes are on their way.
+    let _ = sockopt::set_tcp_user_timeout(tcp, UNREAD.as_millis() as u32);
 }
 
 /// A connection whose TLS handshake is complete on this side.
