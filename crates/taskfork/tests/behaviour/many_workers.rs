@@ -1,14 +1,16 @@
 //! Hundreds of workers of one server.
 
 use std::collections::HashSet;
+use std::io::Read;
 
-use taskfork::client::Checkout;
+use taskfork::client::{Checkout, Value};
 use taskfork::error::{End, FatalError};
 use taskfork::server::ServerHandle;
-use taskfork::{Client, Error};
+use taskfork::{Client, Error, Server};
 
 use crate::support::processes::{children, signal};
-use crate::support::{programs, start_with, trial, until};
+use crate::support::raw::{Raw, map, text};
+use crate::support::{address_in, programs, start_with, trial, until};
 
 /// With two descriptors each, these are more than a server looks at one by one.
 const MANY: usize = 520;
@@ -48,10 +50,11 @@ async fn pids(checkouts: &[Checkout]) -> HashSet<u32> {
     pids
 }
 
-fn pipes(pid: u32) -> usize {
+/// How many descriptors of this kind a process has.
+fn open(pid: u32, kind: &str) -> usize {
     let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
     let targets = descriptors.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
-    targets.filter(|target| target.to_string_lossy().starts_with("pipe:")).count()
+    targets.filter(|target| target.to_string_lossy().starts_with(kind)).count()
 }
 
 fn highest_descriptor(pid: u32) -> u32 {
@@ -88,18 +91,37 @@ pub(crate) async fn hold_siblings() {
 /// The test program of that test. The first workers' descriptors have low numbers, and the server gives such a number
 /// to a later connection.
 pub(crate) async fn close_stderr() {
-    let (server, client) = start_with("many_workers", |client| client.max_workers(MANY));
+    let folder = tempfile::tempdir().unwrap();
+    let address = address_in(&folder);
+    let server = Server::spawn_with("many_listening", &address).unwrap();
     let pid = server.pid();
     let _server = Killed(Some(server));
+    let client = Client::builder().address(address).min_workers(0).max_workers(MANY);
+    let client = client.build().unwrap();
     let first = client.checkout();
     first.call::<u32>("pid", ()).await.unwrap();
     let siblings: Vec<_> = (0..80).map(|_| client.checkout()).collect();
     pids(&siblings).await;
-    let before = pipes(pid);
+    let before = open(pid, "pipe:");
     assert_eq!(first.call::<i32>("close_stderr", ()).await.unwrap(), 0);
-    until("the server's end to be closed", || pipes(pid) < before).await;
-    let later: Vec<_> = (0..5).map(|_| client.checkout()).collect();
-    assert_eq!(pids(&later).await.len(), 5);
+    until("the server's end to be closed", || open(pid, "pipe:") < before).await;
+
+    // Those that say nothing yet get the lowest free numbers, one after the other.
+    let before = open(pid, "socket:");
+    let mut waiting = Vec::new();
+    for _ in 0..8 {
+        waiting.push(Raw::connect(&folder.path().join("s")).await);
+    }
+    until("the connections", || open(pid, "socket:") >= before + waiting.len()).await;
+    for raw in &mut waiting {
+        raw.send(b"taskfork");
+        let known = [("versions", Value::Array(vec![1.into()])), ("name", text("raw"))];
+        raw.send_message(vec![0.into(), map(&known)]);
+        let mut preamble = [0; 8];
+        raw.0.read_exact(&mut preamble).unwrap();
+        assert_eq!(&preamble, b"taskfork");
+        raw.receive().unwrap();
+    }
 }
 
 /// The test program of that test.

@@ -33,6 +33,10 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     }),
     ("max_workers", |server| serve(server.max_workers(2))),
     ("many_workers", |server| serve(server.max_workers(1000))),
+    ("many_listening", |server| {
+        let address: String = server.config()?;
+        serve(server.listen(address).max_workers(1000))
+    }),
     ("spares", |server| crate::spares::server(server.spare_workers(2))),
     ("spares_two_workers", |server| crate::spares::server(server.spare_workers(2).max_workers(2))),
     ("spares_aged", |server| {
