@@ -104,7 +104,8 @@ impl Connector {
             AddressKind::Tcp { host, port } => tcp::connect(host, *port).await,
             #[cfg(feature = "tls")]
             AddressKind::Tls { host, port } => match &self.tls {
-                Some(tls) => tls.connect(host, *port).await,
+                // On the heap, or each connection of any kind would keep room for a handshake.
+                Some(tls) => Box::pin(tls.connect(host, *port)).await,
                 None => Err(io::ErrorKind::InvalidInput.into()),
             },
             AddressKind::Inherited(_) => Err(io::ErrorKind::InvalidInput.into()),
