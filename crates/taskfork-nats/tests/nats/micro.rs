@@ -3,15 +3,40 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::StreamExt;
 use taskfork_nats::CallError;
 use taskfork_nats::async_nats::RequestErrorKind::NoResponders;
 use taskfork_nats::async_nats::service::{Info, PingResponse, Stats};
 use taskfork_nats::async_nats::{Client, Message};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::backend::{Backend, LONG, fleet};
 use crate::server::NatsServer;
+
+/// Where calls wait: each says that it has begun, and goes on when the gate is opened.
+#[derive(Clone)]
+struct Gate {
+    started: UnboundedSender<()>,
+    open: watch::Receiver<bool>,
+}
+
+impl Gate {
+    /// With what tells of calls that have begun, and what opens it.
+    fn new() -> (Self, UnboundedReceiver<()>, watch::Sender<bool>) {
+        let (started, starts) = unbounded_channel();
+        let (release, open) = watch::channel(false);
+        (Self { started, open }, starts, release)
+    }
+
+    async fn pass(mut self, arguments: Bytes) -> Result<Bytes, CallError> {
+        self.started.send(()).unwrap();
+        self.open.wait_for(|open| *open).await.unwrap();
+        Ok(arguments)
+    }
+}
 
 /// A request with an inbox of its own, so that all answers are seen.
 async fn answers(client: &Client, subject: &str, count: usize) -> Vec<Message> {
@@ -122,19 +147,11 @@ async fn any_client_can_call_in_json() {
 async fn a_node_with_many_calls_is_not_asked_for_more() {
     let server = NatsServer::start();
     let backend = Backend::echo();
-    let (started, mut starts) = tokio::sync::mpsc::unbounded_channel();
-    let (release, gate) = tokio::sync::watch::channel(false);
+    let (gate, mut starts, release) = Gate::new();
     let _node = backend
         .node("s", "n", 1)
         .max_calls(2)
-        .calls(move |_, arguments| {
-            let (started, mut gate) = (started.clone(), gate.clone());
-            async move {
-                started.send(()).unwrap();
-                gate.wait_for(|open| *open).await.unwrap();
-                Ok(arguments)
-            }
-        })
+        .calls(move |_, arguments| gate.clone().pass(arguments))
         .start(&server.url())
         .await
         .unwrap();
@@ -169,18 +186,10 @@ async fn a_node_with_many_calls_is_not_asked_for_more() {
 async fn a_draining_node_finishes_its_calls() {
     let server = NatsServer::start();
     let backend = Backend::echo();
-    let (started, mut starts) = tokio::sync::mpsc::unbounded_channel();
-    let (release, gate) = tokio::sync::watch::channel(false);
+    let (gate, mut starts, release) = Gate::new();
     let node = backend
         .node("s", "n", 1)
-        .calls(move |_, arguments| {
-            let (started, mut gate) = (started.clone(), gate.clone());
-            async move {
-                started.send(()).unwrap();
-                gate.wait_for(|open| *open).await.unwrap();
-                Ok(arguments)
-            }
-        })
+        .calls(move |_, arguments| gate.clone().pass(arguments))
         .start(&server.url())
         .await
         .unwrap();
