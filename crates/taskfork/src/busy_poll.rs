@@ -274,7 +274,7 @@ mod tests {
     }
 
     /// Runs through these waits. Returns the time of polls that found nothing, and the number of
-    /// those that found something.
+    /// polls that found something.
     fn run(policy: &mut SpinPolicy, waits: impl IntoIterator<Item = Duration>) -> (Duration, u32) {
         let (mut vain, mut paid) = (Duration::ZERO, 0);
         for wait in waits {

@@ -1,4 +1,4 @@
-//! Why a connection to a worker was not made, or is of no more use.
+//! Why a connection to a worker could not be made, or has failed.
 
 use std::error::Error;
 use std::fmt;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::display::debug_as_text;
 
-/// Why a connection to a worker was not made, or is of no more use. It is part of
+/// Why a connection to a worker could not be made, or has failed. It is part of
 /// [`FatalError::CannotConnect`](crate::error::FatalError::CannotConnect) and
 /// [`FatalError::Protocol`](crate::error::FatalError::Protocol).
 ///

@@ -152,8 +152,8 @@ pub use worker::{BoxError, Methods};
 ///   [`Call`]. A `String` parameter accepts any text. Documentation of the trait's methods is copied.
 /// * `PasswordsBlockingCalls`: the same for [`blocking`].
 ///
-/// A method that does not return a `Result` cannot fail by itself. Its call can still fail, for example
-/// by a panic. [`Error`] describes all errors of a call, and [`Call`] what cancellation does.
+/// A method that does not return a `Result` returns no error of its own. Its call can still fail, for
+/// example by a panic. [`Error`] describes all errors of a call, and [`Call`] what cancellation does.
 ///
 /// The attribute takes no arguments. A trait that cannot be an interface is a compile error, which says
 /// what to write instead: a generic or unsafe trait, a generic method, a parameter that is a reference, a
@@ -214,7 +214,7 @@ pub mod __private {
         crate::server::meaning_of_hangup(restart)
     }
 
-    /// Whether the other end of a unix socket has ended, or is shut down, and has not read all that was sent.
+    /// Whether the other end of a unix socket has ended, or is shut down, and has left bytes unread.
     pub fn has_unread(socket: &impl std::os::fd::AsFd) -> bool {
         crate::sys::has_unread(socket)
     }

@@ -42,7 +42,7 @@ pub(crate) fn peer_credentials(socket: &impl AsFd) -> Option<Credentials> {
     })
 }
 
-/// Whether the other end of a unix socket, which has ended or is shut down, has not read all that was sent.
+/// Whether the other end of a unix socket has left bytes unread. It must have ended, or be shut down.
 pub(crate) fn has_unread(socket: &impl AsFd) -> bool {
     // In this order: closing the socket sets the error before it discards the unread bytes.
     has_unread_data(socket) || matches!(socket_error(socket), Ok(Err(Errno::CONNRESET)))

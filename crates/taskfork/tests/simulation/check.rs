@@ -27,7 +27,7 @@ pub(crate) const MAX_DELAY: Duration = Duration::from_millis(100 + 2000 + 10);
 /// How long it takes to take an outcome that is there.
 const TICK: Duration = Duration::from_millis(10);
 
-/// Without a call that hangs, none takes so long: something that was to happen has not.
+/// The longest time of a call in a run without calls that hang. A longer one shows that an event is missing.
 const BRISK: Duration = Duration::from_secs(60);
 
 /// Longer bytes may not fit into a frame.
@@ -360,7 +360,7 @@ impl Monitor {
         self.lock().counts.in_rings += 1;
     }
 
-    /// So many files and buffers have accompanied a message.
+    /// Counts the files and buffers that have accompanied a message.
     pub(crate) fn attached(&self, count: usize) {
         self.lock().counts.attached += count as u64;
     }
@@ -372,7 +372,7 @@ impl Monitor {
         Some(OpenFile::from(OwnedFd::from(writer)))
     }
 
-    /// All is over: nobody holds a file any more, and each that was passed has the byte of its call.
+    /// At the end of a run, no process has a file open any more, and each file that was passed has the byte of its call.
     pub(crate) fn check_pipes(&self) {
         let pipes = std::mem::take(&mut self.lock().pipes);
         for (call, pipe) in pipes {
@@ -523,7 +523,7 @@ impl Monitor {
     }
 }
 
-/// Reads a pipe that nobody has open for writing.
+/// Reads a pipe whose write ends are closed.
 fn read_all(mut pipe: PipeReader) -> Result<Vec<u8>, String> {
     let limit = rustix::event::Timespec { tv_sec: 0, tv_nsec: INHERITED.as_nanos() as i64 };
     let mut bytes = Vec::new();

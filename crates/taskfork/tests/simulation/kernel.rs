@@ -69,7 +69,7 @@ impl Event {
 #[derive(Debug)]
 pub(super) struct Accepted {
     pub(super) number: u64,
-    /// `None` if somebody else has connected.
+    /// `None` if the connection is one of [`connect_stranger`](Kernel::connect_stranger).
     pub(super) client: Option<usize>,
     pub(super) stream: Memory,
 }
@@ -114,7 +114,7 @@ struct State {
     connections: u64,
     forks: u64,
     backlog: VecDeque<Accepted>,
-    /// How many more connections cannot be accepted now, by the numbers of those that came first.
+    /// How many accepts of a connection still fail. The key is its number.
     refused_accepts: BTreeMap<u64, u64>,
     processes: BTreeMap<u64, ProcessEntry>,
     /// The connections of each client that may be open.
@@ -152,7 +152,7 @@ impl Kernel {
         lock(&self.state)
     }
 
-    /// The address of the server for one client, which may have so many connections.
+    /// The address of the server for one client, which may have this many connections.
     pub(super) fn listener(
         &self,
         client: usize,
@@ -185,7 +185,7 @@ impl Kernel {
         self.enqueue(Accepted { number, client: Some(client), stream });
     }
 
-    /// Somebody else connects, who breaks the protocol. Returns that side of the connection.
+    /// Connects a peer that breaks the protocol. Returns its side of the connection.
     pub(super) fn connect_stranger(&self, kind: u64) -> Option<Memory> {
         let mut state = self.lock();
         if !state.is_listening() {

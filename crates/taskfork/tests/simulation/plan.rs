@@ -91,8 +91,8 @@ words! {
     /// Something that goes wrong. Connections are numbered from 0 and workers from 1 on, calls of a
     /// worker from 1 on. Times are in milliseconds; those of workers count from the fork, others from the start.
     pub(crate) enum Fault {
-        /// The bytes of this connection come in pieces, few of them wait, and readiness comes late or for
-        /// nothing if `timing` is 1. If it is more, the client's task is woken so many milliseconds late, less one.
+        /// The bytes of this connection come in pieces, and few of them wait. If `timing` is 1, readiness comes late
+        /// or without bytes. If it is more, the client's task is woken `timing - 1` milliseconds late.
         Stream "stream" { connection, piece, capacity, timing },
         /// The connection ends after this number of bytes for the client.
         Cut "cut" { connection, bytes },

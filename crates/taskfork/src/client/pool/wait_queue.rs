@@ -14,7 +14,7 @@ pub(crate) struct Queue<T> {
     nodes: Slab<Node<T>>,
     first: Option<usize>,
     last: Option<usize>,
-    /// The last of those that [`push_ahead`](Self::push_ahead) has added. No other is before it.
+    /// The last element that [`push_ahead`](Self::push_ahead) has added. The elements before it were added in the same way.
     last_ahead: Option<usize>,
     next_generation: u64,
 }
@@ -49,7 +49,7 @@ impl<T> Queue<T> {
         ticket
     }
 
-    /// Adds an element before all others, but behind those that were added so earlier.
+    /// Adds an element behind the earlier ones of this method, and before all others.
     pub(crate) fn push_ahead(&mut self, value: T) -> Ticket {
         let before = self.last_ahead;
         let after = before.map_or(self.first, |before| self.nodes[before].after);

@@ -99,7 +99,7 @@ pub(crate) struct SessionOptions {
 /// Who serves the session.
 #[derive(Debug)]
 enum Assignment {
-    /// It has no worker and does not ask for one: it is new, or over.
+    /// The session is new or over. It has no worker and asks for none.
     None,
     Waiting,
     Worker(Box<Connection>),

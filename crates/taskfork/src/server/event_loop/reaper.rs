@@ -22,8 +22,8 @@ const MAX_REMOVALS: usize = 2;
 /// takes a microsecond for each twenty of them.
 const MAX_CHILDREN_AT_ONCE: usize = 256;
 
-/// So many deaths are found by looking at all children for each. Then all workers are asked: that takes as long
-/// as looking at all children 20 times.
+/// Up to this many deaths in a row, each one is found by a look at all children. Then the reaper asks all workers
+/// once, which takes as long as 20 such looks.
 const MAX_DEATHS_FOUND: usize = 16;
 
 /// How soon the server looks for further deaths then. The dead worker's client gets another one meanwhile.

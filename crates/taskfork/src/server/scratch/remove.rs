@@ -15,7 +15,7 @@ use rustix::mount::{UnmountFlags, unmount};
 pub(super) const DIRECTORY: OFlags =
     OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// Removes a directory and all that is in it or mounted on it. Gives up at `deadline`.
+/// Removes a directory with its contents and mounts. Gives up at `deadline`.
 pub(super) fn remove(parent: BorrowedFd<'_>, name: &CStr, deadline: Instant) -> Result<()> {
     unmount_all(parent, name);
     while let Some(directory) = remove_if_empty(parent, name)? {
@@ -41,7 +41,7 @@ pub(super) fn remove_if_empty(parent: BorrowedFd<'_>, name: &CStr) -> Result<Opt
     }
 }
 
-/// Unmounts what is mounted on a directory, and all that is mounted below.
+/// Unmounts what is mounted on a directory and below it.
 pub(super) fn unmount_all(parent: BorrowedFd<'_>, name: &CStr) {
     let Ok(name) = name.to_str() else { return };
     let path = format!("/proc/self/fd/{}/{name}", parent.as_raw_fd());
@@ -62,7 +62,7 @@ fn open(parent: BorrowedFd<'_>, name: &CStr) -> Result<Option<OwnedFd>> {
     openat(&directory, c".", DIRECTORY, Mode::empty()).map(Some)
 }
 
-/// Removes all that is in a directory.
+/// Removes the contents of a directory.
 fn remove_contents(top: &OwnedFd, deadline: Instant) -> Result<()> {
     let mut next_name = 0;
     loop {

@@ -7,8 +7,8 @@
 //! of four kinds:
 //!
 //! 1. **Events.** `handle_…` reports what has happened, and when. The time is that of
-//!    [`clock`](crate::clock), and never decreases. An event never fails: one of a worker or client
-//!    that is not known any more changes nothing.
+//!    [`clock`](crate::clock), and never decreases. An event cannot fail. If its worker or client
+//!    is no longer known, it changes nothing.
 //! 2. **Actions.** [`poll_action`](Supervisor::poll_action) returns what to do next. The caller carries
 //!    it out, and reports its result, if [`Action`] names one, before it asks for the next action. It
 //!    asks after each event until there is none.

@@ -126,8 +126,8 @@ impl Duplex {
         (self.random % limit as u64) as usize
     }
 
-    /// How many bytes the next read or write moves, of so many. A long message comes in some hundred pieces, because
-    /// thousands of them would take most of a test's time and show nothing more.
+    /// Draws how many of `length` bytes the next read or write moves. A long message comes in some hundred pieces:
+    /// thousands would take most of a test's time, and would show nothing more.
     fn piece(&mut self, length: usize) -> usize {
         1 + self.random(self.faults.max_piece.max(length / PIECES))
     }
