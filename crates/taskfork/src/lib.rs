@@ -231,6 +231,14 @@ pub mod __private {
         crate::server::block_signals_until_served(command)
     }
 
+    /// For [`test_support!`](crate::test_support).
+    pub fn register_test_servers(
+        module: &'static str,
+        entries: &[(&'static str, crate::server::Entry)],
+    ) {
+        crate::server::register_test_servers(module, entries);
+    }
+
     /// The file that a server executes to start this program again.
     pub fn program_file() -> &'static std::path::Path {
         crate::server::program_file::path()

@@ -15,6 +15,7 @@ use super::options::{Options, SpawnData};
 use super::program_file;
 use super::run::Server;
 use super::spawned_server;
+use super::test_entries;
 use crate::sys::{self, ForkError, Forked};
 
 /// A function that describes a server and runs it. [`init`] registers it by a name.
@@ -70,11 +71,17 @@ pub fn init(entries: &[(&str, Entry)]) {
     let names = entries.iter().map(|(name, _)| (*name).to_owned()).collect();
     // Only the first call counts, because the names of a second one could be ambiguous.
     let _ = INITIALISED.set(Initialised { entries: names, late });
-    let Some(name) = sys::take_variable(environment::SERVER) else { return };
-    let entry = entries.iter().find(|(known, _)| *known == name).map(|(_, entry)| *entry);
+    if let Some(name) = sys::take_variable(environment::SERVER) {
+        let entry = entries.iter().find(|(known, _)| *known == name).map(|(_, entry)| *entry);
+        end_as_server(name, entry);
+    }
+}
+
+/// Becomes the server `name`, and ends this process with it.
+pub(super) fn end_as_server(name: String, entry: Option<Entry>) -> ! {
     let status = become_server(name, entry);
     sys::flush_stdio();
-    sys::exit_now(status);
+    sys::exit_now(status)
 }
 
 fn become_server(name: String, entry: Option<Entry>) -> i32 {
@@ -148,6 +155,9 @@ fn serve(
 
 /// Checks whether this program can be executed again as the server `name`.
 pub(super) fn check(name: &str) -> Result<(), ServerError> {
+    if test_entries::is_registered(name)? {
+        return Ok(());
+    }
     let initialised =
         INITIALISED.get().ok_or_else(|| ServerError::NotInitialised { name: name.to_owned() })?;
     if initialised.late {

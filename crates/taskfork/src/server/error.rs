@@ -114,7 +114,8 @@ pub enum ServerError {
     /// The process has several threads, so it cannot be forked.
     #[error(
         "this process has {threads} threads and cannot fork workers: start the server before any \
-         thread, or have `Server::spawn` start it in a process of its own"
+         thread, or have `Server::spawn` start it in a process of its own (in a test, with \
+         `taskfork::test_support!`)"
     )]
     Threads {
         /// The number of threads.
@@ -142,7 +143,8 @@ pub enum ServerError {
     /// [`Server::spawn`](crate::Server::spawn) was called before [`init`](crate::init).
     #[error(
         "cannot start the server `{name}` by executing this program again: the first line of \
-         `main` must be `taskfork::init(&[(\"{name}\", …)]);`, before the runtime starts"
+         `main` must be `taskfork::init(&[(\"{name}\", …)]);`, before the runtime starts. Tests have \
+         no `main`: write `taskfork::test_support!((\"{name}\", …));` into a module of the test"
     )]
     NotInitialised {
         /// The name of the server.
@@ -151,7 +153,8 @@ pub enum ServerError {
     /// [`init`](crate::init) was called when the process had threads already.
     #[error(
         "`taskfork::init` was called when this process had threads already: make it the first line \
-         of a `fn main` that is not async, and start the runtime after it"
+         of a `fn main` that is not async, and start the runtime after it. Tests have no `main`: use \
+         `taskfork::test_support!` instead"
     )]
     InitialisedLate,
     /// [`init`](crate::init) was not given a server of this name.
@@ -161,6 +164,17 @@ pub enum ServerError {
         name: String,
         /// The names that `init` was given.
         known: Vec<String>,
+    },
+    /// Two uses of [`test_support!`](crate::test_support) in one test program have a server of this name.
+    #[error(
+        "`taskfork::test_support!` has a server `{name}` in {} of this program: give each a name of its own",
+        modules.join(" and in ")
+    )]
+    AmbiguousEntry {
+        /// The name of the servers.
+        name: String,
+        /// The modules that have it.
+        modules: Vec<String>,
     },
     /// [`Spawn::config`](crate::server::Spawn::config) was given a value that cannot be serialized.
     #[error("the configuration of the server `{name}` cannot be passed: {source}")]

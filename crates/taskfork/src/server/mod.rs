@@ -9,7 +9,7 @@
 //!   `probe`, `stderr`, `orphans`, `guardian`.
 //! * Restarts and service managers: `restart`, `parent`, `signals`, `hangup`, `service_manager`,
 //!   `environment`.
-//! * The program that starts a server in a process of its own: `spawn`, `entry`, `launch`,
+//! * The program that starts a server in a process of its own: `spawn`, `entry`, `test_entries`, `launch`,
 //!   `starting_process`, `startup_output`, `spawned_server`, `handle`, and `control`, the channel
 //!   between both.
 //!
@@ -71,6 +71,7 @@ mod status_socket;
 mod stderr;
 mod stop_requests;
 pub(crate) mod supervisor;
+mod test_entries;
 mod titles;
 mod wake_pipe;
 mod watched_set;
@@ -93,6 +94,7 @@ pub use spawn::Spawn;
 pub(crate) use spawned_server::SpawnedServer;
 pub use status::{ServerStatus, WorkerStatus};
 pub use stderr::Stderr;
+pub(crate) use test_entries::register_test_servers;
 
 pub use crate::log_output::LogWriter;
 
