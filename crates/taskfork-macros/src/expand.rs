@@ -1,11 +1,12 @@
 //! Generates the dispatch in the worker and the typed calls of the client.
 
-use proc_macro2::{Span, TokenStream};
+use proc_macro2::TokenStream;
 use quote::{format_ident, quote, quote_spanned};
 use syn::spanned::Spanned;
-use syn::{Ident, ItemTrait, LitStr, Type};
+use syn::{Ident, ItemTrait};
 
-use crate::model::{Interface, Method, Output, Parameter};
+use crate::model::{Interface, Method, Output};
+use crate::parameter::Parameter;
 
 pub(crate) fn expand(item: &ItemTrait, interface: &Interface) -> TokenStream {
     let dispatch = dispatch(item, interface);
@@ -23,23 +24,30 @@ fn dispatch(item: &ItemTrait, interface: &Interface) -> TokenStream {
     let (vis, name) = (&item.vis, &item.ident);
     let server = format_ident!("{name}Interface");
     let docs = format!("Serves [`{name}`] from a worker whose state implements it.");
-    let known = interface.methods.iter().map(|method| method_name(&method.name));
+    let known = interface
+        .methods
+        .iter()
+        .map(|Method { called, conditions, .. }| quote!(#(#conditions)* #called));
     let arms = interface.methods.iter().map(|method| {
-        let text = method_name(&method.name);
-        let function = &method.name;
-        let names: Vec<_> = method.parameters.iter().map(|parameter| &parameter.name).collect();
-        let types = method.parameters.iter().map(|parameter| &parameter.ty);
-        let answer = match &method.output {
+        let Method { name: function, called: text, conditions, parameters, output, .. } = method;
+        let names = parameters.iter().map(|parameter| &parameter.name);
+        let types = parameters.iter().map(Parameter::decoded);
+        let passed = parameters.iter().map(Parameter::passed);
+        let answer = match output {
             Output::Plain(_) => quote!(__request.value(&__result)),
             // This span makes the compiler report an unsuitable error type where the trait names it.
-            Output::Fallible { error, .. } => {
+            Output::Typed { error, .. } => {
                 quote_spanned!(error.span()=> __request.typed(__result))
+            }
+            Output::Untyped { value } => {
+                quote_spanned!(value.span()=> __request.untyped(__result))
             }
         };
         quote! {
+            #(#conditions)*
             ::core::option::Option::Some(#text) => match __request.parse::<(#(#types,)*)>() {
                 ::core::result::Result::Ok((#(#names,)*)) => {
-                    let __result = <S as #name>::#function(__state, #(#names),*);
+                    let __result = <S as #name>::#function(__state, #(#passed),*);
                     #answer
                 }
                 ::core::result::Result::Err(__reply) => __reply,
@@ -108,30 +116,22 @@ fn extension_trait(
 }
 
 fn call_method(method: &Method, caller: &TokenStream, output: &TokenStream) -> TokenStream {
-    let (name, docs, text) = (&method.name, &method.docs, method_name(&method.name));
-    let parameters = method.parameters.iter().map(|Parameter { name, ty }| {
-        if is_string(ty) {
-            quote!(#name: impl ::core::convert::AsRef<str>)
-        } else {
-            quote!(#name: #ty)
-        }
+    let Method { name, called, conditions, docs, parameters, .. } = method;
+    let accepted = parameters.iter().map(|parameter| {
+        let (name, ty) = (&parameter.name, parameter.accepted());
+        quote!(#name: #ty)
     });
-    let arguments = method.parameters.iter().map(|Parameter { name, ty }| {
-        if is_string(ty) {
-            quote!(::core::convert::AsRef::<str>::as_ref(&#name))
-        } else {
-            quote!(#name)
-        }
-    });
+    let arguments = parameters.iter().map(Parameter::encoded);
     let span = match &method.output {
-        Output::Plain(value) => value.span(),
-        Output::Fallible { error, .. } => error.span(),
+        Output::Plain(value) | Output::Untyped { value } => value.span(),
+        Output::Typed { error, .. } => error.span(),
     };
-    let call = quote_spanned!(span=> #caller::typed(self, #text, (#(#arguments,)*)));
+    let call = quote_spanned!(span=> #caller::typed(self, #called, (#(#arguments,)*)));
     quote! {
+        #(#conditions)*
         #(#docs)*
         #[track_caller]
-        fn #name(&self, #(#parameters),*) -> #output {
+        fn #name(&self, #(#accepted),*) -> #output {
             #call
         }
     }
@@ -139,18 +139,9 @@ fn call_method(method: &Method, caller: &TokenStream, output: &TokenStream) -> T
 
 fn types(method: &Method) -> (TokenStream, TokenStream) {
     match &method.output {
-        Output::Plain(value) => (quote!(#value), quote!(::taskfork::error::Failure)),
-        Output::Fallible { value, error } => (quote!(#value), quote!(#error)),
+        Output::Plain(value) | Output::Untyped { value } => {
+            (quote!(#value), quote!(::taskfork::error::Failure))
+        }
+        Output::Typed { value, error } => (quote!(#value), quote!(#error)),
     }
-}
-
-/// Whether `ty` is `String`: then callers may pass any `AsRef<str>`.
-fn is_string(ty: &Type) -> bool {
-    matches!(ty, Type::Path(path) if path.qself.is_none() && path.path.is_ident("String"))
-}
-
-/// The method's name on the wire, which has no `r#` prefix.
-fn method_name(name: &Ident) -> LitStr {
-    let text = name.to_string();
-    LitStr::new(text.strip_prefix("r#").unwrap_or(&text), Span::call_site())
 }

@@ -1,10 +1,12 @@
 //! The attribute `taskfork::interface`. Use it through the crate `taskfork`.
 //!
-//! `model` parses a trait and reports mistakes. `expand` generates code. `startup_code` is for the
-//! crate `taskfork` itself.
+//! `model`, `parameter` and `attributes` parse a trait and report mistakes. `expand` generates code.
+//! `startup_code` is for the crate `taskfork` itself.
 
+mod attributes;
 mod expand;
 mod model;
+mod parameter;
 mod startup_code;
 
 use proc_macro::TokenStream;
@@ -29,10 +31,10 @@ use syn::{ItemTrait, parse_macro_input};
 pub fn interface(arguments: TokenStream, item: TokenStream) -> TokenStream {
     let item = parse_macro_input!(item as ItemTrait);
     match model::Interface::read(arguments.into(), &item) {
-        Ok(interface) => expand::expand(&item, &interface).into(),
+        Ok(interface) => expand::expand(&attributes::without_own(item), &interface).into(),
         // The output contains the trait, because code that uses it would cause further errors without it.
         Err(error) => {
-            let error = error.to_compile_error();
+            let (item, error) = (attributes::without_own(item), error.to_compile_error());
             quote::quote!(#item #error).into()
         }
     }

@@ -3,12 +3,16 @@
 use std::collections::BTreeMap;
 
 use proc_macro2::{Span, TokenStream};
+use quote::ToTokens;
 use syn::spanned::Spanned;
 use syn::visit::Visit;
 use syn::{
-    Attribute, Error, FnArg, GenericArgument, Ident, ItemTrait, Pat, PathArguments, Receiver,
-    ReturnType, Signature, TraitItem, TraitItemFn, Type,
+    Attribute, Error, FnArg, GenericArgument, Ident, ItemTrait, LitStr, Pat, PathArguments,
+    Receiver, ReturnType, Signature, TraitItem, TraitItemFn, Type,
 };
+
+use crate::attributes;
+use crate::parameter::{Parameter, owned};
 
 /// Methods of clients and checkouts. They take precedence over the methods of the generated traits,
 /// so that an interface's method of the same name could not be called.
@@ -41,29 +45,31 @@ pub(crate) struct Interface {
 
 pub(crate) struct Method {
     pub(crate) name: Ident,
+    /// What calls name it by.
+    pub(crate) called: LitStr,
+    /// `cfg`, for all that is generated.
+    pub(crate) conditions: Vec<Attribute>,
+    /// Documentation and `deprecated`, for the client's methods.
     pub(crate) docs: Vec<Attribute>,
     pub(crate) parameters: Vec<Parameter>,
     pub(crate) output: Output,
 }
 
-pub(crate) struct Parameter {
-    pub(crate) name: Ident,
-    pub(crate) ty: Type,
-}
-
 pub(crate) enum Output {
     /// The method cannot fail.
     Plain(Box<Type>),
-    /// The method returns a `Result`.
-    Fallible { value: Box<Type>, error: Box<Type> },
+    /// The method returns a `Result` whose error type the caller gets.
+    Typed { value: Box<Type>, error: Box<Type> },
+    /// The method returns a `Result` with any error, and the caller gets its text and causes.
+    Untyped { value: Box<Type> },
 }
 
 /// Collects mistakes, so that the compiler reports all of them at once.
 #[derive(Default)]
-struct Mistakes(Option<Error>);
+pub(crate) struct Mistakes(Option<Error>);
 
 impl Mistakes {
-    fn add(&mut self, span: Span, message: impl std::fmt::Display) {
+    pub(crate) fn add(&mut self, span: Span, message: impl std::fmt::Display) {
         let error = Error::new(span, message);
         match &mut self.0 {
             Some(first) => first.combine(error),
@@ -111,14 +117,15 @@ impl Interface {
     }
 }
 
+/// Methods under conditions are left out: they may exclude each other.
 fn check_duplicates(methods: &[Method], mistakes: &mut Mistakes) {
     let mut seen = BTreeMap::new();
-    for method in methods {
-        let name = method.name.to_string();
-        if seen.insert(name.clone(), ()).is_some() {
+    for method in methods.iter().filter(|method| method.conditions.is_empty()) {
+        let called = method.called.value();
+        if seen.insert(called.clone(), ()).is_some() {
             mistakes.add(
-                method.name.span(),
-                format!("there is already a method `{name}`, and a call names its method by this name only: rename one"),
+                method.called.span(),
+                format!("there is already a method `{called}`, and a call names its method by this name only: rename one"),
             );
         }
     }
@@ -147,9 +154,9 @@ impl Method {
                 FnArg::Receiver(_) => None,
             })
             .filter_map(|input| {
-                check_type(&input.ty, mistakes);
+                check_parameter(&input.ty, mistakes);
                 let name = parameter_name(&input.pat, mistakes)?;
-                Some(Parameter { name, ty: (*input.ty).clone() })
+                Some(Parameter::new(name, &input.ty))
             })
             .collect();
         if parameters.len() > MOST_PARAMETERS {
@@ -161,14 +168,27 @@ impl Method {
             );
         }
         let output = Output::read(&signature.output, mistakes)?;
-        let docs = item.attrs.iter().filter(|attribute| attribute.path().is_ident("doc"));
+        let having = |names: &[&str]| -> Vec<Attribute> {
+            let has =
+                |attribute: &&Attribute| names.iter().any(|name| attribute.path().is_ident(name));
+            item.attrs.iter().filter(has).cloned().collect()
+        };
+        let name = signature.ident.clone();
         Some(Self {
-            name: signature.ident.clone(),
-            docs: docs.cloned().collect(),
+            called: attributes::called(item, mistakes).unwrap_or_else(|| method_name(&name)),
+            name,
+            conditions: having(&["cfg"]),
+            docs: having(&["doc", "deprecated"]),
             parameters,
             output,
         })
     }
+}
+
+/// The name without the prefix `r#`.
+fn method_name(name: &Ident) -> LitStr {
+    let text = name.to_string();
+    LitStr::new(text.strip_prefix("r#").unwrap_or(&text), name.span())
 }
 
 fn check_signature(signature: &Signature, mistakes: &mut Mistakes) {
@@ -235,12 +255,14 @@ impl Output {
             ReturnType::Default => return Some(Self::Plain(Box::new(syn::parse_quote!(())))),
             ReturnType::Type(_, ty) => &**ty,
         };
-        check_type(ty, mistakes);
-        let Type::Path(path) = ty else { return Some(Self::Plain(Box::new(ty.clone()))) };
-        let last = path.path.segments.last()?;
-        if last.ident != "Result" {
+        let result = match ty {
+            Type::Path(path) => path.path.segments.last().filter(|last| last.ident == "Result"),
+            _ => None,
+        };
+        let Some(last) = result else {
+            check_type(ty, mistakes);
             return Some(Self::Plain(Box::new(ty.clone())));
-        }
+        };
         let types: Vec<Type> = match &last.arguments {
             PathArguments::AngleBracketed(arguments) => arguments
                 .args
@@ -252,19 +274,91 @@ impl Output {
                 .collect(),
             _ => Vec::new(),
         };
-        match <[Type; 2]>::try_from(types) {
-            Ok([value, error]) => {
-                Some(Self::Fallible { value: Box::new(value), error: Box::new(error) })
+        if let Some(value) = types.first() {
+            check_type(value, mistakes);
+        }
+        match <[Type; 2]>::try_from(types.clone()) {
+            Ok([value, error]) if is_untyped_error(&error, mistakes) => {
+                Some(Self::Untyped { value: Box::new(value) })
             }
+            Ok([value, error]) => {
+                check_type(&error, mistakes);
+                Some(Self::Typed { value: Box::new(value), error: Box::new(error) })
+            }
+            // An alias, such as those of `std::io` and `anyhow`.
+            Err(_) if types.len() == 1 => Some(Self::Untyped { value: Box::new(types[0].clone()) }),
             Err(_) => {
                 mistakes.add(
                     ty.span(),
-                    "the caller receives the error type, so that the signature must name it: write \
-                     Result<Value, Error> with both types",
+                    "the caller receives the value, so that the signature must name its type: write \
+                     Result<Value, Error>, or Result<Value> with an alias",
                 );
                 None
             }
         }
+    }
+}
+
+/// Whether callers get the text and the causes of such an error, and not the error itself.
+fn is_untyped_error(ty: &Type, mistakes: &mut Mistakes) -> bool {
+    match ty {
+        Type::Reference(text) => {
+            matches!(&*text.elem, Type::Path(path) if path.path.is_ident("str"))
+        }
+        Type::Path(path) => {
+            let names: Vec<_> =
+                path.path.segments.iter().map(|part| part.ident.to_string()).collect();
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            match &names[..] {
+                [.., "Box"] => {
+                    let text = path
+                        .path
+                        .segments
+                        .last()
+                        .map(|last| last.arguments.to_token_stream().to_string());
+                    let is_sent =
+                        text.is_some_and(|text| text.contains("Send") && text.contains("Sync"));
+                    if !is_sent {
+                        mistakes.add(
+                            ty.span(),
+                            "the error of a method must be `Send + Sync`: write taskfork::BoxError",
+                        );
+                    }
+                    true
+                }
+                [.., "BoxError" | "String"]
+                | [.., "io" | "anyhow" | "eyre", "Error"]
+                | [.., "Report"] => true,
+                _ => false,
+            }
+        }
+        _ => false,
+    }
+}
+
+/// Checks the type of a parameter, which may be a reference to what the worker decodes.
+fn check_parameter(ty: &Type, mistakes: &mut Mistakes) {
+    match ty {
+        Type::Reference(reference) if reference.mutability.is_some() => mistakes.add(
+            ty.span(),
+            format!(
+                "the worker changes a copy, which the caller does not get back: take {} by value, and return it",
+                owned(&reference.elem)
+            ),
+        ),
+        Type::Reference(reference) => {
+            if let Some(lifetime) = &reference.lifetime {
+                mistakes.add(
+                    lifetime.span(),
+                    "the worker decodes the value for one call: write `&` without a lifetime",
+                );
+            }
+            match &*reference.elem {
+                Type::Slice(slice) => check_type(&slice.elem, mistakes),
+                other => check_type(other, mistakes),
+            }
+        }
+        other => check_type(other, mistakes),
     }
 }
 
@@ -281,7 +375,7 @@ impl<'ast> Visit<'ast> for TypeCheck<'_> {
     fn visit_type(&mut self, ty: &'ast Type) {
         let message = match ty {
             Type::Reference(reference) => Some(format!(
-                "a reference cannot be sent to another process: take {} by value",
+                "a reference can only be a parameter by itself: write {} here",
                 owned(&reference.elem)
             )),
             Type::Ptr(_) => Some("a pointer cannot be sent to another process".to_owned()),
@@ -306,15 +400,5 @@ impl<'ast> Visit<'ast> for TypeCheck<'_> {
             lifetime.span(),
             "borrowed data cannot be sent to another process: use a type that owns its data",
         );
-    }
-}
-
-/// What to take instead of a reference to `referent`, for the error message.
-fn owned(referent: &Type) -> String {
-    match referent {
-        Type::Path(path) if path.path.is_ident("str") => "`String`".to_owned(),
-        Type::Path(path) if path.path.is_ident("Path") => "`PathBuf`".to_owned(),
-        Type::Slice(_) => "a `Vec`".to_owned(),
-        _ => "the value".to_owned(),
     }
 }

@@ -141,23 +141,29 @@ pub use worker::{BoxError, Methods};
 /// Defines a typed interface for the methods of a trait.
 ///
 /// Each method takes `&mut self`, the state that a worker keeps between calls, and at most twelve
-/// parameters of types that serde can serialize and deserialize. It returns a value, or a `Result`
-/// whose error type reaches the caller unchanged.
+/// parameters of types that serde can serialize and deserialize, or references to them. It returns a value, or a
+/// `Result`. An error type that serde can serialize reaches the caller unchanged. [`BoxError`], `String`,
+/// [`std::io::Error`], `anyhow::Error`, and the error of an alias such as `std::io::Result<T>` arrive as a
+/// [`Failure`](crate::error::Failure) with text and causes.
 ///
 /// For a trait `Passwords`, the attribute defines these items with the trait's visibility:
 ///
 /// * `PasswordsInterface`: the interface, for [`ServerBuilder::interface`]. Its workers' state may be any type
 ///   that implements the trait.
 /// * `PasswordsCalls`: a trait with the methods for [`Checkout`] and [`Client`]. Each method returns a
-///   [`Call`]. A `String` parameter accepts any text. Documentation of the trait's methods is copied.
+///   [`Call`]. A `String` parameter accepts any text, and a reference is passed as one: nothing is cloned.
+///   Documentation of the trait's methods is copied.
 /// * `PasswordsBlockingCalls`: the same for [`blocking`].
 ///
 /// A method that does not return a `Result` returns no error of its own. Its call can still fail, for
 /// example by a panic. [`Error`] describes all errors of a call, and [`Call`] what cancellation does.
 ///
-/// The attribute takes no arguments. A trait that cannot be an interface is a compile error, which says
-/// what to write instead: a generic or unsafe trait, a generic method, a parameter that is a reference, a
-/// receiver other than `&mut self`, and a method with the name of a method of [`Checkout`] or [`Client`].
+/// The attribute takes no arguments. `#[taskfork(name = "…")]` on a method sets the name that calls use, of 1 to 200
+/// bytes; it defaults to the method's own. `#[cfg(…)]` on a method holds for everything that is made of it.
+///
+/// A trait that cannot be an interface is a compile error, which says what to write instead: a generic or
+/// unsafe trait, a generic method, a parameter that is `&mut`, a receiver other than `&mut self`, and a method
+/// with the name of a method of [`Checkout`] or [`Client`].
 ///
 /// ```
 /// use serde::{Deserialize, Serialize};
@@ -204,6 +210,7 @@ pub use taskfork_macros::interface;
 /// For the code that [`macro@interface`] generates, for the command, for the gateway and for benchmarks.
 #[doc(hidden)]
 pub mod __private {
+    pub use crate::wire::values::ByteSlice;
     pub use crate::wire::{bench, relay};
     pub use crate::worker::interface::{Reply, Request};
 

@@ -78,6 +78,18 @@ pub trait Interface<S>: 'static {
     }
 }
 
+/// An error of a method of a typed interface that keeps its type.
+#[doc(hidden)]
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be the error of a method",
+    label = "an error that the caller gets with its type",
+    note = "implement `std::error::Error` for it and derive `serde::Serialize` and `serde::Deserialize`",
+    note = "or return `taskfork::BoxError`, whose text and causes the caller gets"
+)]
+pub trait TypedError: std::error::Error + Serialize + 'static {}
+
+impl<E: std::error::Error + Serialize + 'static> TypedError for E {}
+
 /// One call, with the place for its answer.
 #[doc(hidden)]
 #[derive(Debug)]
@@ -120,11 +132,7 @@ impl<'a> Request<'a> {
     }
 
     /// Answers with a value or with an error that keeps its type.
-    pub fn typed<T, E>(self, result: Result<T, E>) -> Reply
-    where
-        T: Serialize,
-        E: std::error::Error + Serialize + 'static,
-    {
+    pub fn typed<T: Serialize, E: TypedError>(self, result: Result<T, E>) -> Reply {
         match result {
             Ok(value) => self.value(&value),
             Err(error) => Reply(Err(ErrorReply::typed(&error))),
@@ -139,9 +147,9 @@ impl<'a> Request<'a> {
         )
     }
 
-    /// Answers with a value or with any error.
-    pub(crate) fn untyped<T: Serialize>(self, result: Result<T, BoxError>) -> Reply {
-        match result {
+    /// Answers with a value, or with the text and the causes of any error.
+    pub fn untyped<T: Serialize, E: Into<BoxError>>(self, result: Result<T, E>) -> Reply {
+        match result.map_err(Into::into) {
             Ok(value) => self.value(&value),
             Err(error) => Reply(Err(match error.downcast_ref::<ArgumentsError>() {
                 Some(error) => ErrorReply::arguments(error),

@@ -133,6 +133,124 @@ trial!(an_error_that_cannot_be_encoded_is_reported, async || {
     assert!(error.to_string().contains("must not leave"), "{error}");
 });
 
+#[taskfork::interface]
+pub(crate) trait Files {
+    /// Takes references only.
+    fn describe(
+        &mut self,
+        text: &str,
+        bytes: &[u8],
+        shapes: &[Shape],
+        path: &std::path::Path,
+        map: &std::collections::BTreeMap<String, u8>,
+    ) -> String;
+    fn read(&mut self, path: &std::path::Path) -> std::io::Result<Vec<u8>>;
+    fn text(&mut self, fails: bool) -> Result<(), String>;
+    fn boxed(&mut self) -> Result<u8, BoxError>;
+    #[taskfork(name = "file.name")]
+    fn named(&mut self) -> String;
+    #[cfg(any())]
+    fn absent(&mut self, value: NoSuchType) -> NoSuchType;
+    #[cfg(all())]
+    fn present(&mut self) -> u8 {
+        1
+    }
+}
+
+impl Files for () {
+    fn describe(
+        &mut self,
+        text: &str,
+        bytes: &[u8],
+        shapes: &[Shape],
+        path: &std::path::Path,
+        map: &std::collections::BTreeMap<String, u8>,
+    ) -> String {
+        format!("{text} {bytes:?} {} {} {map:?}", shapes.len(), path.display())
+    }
+
+    fn read(&mut self, path: &std::path::Path) -> std::io::Result<Vec<u8>> {
+        std::fs::read(path)
+    }
+
+    fn text(&mut self, fails: bool) -> Result<(), String> {
+        if fails { Err("as asked".to_owned()) } else { Ok(()) }
+    }
+
+    fn boxed(&mut self) -> Result<u8, BoxError> {
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot parse")]
+        struct Outer(#[source] std::num::ParseIntError);
+        Ok("x".parse().map_err(Outer)?)
+    }
+
+    fn named(&mut self) -> String {
+        "named".to_owned()
+    }
+}
+
+pub(crate) fn files_server(server: ServerBuilder) -> Result<(), ServerError> {
+    server.interface(FilesInterface).run()
+}
+
+trial!(references_are_passed_without_a_clone, async || {
+    let (_server, client) = start("typed files");
+    // None of these can be cloned into a call.
+    let (text, bytes) = (String::from("text"), vec![7; 40_000]);
+    let (shapes, map) = ([Shape::Point], [("a".to_owned(), 1)].into());
+    let call = client.describe(&text, &bytes[..2], &shapes, "/some/path".as_ref(), &map);
+    drop((shapes, map));
+    assert_eq!(call.await.unwrap(), "text [7, 7] 1 /some/path {\"a\": 1}");
+    // Other programs have no references: they send a text and a list of numbers.
+    let untyped: String = client
+        .call(
+            "describe",
+            (
+                "t",
+                vec![1, 2],
+                [Shape::Point; 0],
+                "p",
+                [("b", 2)]
+                    .map(|(a, b)| (a.to_owned(), b))
+                    .into_iter()
+                    .collect::<std::collections::BTreeMap<_, _>>(),
+            ),
+        )
+        .await
+        .unwrap();
+    assert_eq!(untyped, "t [1, 2] 0 p {\"b\": 2}");
+});
+
+trial!(errors_without_a_type_of_their_own_arrive_with_text_and_causes, async || {
+    let (_server, client) = start("typed files");
+    let error = client.read("/no/such/file".as_ref()).await.unwrap_err();
+    let Error::Call { error: CallError::Interface(failure), .. } = &error else {
+        panic!("{error:?}")
+    };
+    assert_eq!(failure.to_string(), "No such file or directory (os error 2)");
+    assert_eq!(client.text(true).await.unwrap_err().to_string(), "as asked");
+    client.text(false).await.unwrap();
+    let error = client.boxed().await.unwrap_err();
+    let Error::Call { error: CallError::Interface(failure), .. } = &error else {
+        panic!("{error:?}")
+    };
+    assert_eq!(failure.to_string(), "cannot parse");
+    let cause = std::error::Error::source(failure).unwrap();
+    assert_eq!(cause.to_string(), "invalid digit found in string");
+});
+
+trial!(a_method_can_have_another_name_in_calls, async || {
+    let (_server, client) = start("typed files");
+    assert_eq!(client.named().await.unwrap(), "named");
+    assert_eq!(client.call::<String>("file.name", ()).await.unwrap(), "named");
+    let error = client.call::<String>("named", ()).await.unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "unknown method `named`: there is describe, read, text, boxed, file.name, present"
+    );
+    assert_eq!(client.present().await.unwrap(), 1);
+});
+
 /// Everything that an interface's trait may contain. It only has to compile.
 #[allow(dead_code, unreachable_pub, unused_qualifications, reason = "it only has to compile")]
 mod everything_allowed {

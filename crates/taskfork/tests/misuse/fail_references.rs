@@ -1,7 +1,7 @@
 #[taskfork::interface]
 trait Service {
-    fn text(&mut self, text: &str);
-    fn slice(&mut self, bytes: &[u8]);
+    fn changed(&mut self, list: &mut Vec<u8>);
+    fn for_ever(&mut self, text: &'static str);
     fn inside(&mut self, list: Vec<&String>);
     fn result(&mut self) -> &str;
     fn borrowed(&mut self, text: std::borrow::Cow<'static, str>);

@@ -108,6 +108,7 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     ("spans_own_subscriber", crate::spans::own_subscriber),
     ("traces", crate::traces::server),
     ("typed", crate::typed::server),
+    ("typed files", crate::typed::files_server),
     ("scribbling", |server| crate::shared_memory::server(server, false)),
     ("scribbling_as_nobody", |server| crate::shared_memory::server(server, true)),
     ("configured", crate::spawn_config::configured),
