@@ -49,6 +49,12 @@ def test_what_has_a_buffer_travels_as_its_bytes() -> None:
     assert decoder.next() == [0, {}, numbers.tobytes(), b"x"]
 
 
+def test_an_absent_value_in_options_is_none() -> None:
+    decoder = _wire.Decoder()
+    decoder.feed(_wire.PREAMBLE + _wire.frame(b"\x93\x01\x80\x92\xd4\x04\x01\xc0"))
+    assert decoder.next() == [1, {}, [None, None]]
+
+
 def test_what_cannot_be_encoded_is_named() -> None:
     with pytest.raises(_wire.EncodeError, match="a object cannot be encoded"):
         _wire.encode([object()])

@@ -26,6 +26,8 @@ MAX_FILES, _MAX_UNCLAIMED = 16, 64
 
 #: Extension types of MessagePack that refer to a descriptor.
 _BLOB, _OPEN_FILE = 1, 2
+#: A value that is absent within options of a typed language.
+_ABSENT = 4
 OK, ERROR, DEATH, TELEMETRY = 1, 2, 3, 4
 
 #: The greatest depth of a value, and of a message, whose arguments are inside two more lists.
@@ -185,6 +187,11 @@ def _unpack(body: bytes, limit: int, ext_hook: Callable[[int, bytes], Any]) -> A
     return value
 
 
+def _extension(kind: int, data: bytes) -> Any:
+    """The value of an extension type. Python has no options within options, so an absent value is None."""
+    return None if kind == _ABSENT else msgpack.ExtType(kind, data)
+
+
 def close_all(files: Iterable[int]) -> None:
     """Closes descriptors."""
     for file in files:
@@ -255,14 +262,14 @@ class Decoder:
         def extension(kind: int, data: bytes) -> Any:
             index = int.from_bytes(data, "big") if kind in (_BLOB, _OPEN_FILE) else -1
             if not 0 <= index < len(files):
-                return msgpack.ExtType(kind, data)
+                return _extension(kind, data)
             file, files[index] = files[index], None
             if file is None:
                 raise ValueError("a descriptor is named twice")
             return shared.view_of(file, MAX_BLOB) if kind == _BLOB else shared.opened(file)
 
         try:
-            message = _unpack(body, self._limit, extension if files else msgpack.ExtType)
+            message = _unpack(body, self._limit, extension if files else _extension)
         except Exception as error:
             raise WireError(f"a message is malformed: {error or type(error).__name__}") from error
         finally:

@@ -8,6 +8,7 @@ use super::attachments;
 use super::json_bytes::{self, FromJson};
 use super::mismatch;
 use super::msgpack::{Reader, put_array};
+use super::nested_option;
 use super::values::{EncodeError, ValueFormat, encode};
 
 /// A caller's list of arguments: a tuple of up to 12 serializable values, a `Vec`, an array or a slice.
@@ -119,6 +120,8 @@ pub struct Arguments<'a> {
     format: ValueFormat,
     /// The method that they are for, which errors name.
     method: Option<&'a str>,
+    /// Whether they are decoded in the way for options within options.
+    has_nested_options: bool,
 }
 
 /// The number of a call's arguments, or the type of one, does not match. The text says which.
@@ -158,7 +161,8 @@ impl<'a> Arguments<'a> {
 
     /// From a sequence of `count` encoded values.
     pub(crate) fn new(count: usize, encoded: &'a [u8]) -> Self {
-        Self { count, encoded, format: ValueFormat::MessagePack, method: None }
+        let format = ValueFormat::MessagePack;
+        Self { count, encoded, format, method: None, has_nested_options: false }
     }
 
     /// The same arguments, first encoded in `format`.
@@ -224,8 +228,16 @@ impl<'a> Arguments<'a> {
     /// # let _ = interface;
     /// ```
     pub fn parse<T: FromArguments>(self) -> Result<T, ArgumentsError> {
-        let decode = |encoded: &[u8]| T::from_arguments(Arguments { encoded, ..self });
-        attachments::decode(self.encoded, decode)
+        attachments::decode(self.encoded, |encoded: &[u8]| {
+            let args = Arguments { encoded, ..self };
+            T::from_arguments(args).or_else(|error| match nested_option::is_in(encoded) {
+                true => {
+                    attachments::release();
+                    T::from_arguments(Arguments { has_nested_options: true, ..args })
+                }
+                false => Err(error),
+            })
+        })
     }
 }
 
@@ -299,6 +311,8 @@ fn expect(args: Arguments<'_>, count: usize) -> Result<(), ArgumentsError> {
 
 struct Decoder<'a> {
     inner: rmp_serde::Deserializer<rmp_serde::decode::ReadRefReader<'a, [u8]>>,
+    /// The values that `inner` does not decode.
+    values: Reader<'a>,
     /// The number of the argument that was decoded last, from 1.
     index: usize,
     args: Arguments<'a>,
@@ -307,29 +321,38 @@ struct Decoder<'a> {
 impl<'a> Decoder<'a> {
     fn new(args: Arguments<'a>) -> Self {
         let inner = rmp_serde::Deserializer::from_read_ref(args.encoded);
-        Self { inner, index: 0, args }
+        Self { inner, values: Reader::new(args.encoded), index: 0, args }
     }
 
     fn next<T: DeserializeOwned>(&mut self) -> Result<T, ArgumentsError> {
         self.index += 1;
+        if self.args.has_nested_options {
+            let value = self.values.value().map_err(|error| error.to_string());
+            let decoded = value.and_then(nested_option::decode);
+            return decoded.map_err(|reason| self.error(reason));
+        }
         let decoded = match self.args.format {
             ValueFormat::MessagePack => T::deserialize(&mut self.inner),
             ValueFormat::Json => {
                 json_bytes::with_json_strings(|| T::deserialize(FromJson(&mut self.inner)))
             }
         };
-        decoded.map_err(|error| self.error::<T>(&error))
+        decoded.map_err(|error| self.error(self.reason::<T>(&error)))
+    }
+
+    /// Why the argument that was decoded last is no `T`.
+    #[cold]
+    fn reason<T: DeserializeOwned>(&self, error: &rmp_serde::decode::Error) -> String {
+        let mut values = self.values;
+        match (0..self.index).map(|_| values.value()).last() {
+            Some(Ok(value)) => mismatch::describe::<T>(value, error),
+            _ => error.to_string(),
+        }
     }
 
     /// The error of the argument that was decoded last.
     #[cold]
-    fn error<T: DeserializeOwned>(&self, error: &rmp_serde::decode::Error) -> ArgumentsError {
-        let mut values = Reader::new(self.args.encoded);
-        let value = (0..self.index).map(|_| values.value()).last();
-        let reason = match value {
-            Some(Ok(value)) => mismatch::describe::<T>(value, error),
-            _ => error.to_string(),
-        };
+    fn error(&self, reason: String) -> ArgumentsError {
         let index = self.index;
         let message = match self.args.method {
             Some(method) => format!("argument {index} of `{method}`: {reason}"),

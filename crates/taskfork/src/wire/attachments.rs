@@ -177,6 +177,14 @@ pub(crate) fn take(kind: i8, index: &[u8]) -> Result<Attachment, &'static str> {
     }
 }
 
+/// Makes all attachments available again, because the values are decoded once more.
+pub(crate) fn release() {
+    with_decoding(|decoding| {
+        decoding.files.iter_mut().for_each(|file| file.is_taken = false);
+        decoding.shared.iter_mut().for_each(|shared| shared.is_taken = false);
+    });
+}
+
 /// Decodes values of the message being decoded. If they fail, or do not take all attachments, the program may want
 /// a blob as another type of bytes: then they are decoded again with all blobs inlined.
 #[taskfork_macros::startup_code]
@@ -188,10 +196,7 @@ pub(crate) fn decode<T, E: From<String>>(
         return decode(values);
     }
     let attempt = |values: &[u8]| {
-        with_decoding(|decoding| {
-            decoding.files.iter_mut().for_each(|file| file.is_taken = false);
-            decoding.shared.iter_mut().for_each(|shared| shared.is_taken = false);
-        });
+        release();
         decode(values)
     };
     let mut decoded = attempt(values);

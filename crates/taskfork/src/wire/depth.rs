@@ -1,4 +1,5 @@
-//! A serializer that refuses values which nest too deeply, before the recursion over them overflows the stack.
+//! A serializer that refuses values which nest too deeply, before the recursion over them overflows the stack. It also
+//! encodes options within options so that none is lost.
 
 use serde::ser::{
     Error, Serialize, SerializeMap, SerializeSeq, SerializeStruct, SerializeStructVariant,
@@ -6,6 +7,7 @@ use serde::ser::{
 };
 
 use super::bounds::{MAX_DEPTH, too_deep};
+use super::nested_option;
 
 /// The most nested calls of `serialize`. Options and newtype structs add no level to the encoded value, but they
 /// recurse as well.
@@ -34,23 +36,27 @@ pub(super) fn serialize<S: Serializer>(
     value: &(impl Serialize + ?Sized),
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
-    value.serialize(Limited { inner: serializer, depth: Depth::default() })
+    value.serialize(Limited { inner: serializer, depth: Depth::default(), options: 0 })
 }
 
 struct Limited<S> {
     inner: S,
     depth: Depth,
+    /// How many options contain the value directly.
+    options: usize,
 }
 
 /// A value with its nesting.
 struct At<'a, T: ?Sized> {
     value: &'a T,
     depth: Depth,
+    options: usize,
 }
 
 impl<T: Serialize + ?Sized> Serialize for At<'_, T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.value.serialize(Limited { inner: serializer, depth: self.depth })
+        let Self { value, depth, options } = *self;
+        value.serialize(Limited { inner: serializer, depth, options })
     }
 }
 
@@ -94,11 +100,17 @@ impl<S: Serializer> Serializer for Limited<S> {
     }
 
     fn serialize_none(self) -> Result<S::Ok, S::Error> {
-        self.inner.serialize_none()
+        match self.options {
+            0 => self.inner.serialize_none(),
+            options => nested_option::serialize(options, self.inner),
+        }
     }
 
     fn serialize_unit(self) -> Result<S::Ok, S::Error> {
-        self.inner.serialize_unit()
+        match self.options {
+            0 => self.inner.serialize_unit(),
+            options => nested_option::serialize(options, self.inner),
+        }
     }
 
     fn serialize_unit_variant(
@@ -111,7 +123,8 @@ impl<S: Serializer> Serializer for Limited<S> {
     }
 
     fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<S::Ok, S::Error> {
-        self.inner.serialize_some(&At { value, depth: self.depth.inside(0)? })
+        let (depth, options) = (self.depth.inside(0)?, self.options + 1);
+        self.inner.serialize_some(&At { value, depth, options })
     }
 
     fn serialize_newtype_struct<T: Serialize + ?Sized>(
@@ -123,7 +136,8 @@ impl<S: Serializer> Serializer for Limited<S> {
             // An extension type contains no values.
             return self.inner.serialize_newtype_struct(name, value);
         }
-        self.inner.serialize_newtype_struct(name, &At { value, depth: self.depth.inside(0)? })
+        let (depth, options) = (self.depth.inside(0)?, self.options);
+        self.inner.serialize_newtype_struct(name, &At { value, depth, options })
     }
 
     fn serialize_newtype_variant<T: Serialize + ?Sized>(
@@ -133,7 +147,7 @@ impl<S: Serializer> Serializer for Limited<S> {
         variant: &'static str,
         value: &T,
     ) -> Result<S::Ok, S::Error> {
-        let value = At { value, depth: self.depth.inside(1)? };
+        let value = At { value, depth: self.depth.inside(1)?, options: 0 };
         self.inner.serialize_newtype_variant(name, index, variant, &value)
     }
 
@@ -216,7 +230,7 @@ macro_rules! elements {
             type Error = C::Error;
 
             fn $method<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), C::Error> {
-                self.inner.$method(&At { value, depth: self.depth })
+                self.inner.$method(&At { value, depth: self.depth, options: 0 })
             }
 
             fn end(self) -> Result<C::Ok, C::Error> {
@@ -244,7 +258,7 @@ macro_rules! fields {
                 name: &'static str,
                 value: &T,
             ) -> Result<(), C::Error> {
-                self.inner.serialize_field(name, &At { value, depth: self.depth })
+                self.inner.serialize_field(name, &At { value, depth: self.depth, options: 0 })
             }
 
             fn skip_field(&mut self, name: &'static str) -> Result<(), C::Error> {
@@ -268,11 +282,11 @@ impl<C: SerializeMap> SerializeMap for Elements<C> {
     type Error = C::Error;
 
     fn serialize_key<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), C::Error> {
-        self.inner.serialize_key(&At { value, depth: self.depth })
+        self.inner.serialize_key(&At { value, depth: self.depth, options: 0 })
     }
 
     fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), C::Error> {
-        self.inner.serialize_value(&At { value, depth: self.depth })
+        self.inner.serialize_value(&At { value, depth: self.depth, options: 0 })
     }
 
     fn end(self) -> Result<C::Ok, C::Error> {

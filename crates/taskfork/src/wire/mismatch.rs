@@ -42,7 +42,7 @@ fn has_references(value: &[u8]) -> bool {
 
 /// Why a value cannot be decoded.
 #[derive(Debug)]
-struct Mismatch(String);
+pub(super) struct Mismatch(String);
 
 impl fmt::Display for Mismatch {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {

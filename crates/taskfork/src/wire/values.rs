@@ -4,10 +4,12 @@ use std::io::Write;
 
 use serde::{Deserialize, Serialize, Serializer};
 
+use super::attachments;
 use super::depth;
 use super::gather_frame::GatherWriter;
 use super::json_bytes::{self, FromJson};
 use super::mismatch;
+use super::nested_option;
 
 /// What values were encoded in first, before the native protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,5 +77,11 @@ pub(crate) fn decode<'a, T: Deserialize<'a>>(
             json_bytes::with_json_strings(|| T::deserialize(FromJson(&mut decoder)))
         }
     };
-    decoded.map_err(|error| mismatch::describe::<T>(encoded, &error))
+    decoded.or_else(|error| match nested_option::is_in(encoded) {
+        true => {
+            attachments::release();
+            nested_option::decode(encoded)
+        }
+        false => Err(mismatch::describe::<T>(encoded, &error)),
+    })
 }

@@ -147,6 +147,11 @@ pub(crate) trait Files {
     fn read(&mut self, path: &std::path::Path) -> std::io::Result<Vec<u8>>;
     fn text(&mut self, fails: bool) -> Result<(), String>;
     fn boxed(&mut self) -> Result<u8, BoxError>;
+    fn options(
+        &mut self,
+        nested: Option<Option<u8>>,
+        unit: Option<()>,
+    ) -> (Option<Option<u8>>, Option<()>);
     #[taskfork(name = "file.name")]
     fn named(&mut self) -> String;
     #[cfg(any())]
@@ -182,6 +187,14 @@ impl Files for () {
         #[error("cannot parse")]
         struct Outer(#[source] std::num::ParseIntError);
         Ok("x".parse().map_err(Outer)?)
+    }
+
+    fn options(
+        &mut self,
+        nested: Option<Option<u8>>,
+        unit: Option<()>,
+    ) -> (Option<Option<u8>>, Option<()>) {
+        (nested, unit)
     }
 
     fn named(&mut self) -> String {
@@ -239,6 +252,15 @@ trial!(errors_without_a_type_of_their_own_arrive_with_text_and_causes, async || 
     assert_eq!(cause.to_string(), "invalid digit found in string");
 });
 
+trial!(options_within_options_arrive_unchanged, async || {
+    let (_server, client) = start("typed files");
+    for nested in [None, Some(None), Some(Some(1))] {
+        for unit in [None, Some(())] {
+            assert_eq!(client.options(nested, unit).await.unwrap(), (nested, unit));
+        }
+    }
+});
+
 trial!(a_method_can_have_another_name_in_calls, async || {
     let (_server, client) = start("typed files");
     assert_eq!(client.named().await.unwrap(), "named");
@@ -246,7 +268,7 @@ trial!(a_method_can_have_another_name_in_calls, async || {
     let error = client.call::<String>("named", ()).await.unwrap_err().to_string();
     assert_eq!(
         error,
-        "unknown method `named`: there is describe, read, text, boxed, file.name, present"
+        "unknown method `named`: there is describe, read, text, boxed, options, file.name, present"
     );
     assert_eq!(client.present().await.unwrap(), 1);
 });

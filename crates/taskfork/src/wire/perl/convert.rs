@@ -8,6 +8,7 @@ use serde::ser::{Error, Serialize, SerializeMap, SerializeSeq, Serializer};
 
 use crate::wire::bounds;
 use crate::wire::msgpack::Reader;
+use crate::wire::nested_option;
 
 /// Appends the first MessagePack value of `encoded` as JSON, and removes it from `encoded`.
 pub(super) fn write(encoded: &mut &[u8], out: &mut Vec<u8>) -> Result<(), String> {
@@ -52,6 +53,8 @@ impl Serialize for Json<'_> {
                 }
                 map.end()
             }
+            // An absent value within options.
+            ValueRef::Ext(nested_option::ABSENT, _) => serializer.serialize_unit(),
             ValueRef::Ext(..) => {
                 Err(S::Error::custom("an open file or another value that JSON does not have"))
             }
@@ -163,6 +166,7 @@ mod tests {
         assert_eq!(json(Value::Map(vec![(7.into(), true.into())])).unwrap(), r#"{"7":true}"#);
         assert!(json(Value::F64(f64::NAN)).unwrap_err().contains("NaN is no number"));
         assert!(json(Value::Ext(1, vec![0])).unwrap_err().contains("open file"));
+        assert_eq!(json(Value::Ext(4, vec![1])).unwrap(), "null");
         for (key, other) in [
             (Value::from(1), Value::from("1")),
             (true.into(), "true".into()),
