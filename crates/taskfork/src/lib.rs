@@ -121,6 +121,7 @@ mod shm_pool;
 mod simulation;
 mod sync;
 mod sys;
+mod test_support;
 mod time_limit;
 pub mod trace_context;
 mod wire;
@@ -210,7 +211,7 @@ pub use taskfork_macros::interface;
 /// For the code that [`macro@interface`] generates, for the command, for the gateway and for benchmarks.
 #[doc(hidden)]
 pub mod __private {
-    pub use crate::wire::values::ByteSlice;
+    pub use crate::wire::byte_slice::ByteSlice;
     pub use crate::wire::{bench, relay};
     pub use crate::worker::interface::{Reply, Request};
 

@@ -77,8 +77,24 @@ pub fn init(entries: &[(&str, Entry)]) {
     }
 }
 
+/// Registers the servers of one use of [`test_support!`](crate::test_support). In a copy of the program that is to be
+/// one of them, it runs the server and does not return. The loader of the program calls it before `main`, with a
+/// single thread.
+pub(crate) fn register_test_servers(module: &'static str, entries: &[(&'static str, Entry)]) {
+    // The path is resolved before a new version can replace the file.
+    program_file::path();
+    let wanted = std::env::var(environment::SERVER).ok();
+    for (name, entry) in entries {
+        if wanted.as_deref() == Some(name) {
+            sys::take_variable(environment::SERVER);
+            end_as_server((*name).to_owned(), Some(*entry));
+        }
+        test_entries::add(name, module);
+    }
+}
+
 /// Becomes the server `name`, and ends this process with it.
-pub(super) fn end_as_server(name: String, entry: Option<Entry>) -> ! {
+fn end_as_server(name: String, entry: Option<Entry>) -> ! {
     let status = become_server(name, entry);
     sys::flush_stdio();
     sys::exit_now(status)

@@ -83,6 +83,7 @@ pub(crate) use {limits::Recycling, proc_status::SignalAction};
 
 pub use builder::{Preloaded, ServerBuilder};
 pub(crate) use command::{block_signals_until_served, meaning_of_hangup, service_manager};
+pub(crate) use entry::register_test_servers;
 pub use entry::{Entry, init};
 pub use error::ServerError;
 pub use handle::ServerHandle;
@@ -94,7 +95,6 @@ pub use spawn::Spawn;
 pub(crate) use spawned_server::SpawnedServer;
 pub use status::{ServerStatus, WorkerStatus};
 pub use stderr::Stderr;
-pub(crate) use test_entries::register_test_servers;
 
 pub use crate::log_output::LogWriter;
 

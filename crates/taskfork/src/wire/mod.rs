@@ -16,6 +16,7 @@ pub(crate) mod arguments;
 pub(crate) mod attachments;
 pub mod bench;
 pub(crate) mod bounds;
+pub(crate) mod byte_slice;
 pub(crate) mod call_error;
 pub(crate) mod death_notice;
 mod depth;

@@ -9,9 +9,9 @@ use serde::de::value::{
 use serde::de::{Deserialize, Deserializer, Error, IntoDeserializer, Visitor};
 use serde::ser::{self, Serializer};
 
+use super::byte_slice::ByteSlice;
 use super::mismatch::Mismatch;
 use super::msgpack::Reader;
-use super::values::ByteSlice;
 
 /// The extension type.
 pub(super) const ABSENT: i8 = 4;

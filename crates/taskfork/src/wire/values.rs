@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use super::attachments;
 use super::depth;
@@ -23,17 +23,6 @@ pub(crate) enum ValueFormat {
 impl ValueFormat {
     pub(crate) fn from_json_flag(is_json: bool) -> Self {
         if is_json { Self::Json } else { Self::MessagePack }
-    }
-}
-
-/// Bytes that are encoded as binary data, and not as a list of numbers.
-#[doc(hidden)]
-#[derive(Debug, Clone, Copy)]
-pub struct ByteSlice<'a>(pub &'a [u8]);
-
-impl Serialize for ByteSlice<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(self.0)
     }
 }
 
