@@ -75,65 +75,89 @@ fn dispatch(item: &ItemTrait, interface: &Interface) -> TokenStream {
 }
 
 fn calls(item: &ItemTrait, interface: &Interface) -> TokenStream {
-    let caller = quote!(::taskfork::client::Caller);
-    let methods = interface.methods.iter().map(|method| {
+    let output = |method: &Method| {
         let (value, error) = types(method);
-        call_method(method, &caller, &quote!(::taskfork::Call<#value, #error>))
-    });
-    let calls = format_ident!("{}Calls", item.ident);
-    let where_used = "on a [`Checkout`](::taskfork::Checkout) or a client";
-    extension_trait(item, &calls, where_used, &caller, methods)
+        quote!(::taskfork::Call<#value, #error>)
+    };
+    let calls = Calls {
+        name: format_ident!("{}Calls", item.ident),
+        where_used: "on a [`Checkout`](::taskfork::Checkout) or a client",
+        caller: quote!(::taskfork::client::Caller),
+        output: &output,
+    };
+    calls.expand(item, interface)
 }
 
 fn blocking_calls(item: &ItemTrait, interface: &Interface) -> TokenStream {
-    let caller = quote!(::taskfork::blocking::Caller);
-    let methods = interface.methods.iter().map(|method| {
+    let output = |method: &Method| {
         let (value, error) = types(method);
-        let result = quote!(::core::result::Result<#value, ::taskfork::Error<#error>>);
-        call_method(method, &caller, &result)
-    });
-    let calls = format_ident!("{}BlockingCalls", item.ident);
-    extension_trait(item, &calls, "in a program without async", &caller, methods)
-}
-
-fn extension_trait(
-    item: &ItemTrait,
-    calls: &Ident,
-    where_used: &str,
-    caller: &TokenStream,
-    methods: impl Iterator<Item = TokenStream>,
-) -> TokenStream {
-    let (vis, name) = (&item.vis, &item.ident);
-    let docs = format!("The methods of [`{name}`] {where_used}.");
-    quote! {
-        #[doc = #docs]
-        #vis trait #calls: #caller {
-            #(#methods)*
-        }
-
-        impl<C: #caller + ?Sized> #calls for C {}
-    }
-}
-
-fn call_method(method: &Method, caller: &TokenStream, output: &TokenStream) -> TokenStream {
-    let Method { name, called, conditions, docs, parameters, .. } = method;
-    let accepted = parameters.iter().map(|parameter| {
-        let (name, ty) = (&parameter.name, parameter.accepted());
-        quote!(#name: #ty)
-    });
-    let arguments = parameters.iter().map(Parameter::encoded);
-    let span = match &method.output {
-        Output::Plain(value) | Output::Untyped { value } => value.span(),
-        Output::Typed { error, .. } => error.span(),
+        quote!(::core::result::Result<#value, ::taskfork::Error<#error>>)
     };
-    let call = quote_spanned!(span=> #caller::typed(self, #called, (#(#arguments,)*)));
-    quote! {
-        #(#conditions)*
-        #(#docs)*
-        #[track_caller]
-        fn #name(&self, #(#accepted),*) -> #output {
-            #call
+    let calls = Calls {
+        name: format_ident!("{}BlockingCalls", item.ident),
+        where_used: "in a program without async",
+        caller: quote!(::taskfork::blocking::Caller),
+        output: &output,
+    };
+    calls.expand(item, interface)
+}
+
+/// A trait with the methods for callers. Types of tests can implement it too.
+struct Calls<'a> {
+    name: Ident,
+    where_used: &'a str,
+    caller: TokenStream,
+    /// What a method returns.
+    output: &'a dyn Fn(&Method) -> TokenStream,
+}
+
+impl Calls<'_> {
+    fn expand(&self, item: &ItemTrait, interface: &Interface) -> TokenStream {
+        let Self { name, where_used, caller, .. } = self;
+        let (vis, interface_name) = (&item.vis, &item.ident);
+        let docs = format!("The methods of [`{interface_name}`] {where_used}.");
+        let declared = interface.methods.iter().map(|method| {
+            let (docs, signature) = (&method.docs, self.signature(method));
+            quote!(#(#docs)* #signature;)
+        });
+        let methods = interface.methods.iter().map(|method| {
+            let (signature, call) = (self.signature(method), self.call(method));
+            quote!(#signature { #call })
+        });
+        quote! {
+            #[doc = #docs]
+            #vis trait #name {
+                #(#declared)*
+            }
+
+            impl<C: #caller + ?Sized> #name for C {
+                #(#methods)*
+            }
         }
+    }
+
+    fn signature(&self, method: &Method) -> TokenStream {
+        let Method { name, conditions, parameters, .. } = method;
+        let output = (self.output)(method);
+        let accepted = parameters.iter().map(|parameter| {
+            let (name, ty) = (&parameter.name, parameter.accepted());
+            quote!(#name: #ty)
+        });
+        quote! {
+            #(#conditions)*
+            #[track_caller]
+            fn #name(&self, #(#accepted),*) -> #output
+        }
+    }
+
+    fn call(&self, method: &Method) -> TokenStream {
+        let (caller, called) = (&self.caller, &method.called);
+        let arguments = method.parameters.iter().map(Parameter::encoded);
+        let span = match &method.output {
+            Output::Plain(value) | Output::Untyped { value } => value.span(),
+            Output::Typed { error, .. } => error.span(),
+        };
+        quote_spanned!(span=> #caller::typed(self, #called, (#(#arguments,)*)))
     }
 }
 

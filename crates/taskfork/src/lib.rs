@@ -152,7 +152,7 @@ pub use worker::{BoxError, Methods};
 /// * `PasswordsInterface`: the interface, for [`ServerBuilder::interface`]. Its workers' state may be any type
 ///   that implements the trait.
 /// * `PasswordsCalls`: a trait with the methods for [`Checkout`] and [`Client`]. Each method returns a
-///   [`Call`]. A `String` parameter accepts any text, and a reference is passed as one: nothing is cloned.
+///   [`Call`]. Types of tests can implement it with [`Call::ready`]. A `String` parameter accepts any text, and a reference is passed as one: nothing is cloned.
 ///   Documentation of the trait's methods is copied.
 /// * `PasswordsBlockingCalls`: the same for [`blocking`].
 ///

@@ -154,9 +154,9 @@ pub(crate) trait Files {
     ) -> (Option<Option<u8>>, Option<()>);
     #[taskfork(name = "file.name")]
     fn named(&mut self) -> String;
-    #[cfg(any())]
+    #[cfg(windows)]
     fn absent(&mut self, value: NoSuchType) -> NoSuchType;
-    #[cfg(all())]
+    #[cfg(unix)]
     fn present(&mut self) -> u8 {
         1
     }

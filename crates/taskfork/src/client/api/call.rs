@@ -1,10 +1,9 @@
 //! The future of a call's result, and the decoding of the answer.
 
 use std::fmt;
-use std::marker::PhantomData;
 use std::panic::Location;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -49,20 +48,71 @@ use crate::wire::values::{self, ValueFormat};
 /// ```
 #[must_use = "a call that is dropped at once is taken back"]
 pub struct Call<T, E = Failure> {
-    session: Arc<SharedSession>,
-    seq: Seq,
+    source: Source<T, E>,
     /// The source line of the caller.
     made_at: &'static Location<'static>,
     done: bool,
-    spin_guard: Option<SpinGuard>,
-    result: PhantomData<fn() -> (T, E)>,
 }
+
+/// Where the result of a call comes from.
+enum Source<T, E> {
+    Session { session: Arc<SharedSession>, seq: Seq, spin_guard: Option<SpinGuard> },
+    Ready(Mutex<Option<ReadyResult<T, E>>>),
+}
+
+/// Returns the result. It is a function so that a call can be sent to other threads whatever its types are:
+/// [`Call::ready`] takes only values that can.
+type ReadyResult<T, E> = Box<dyn FnOnce() -> Result<T, E> + Send>;
 
 impl<T, E> Call<T, E> {
     #[track_caller]
     pub(crate) fn new(session: Arc<SharedSession>, seq: Seq) -> Self {
-        let (made_at, result) = (Location::caller(), PhantomData);
-        Self { session, seq, made_at, done: false, spin_guard: None, result }
+        Self::from(Source::Session { session, seq, spin_guard: None })
+    }
+
+    /// A call that has this result, without a worker: `Ok` of a value, or the interface's own error. It is
+    /// for tests of code that calls workers: a type of the test can implement the trait `…Calls` of a typed interface.
+    ///
+    /// The call site of an error has the name `ready` as its client and no method.
+    ///
+    /// ```
+    /// use taskfork::{Call, Error};
+    ///
+    /// #[taskfork::interface]
+    /// trait Adder {
+    ///     fn add(&mut self, a: i64, b: i64) -> i64;
+    /// }
+    ///
+    /// /// The code under test.
+    /// async fn double(adder: &impl AdderCalls, number: i64) -> Result<i64, Error> {
+    ///     adder.add(number, number).await
+    /// }
+    ///
+    /// struct Mock;
+    ///
+    /// impl AdderCalls for Mock {
+    ///     fn add(&self, a: i64, b: i64) -> Call<i64> {
+    ///         Call::ready(Ok(a + b))
+    ///     }
+    /// }
+    ///
+    /// # tokio::runtime::Runtime::new()?.block_on(async {
+    /// assert_eq!(double(&Mock, 21).await.unwrap(), 42);
+    /// # });
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn ready(result: Result<T, E>) -> Self
+    where
+        T: Send + 'static,
+        E: Send + 'static,
+    {
+        Self::from(Source::Ready(Mutex::new(Some(Box::new(|| result)))))
+    }
+
+    #[track_caller]
+    fn from(source: Source<T, E>) -> Self {
+        Self { source, made_at: Location::caller(), done: false }
     }
 }
 
@@ -72,30 +122,47 @@ impl<T: DeserializeOwned, E: InterfaceError> Future for Call<T, E> {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         assert!(!self.done, "a call was polled after its result was taken");
         let this = &mut *self;
-        let polled = this.session.poll(this.seq, context, &mut this.spin_guard);
-        let (method, outcome) = ready!(polled);
-        this.done = true;
-        let site = || CallSite::new(self.session.client_name(), method.as_deref(), self.made_at);
-        Poll::Ready(result(outcome, self.session.max_frame(), site))
+        match &mut this.source {
+            Source::Session { session, seq, spin_guard } => {
+                let (method, outcome) = ready!(session.poll(*seq, context, spin_guard));
+                this.done = true;
+                let site = || CallSite::new(session.client_name(), method.as_deref(), this.made_at);
+                Poll::Ready(result(outcome, session.max_frame(), site))
+            }
+            Source::Ready(result) => {
+                this.done = true;
+                let result = result.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+                let Some(result) = result else { return Poll::Pending };
+                let site = CallSite::new("ready", None, this.made_at);
+                Poll::Ready(
+                    result()
+                        .map_err(|error| Error::Call { error: CallError::Interface(error), site }),
+                )
+            }
+        }
     }
 }
 
 impl<T, E> Drop for Call<T, E> {
     fn drop(&mut self) {
-        if !self.done {
-            self.session.abandon(self.seq);
+        if let Source::Session { session, seq, .. } = &self.source
+            && !self.done
+        {
+            session.abandon(*seq);
         }
     }
 }
 
 impl<T, E> fmt::Debug for Call<T, E> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_struct("Call")
-            .field("client", &self.session.client_name())
-            .field("number", &self.seq)
-            .field("state", &self.session.call_state(self.seq))
-            .field("made_at", &format_args!("{}", self.made_at))
-            .finish()
+        let mut fields = out.debug_struct("Call");
+        if let Source::Session { session, seq, .. } = &self.source {
+            fields
+                .field("client", &session.client_name())
+                .field("number", seq)
+                .field("state", &session.call_state(*seq));
+        }
+        fields.field("made_at", &format_args!("{}", self.made_at)).finish()
     }
 }
 
