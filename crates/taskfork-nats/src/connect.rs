@@ -1,7 +1,11 @@
 //! The connection to a NATS server.
 
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
 use async_nats::connection::State;
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, ServerAddr};
+use futures_util::Sink;
 
 use crate::error::Error;
 use crate::wire::{MIN_PAYLOAD, QUEUED_MESSAGES};
@@ -13,9 +17,9 @@ pub(crate) async fn connect(url: &str, options: ConnectOptions) -> Result<Client
         .map(|address| address.trim().parse::<ServerAddr>().and_then(with_host))
         .collect::<Result<_, _>>()
         .map_err(|source| Error::Url { url: shown(url), source })?;
-    let options = options.subscription_capacity(QUEUED_MESSAGES);
+    let options = with_credentials(options, &addresses).subscription_capacity(QUEUED_MESSAGES);
     let client = options.connect(addresses).await.map_err(|error| {
-        let (url, kind) = (shown(url), error.kind());
+        let (url, kind, is_tls) = (shown(url), error.kind(), is_of_tls(&error));
         let source = Box::new(error);
         match kind {
             ConnectErrorKind::ServerParse => {
@@ -25,11 +29,21 @@ pub(crate) async fn connect(url: &str, options: ConnectOptions) -> Result<Client
                 Error::Credentials { url, source }
             }
             ConnectErrorKind::Tls => Error::Tls { url, source },
+            // The NATS client takes a certificate that is not trusted for a failed connection.
+            _ if is_tls => Error::Tls { url, source },
             _ => Error::Unreachable { url, source },
         }
     })?;
     check_payload(&client)?;
     Ok(client)
+}
+
+/// Whether a connection failed because the other side did not speak TLS as it should.
+fn is_of_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |&error| error.source()).any(|error| {
+        let error = error.downcast_ref::<std::io::Error>();
+        error.is_some_and(|error| error.kind() == std::io::ErrorKind::InvalidData)
+    })
 }
 
 /// The longest message, or an error if it is too short for sessions.
@@ -45,8 +59,47 @@ pub(crate) fn check_payload(client: &Client) -> Result<usize, Error> {
 pub(crate) fn check_connected(client: &Client) -> Result<(), Error> {
     match client.connection_state() {
         State::Connected => Ok(()),
+        State::Pending | State::Disconnected if is_closed(client) => {
+            Err(Error::closed("it has given up to connect again"))
+        }
         State::Pending | State::Disconnected => Err(Error::Disconnected),
     }
+}
+
+/// Whether the client's task has ended, for example after `max_reconnects`. The client itself does not tell.
+fn is_closed(client: &Client) -> bool {
+    let mut cx = Context::from_waker(Waker::noop());
+    matches!(Pin::new(&mut client.clone()).poll_ready(&mut cx), Poll::Ready(Err(_)))
+}
+
+/// The options with the user and the password, or with the token, of the first address that has some. The NATS client
+/// itself ignores them.
+fn with_credentials(options: ConnectOptions, addresses: &[ServerAddr]) -> ConnectOptions {
+    let Some(address) = addresses.iter().find(|address| address.username().is_some()) else {
+        return options;
+    };
+    match (address.username().map(decoded), address.password().map(decoded)) {
+        (Some(user), Some(password)) => options.user_and_password(user, password),
+        (Some(token), None) => options.token(token),
+        (None, _) => options,
+    }
+}
+
+/// A part of an address, in which two hexadecimal digits after a percent sign stand for a byte.
+fn decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, others)) = rest.split_first() {
+        let digits = others.first_chunk::<2>().filter(|_| first == b'%');
+        let digits = digits.filter(|digits| digits.iter().all(u8::is_ascii_hexdigit));
+        let byte = digits.and_then(|digits| {
+            let digits = std::str::from_utf8(digits).ok()?;
+            u8::from_str_radix(digits, 16).ok()
+        });
+        bytes.push(byte.unwrap_or(first));
+        rest = if byte.is_some() { &others[2..] } else { others };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 fn with_host(address: ServerAddr) -> std::io::Result<ServerAddr> {
@@ -78,6 +131,15 @@ mod tests {
 
             assert!(matches!(error, Error::Url { .. }), "{url:?}: {error}");
             assert!(error.to_string().contains("nats://HOST:PORT"), "{error}");
+        }
+    }
+
+    #[test]
+    fn percent_signs_stand_for_bytes() {
+        for (text, expected) in
+            [("p%40ss", "p@ss"), ("%c3%a9", "é"), ("100%", "100%"), ("%zz%+1", "%zz%+1")]
+        {
+            assert_eq!(decoded(text), expected);
         }
     }
 

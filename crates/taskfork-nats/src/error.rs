@@ -125,6 +125,16 @@ pub enum Error {
     /// The NATS client has closed for good, for example after `max_reconnects`.
     #[error("the NATS client has closed ({0}): connect again")]
     Closed(Box<dyn std::error::Error + Send + Sync>),
+    /// The address for direct connections is not one.
+    #[error(
+        "{address:?} is no address for direct connections ({why}): write HOST:PORT as clients reach it"
+    )]
+    DirectAddress {
+        /// The address.
+        address: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The system gives no random numbers.
     #[error("the system gives no random numbers: {0}")]
     Random(Box<dyn std::error::Error + Send + Sync>),

@@ -28,6 +28,7 @@
 //! call them by `nats req resize.call.METHOD '[1, 2]'` if [`NodeBuilder::calls`] has a handler.
 
 mod connect;
+mod direct;
 mod error;
 mod fleet;
 mod link;
@@ -39,8 +40,10 @@ mod wire;
 
 /// The NATS client, for its [`ConnectOptions`](async_nats::ConnectOptions).
 pub use async_nats;
+pub use direct::{Admission, Direct, Token};
 pub use error::{Error, SessionError};
-pub use fleet::{Fleet, FleetOptions, NodeInfo};
-pub use names::Label;
-pub use node::{CallError, Caller, Node, NodeBuilder};
+pub use fleet::{Acquired, Fleet, FleetOptions, Grant, NodeInfo, NodeStatus};
+pub use names::{Label, check_labels, check_service_name};
+pub use node::{Accepted, CallError, Caller, Node, NodeBuilder};
 pub use session::{Reader, Session, Writer};
+pub use wire::{Bounds, Route};

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::wire::{End, MAX_WINDOW, Malformed, Message, Offer, PIECE_COST, encode_piece};
+use crate::wire::{End, Gather, MAX_WINDOW, Malformed, Message, Offer, PIECE_COST, gather_piece};
 
 /// One side of a session.
 #[derive(Debug)]
@@ -169,14 +169,14 @@ impl Link {
 
     /// The next piece to send and how many bytes of `data` it has. `None` if the other side takes
     /// no more now, or this side has finished.
-    pub(crate) fn piece(&mut self, now: Instant, data: &[u8]) -> Option<(Bytes, usize)> {
-        let length = self.room().min(data.len());
+    pub(crate) fn piece(&mut self, now: Instant, data: &mut Gather<'_>) -> Option<(Bytes, usize)> {
+        let length = self.room().min(data.left());
         if length == 0 {
             return None;
         }
         let sending = &mut self.sending;
         sending.cost += cost(length);
-        let bytes = encode_piece(sending.next, &data[..length]);
+        let bytes = gather_piece(sending.next, data, length);
         sending.next += 1;
         self.last_sent = now;
         Some((bytes, length))

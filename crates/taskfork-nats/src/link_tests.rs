@@ -1,9 +1,10 @@
 use std::collections::VecDeque;
+use std::io::IoSlice;
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::wire::{HEADER, MIN_WINDOW, Reason};
+use crate::wire::{HEADER, MIN_WINDOW, Reason, encode_piece};
 
 const HEARTBEAT: Duration = Duration::from_secs(2);
 
@@ -36,7 +37,8 @@ impl Side {
     }
 
     fn write(&mut self, now: Instant, data: &[u8]) {
-        if let Some((bytes, length)) = self.link.piece(now, data) {
+        if let Some((bytes, length)) = self.link.piece(now, &mut Gather::new(&[IoSlice::new(data)]))
+        {
             self.written.extend_from_slice(&data[..length]);
             self.sent.push_back(bytes);
         }
@@ -191,7 +193,7 @@ proptest! {
             bytes.extend(number.to_le_bytes());
             bytes.extend(rest);
             let _ = link.receive(now, bytes.into());
-            let _ = link.piece(now, b"more");
+            let _ = link.piece(now, &mut Gather::new(&[IoSlice::new(b"more")]));
             link.consume(10);
             let _ = link.credit(now);
         }

@@ -72,6 +72,34 @@ impl fmt::Display for Label {
     }
 }
 
+/// Whether a text can be the name of a service: 1 to 64 letters, digits, `-` or `_`.
+///
+/// # Errors
+///
+/// [`Error::InvalidName`] says why not.
+///
+/// ```
+/// assert!(taskfork_nats::check_service_name("resize").is_ok());
+/// assert!(taskfork_nats::check_service_name("resize.images").is_err());
+/// ```
+pub fn check_service_name(name: &str) -> Result<(), Error> {
+    Name::service(name).map(drop)
+}
+
+/// Whether a node can have all of these labels, or a client can want them. Each counts once.
+///
+/// # Errors
+///
+/// [`Error::TooManyLabels`] if they are more than 5.
+///
+/// ```
+/// assert!(taskfork_nats::check_labels(&["gpu=a100".parse()?]).is_ok());
+/// # Ok::<(), taskfork_nats::Error>(())
+/// ```
+pub fn check_labels(labels: &[Label]) -> Result<(), Error> {
+    Labels::new(labels).map(drop)
+}
+
 /// The name of a service or a node: one token of a subject.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) struct Name(String);
@@ -193,9 +221,24 @@ impl Subjects {
         format!("{}.wait", self.service)
     }
 
+    /// Where nodes tell each other of their loads.
+    pub(crate) fn load(&self) -> String {
+        format!("{}.load", self.service)
+    }
+
     /// Where a node with this name answers another one that starts.
     pub(crate) fn node(&self, node: &Name) -> String {
         format!("{}.node.{node}", self.service)
+    }
+
+    /// Where all nodes are asked for their status.
+    pub(crate) fn status(&self) -> String {
+        format!("{}.status", self.service)
+    }
+
+    /// Where one node is asked for its status.
+    pub(crate) fn status_of(&self, node: &Name) -> String {
+        format!("{}.status.{node}", self.service)
     }
 
     /// Where calls in JSON come.

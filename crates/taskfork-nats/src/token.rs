@@ -16,11 +16,34 @@ pub(crate) fn inbox(client: &Client) -> Result<String, Error> {
 
 /// 128 random bits as 32 hexadecimal digits.
 pub(crate) fn random() -> Result<String, Error> {
+    Ok(hex(&bytes()?))
+}
+
+/// 128 random bits.
+pub(crate) fn bytes() -> Result<[u8; 16], Error> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(|error| Error::Random(error.into()))?;
-    Ok(bytes.iter().fold(String::new(), |mut text, byte| {
+    Ok(bytes)
+}
+
+/// Two hexadecimal digits for each byte.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
         // Writing to a string cannot fail.
         let _ = write!(text, "{byte:02x}");
         text
-    }))
+    })
+}
+
+/// So many bytes, from two hexadecimal digits for each.
+pub(crate) fn from_hex<const BYTES: usize>(text: &str) -> Option<[u8; BYTES]> {
+    let mut bytes = [0; BYTES];
+    // `from_str_radix` alone would take a sign.
+    if text.len() != 2 * BYTES || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return None;
+    }
+    for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+    }
+    Some(bytes)
 }

@@ -4,10 +4,13 @@
 //! extend. What follows is binary: one byte for the kind, eight for the number of the message, and
 //! the rest. The first byte tells the two apart.
 
+use std::io::IoSlice;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
+
+use crate::token;
 
 /// The version of this protocol. A node refuses a client with another one.
 pub(crate) const VERSION: u32 = 1;
@@ -40,6 +43,13 @@ pub(crate) const MIN_PAYLOAD: usize = 1024;
 pub(crate) const HEARTBEATS: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(50)..=Duration::from_secs(60);
 
+/// How long a token for a direct connection is valid, at least and at most.
+pub(crate) const TOKEN_TIMES: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(600);
+
+/// The longest address of a direct connection, in bytes: a name of 253, and a port.
+const MAX_ADDRESS: usize = 260;
+
 /// The longest text of a reason, in bytes.
 const MAX_TEXT: usize = 256;
 
@@ -60,6 +70,36 @@ pub(crate) struct Request {
     /// The client no longer wants its place in the queue.
     #[serde(default, skip_serializing_if = "is_false")]
     pub(crate) cancel: bool,
+    /// Which way the client wants its bytes to take.
+    #[serde(default, skip_serializing_if = "Route::is_relayed")]
+    pub(crate) route: Route,
+}
+
+/// Which way the bytes between a client and a node take.
+///
+/// ```
+/// use taskfork_nats::Route;
+///
+/// assert_eq!(Route::default(), Route::Relayed);
+/// ```
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Route {
+    /// A direct connection if the node offers one, or else through NATS.
+    Auto,
+    /// A direct connection. Nodes that do not offer one refuse the client.
+    Direct,
+    /// Through NATS.
+    #[default]
+    #[serde(other)]
+    Relayed,
+}
+
+impl Route {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+    fn is_relayed(&self) -> bool {
+        *self == Self::Relayed
+    }
 }
 
 /// What one side of a session receives and how often it wants to hear from the other.
@@ -79,9 +119,30 @@ pub(crate) struct Offer {
 pub(crate) enum Reply {
     /// The session exists. The client sends to `subject`; the node sends to the reply subject of the
     /// request, once it has heard from the client.
-    Accept { node: String, subject: String, offer: Offer },
+    ///
+    /// With `direct`, the client may connect there instead, for as long as its token is valid.
+    Accept {
+        node: String,
+        subject: String,
+        offer: Offer,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        direct: Option<Direct>,
+    },
     /// There is no session.
     Refuse { node: String, why: Refusal, text: String },
+}
+
+/// Where a client may connect without NATS, once.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct Direct {
+    /// `HOST:PORT`, where TLS is spoken.
+    pub(crate) address: String,
+    /// The SHA-256 of the only certificate to trust there, in hexadecimal digits.
+    pub(crate) certificate: String,
+    /// 128 bits that admit one connection, in hexadecimal digits.
+    pub(crate) token: String,
+    /// How long they do so, in milliseconds.
+    pub(crate) valid_ms: u32,
 }
 
 /// Why a node refuses a session.
@@ -94,6 +155,8 @@ pub(crate) enum Refusal {
     Request,
     /// The node could not reach its server.
     Connect,
+    /// The client wants a direct connection, and the node offers none.
+    NotDirect,
     /// A kind of refusal that this version does not know.
     #[serde(other)]
     Other,
@@ -160,8 +223,9 @@ impl Reply {
     /// Reads a reply. `Err` says what is wrong with it.
     pub(crate) fn decode(payload: &[u8]) -> Result<Self, String> {
         let reply: Self = decode_json(payload)?;
-        if let Self::Accept { offer, subject, .. } = &reply {
+        if let Self::Accept { offer, subject, direct, .. } = &reply {
             offer.check()?;
+            direct.as_ref().map_or(Ok(()), Direct::check)?;
             if subject.is_empty()
                 || subject.len() > 256
                 || subject.bytes().any(|byte| byte <= b' ' || matches!(byte, b'*' | b'>'))
@@ -170,8 +234,8 @@ impl Reply {
             }
         }
         Ok(match reply {
-            Self::Accept { node, subject, offer } => {
-                Self::Accept { node: shortened(&node), subject, offer }
+            Self::Accept { node, subject, offer, direct } => {
+                Self::Accept { node: shortened(&node), subject, offer, direct }
             }
             Self::Refuse { node, why, text } => {
                 Self::Refuse { node: shortened(&node), why, text: shortened(&text) }
@@ -182,6 +246,58 @@ impl Reply {
     pub(crate) fn encode(&self) -> Bytes {
         encode_json(self)
     }
+}
+
+impl Direct {
+    /// Whether a client may connect there.
+    fn check(&self) -> Result<(), String> {
+        check_address(&self.address)?;
+        let valid = Duration::from_millis(self.valid_ms.into());
+        if !TOKEN_TIMES.contains(&valid) {
+            return Err(format!(
+                "a token is valid for {valid:?}, not {:?} to {:?}",
+                TOKEN_TIMES.start(),
+                TOKEN_TIMES.end()
+            ));
+        }
+        match (self.fingerprint(), self.token()) {
+            (Some(_), Some(_)) => Ok(()),
+            (None, _) => Err("its fingerprint has not 64 hexadecimal digits".into()),
+            (_, None) => Err("its token has not 32 hexadecimal digits".into()),
+        }
+    }
+
+    pub(crate) fn fingerprint(&self) -> Option<[u8; 32]> {
+        token::from_hex(&self.certificate)
+    }
+
+    pub(crate) fn token(&self) -> Option<[u8; 16]> {
+        token::from_hex(&self.token)
+    }
+}
+
+/// Whether a text is an address to connect to. `Err` says why not.
+pub(crate) fn check_address(address: &str) -> Result<(), String> {
+    if address.len() > MAX_ADDRESS {
+        return Err(format!("it has more than {MAX_ADDRESS} bytes"));
+    }
+    let (host, port) = address.rsplit_once(':').ok_or("it has no port")?;
+    if !matches!(port.parse::<u16>(), Ok(1..)) {
+        return Err("its port is not 1 to 65535".into());
+    }
+    // A colon in an IPv6 address needs brackets, as anywhere else.
+    let inner = match host.strip_prefix('[') {
+        Some(rest) => rest.strip_suffix(']').ok_or("its host has half a pair of brackets")?,
+        None if host.contains(':') => return Err("its host has a colon and no brackets".into()),
+        None => host,
+    };
+    if inner.is_empty() {
+        return Err("it has no host".into());
+    }
+    if !inner.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':')) {
+        return Err("its host is neither a name nor an address".into());
+    }
+    Ok(())
 }
 
 /// A message of a session that has begun.
@@ -271,13 +387,88 @@ impl Message {
     }
 }
 
+/// A question for the status of a node. No payload stands for a short one.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+pub(crate) struct StatusRequest {
+    /// Whether the answer may be long.
+    #[serde(default)]
+    pub(crate) full: bool,
+}
+
+impl StatusRequest {
+    pub(crate) fn encode(self) -> Bytes {
+        encode_json(&self)
+    }
+
+    /// Anything that is no such question asks for a short answer.
+    pub(crate) fn decode(payload: &[u8]) -> Self {
+        decode_json(payload).unwrap_or_default()
+    }
+}
+
+/// How much of a status's message is not the details.
+pub(crate) const STATUS_ENVELOPE: usize = 1024;
+
+/// How long the details of a status may be.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Bounds {
+    /// Whether all details are wanted, or only a summary.
+    pub full: bool,
+    /// The most bytes of the details as JSON.
+    pub most: usize,
+}
+
 /// A piece as bytes, with one copy of the data.
 pub(crate) fn encode_piece(number: u64, data: &[u8]) -> Bytes {
-    let mut bytes = BytesMut::with_capacity(HEADER + data.len());
+    gather_piece(number, &mut Gather::new(&[IoSlice::new(data)]), data.len())
+}
+
+/// A piece of the next `length` bytes.
+pub(crate) fn gather_piece(number: u64, data: &mut Gather<'_>, length: usize) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(HEADER + length);
     bytes.put_u8(1);
     bytes.put_u64_le(number);
-    bytes.put_slice(data);
+    data.take(length, &mut bytes);
     bytes.freeze()
+}
+
+/// What is left of several slices that are sent as one.
+#[derive(Debug)]
+pub(crate) struct Gather<'a> {
+    slices: &'a [IoSlice<'a>],
+    /// How much of the first slice is gone.
+    taken: usize,
+    left: usize,
+}
+
+impl<'a> Gather<'a> {
+    pub(crate) fn new(slices: &'a [IoSlice<'a>]) -> Self {
+        Self { slices, taken: 0, left: slices.iter().map(|slice| slice.len()).sum() }
+    }
+
+    /// How many bytes are left.
+    pub(crate) fn left(&self) -> usize {
+        self.left
+    }
+
+    /// Moves the next bytes to `out`; at most those that are left.
+    fn take(&mut self, mut length: usize, out: &mut BytesMut) {
+        while length > 0
+            && let Some((first, others)) = self.slices.split_first()
+        {
+            let rest = &first[self.taken..];
+            let part = &rest[..rest.len().min(length)];
+            out.put_slice(part);
+            length -= part.len();
+            self.left -= part.len();
+            if part.len() == rest.len() {
+                (self.slices, self.taken) = (others, 0);
+            } else {
+                self.taken += part.len();
+            }
+        }
+    }
 }
 
 impl End {
@@ -371,6 +562,20 @@ mod tests {
 
     proptest! {
         #[test]
+        fn pieces_of_several_slices_are_those_of_one(
+            slices in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..20), 0..5),
+            length in 1usize..20,
+        ) {
+            let joined = slices.concat();
+            let slices: Vec<_> = slices.iter().map(|slice| IoSlice::new(slice)).collect();
+            let mut gather = Gather::new(&slices);
+            for piece in joined.chunks(length) {
+                prop_assert_eq!(&gather_piece(7, &mut gather, piece.len())[HEADER..], piece);
+            }
+            prop_assert_eq!(gather.left(), 0);
+        }
+
+        #[test]
         fn a_message_is_read_as_it_was_written(message in any_message(), number: u64) {
             let bytes = message.encode(number);
 
@@ -410,10 +615,19 @@ mod tests {
             labels: vec![format!("{}={}", "k".repeat(32), "v".repeat(32)); 5],
             waited_ms: u64::MAX,
             cancel: true,
+            route: Route::Direct,
         };
         let refusal =
-            Reply::Refuse { node: text.clone(), why: Refusal::Connect, text: text.clone() };
-        let accept = Reply::Accept { node: text, subject: "s".repeat(256), offer };
+            Reply::Refuse { node: text.clone(), why: Refusal::NotDirect, text: text.clone() };
+        let direct = Direct {
+            address: format!("{}:65535", "h".repeat(MAX_ADDRESS - 6)),
+            certificate: "f".repeat(64),
+            token: "0".repeat(32),
+            valid_ms: 600_000,
+        };
+        // The longest name of a node has 64 letters.
+        let (node, direct) = ("n".repeat(64), Some(direct));
+        let accept = Reply::Accept { node, subject: "s".repeat(256), offer, direct };
 
         assert!(request.encode().len() <= MIN_PAYLOAD);
         assert!(refusal.encode().len() <= MIN_PAYLOAD);
@@ -435,9 +649,81 @@ mod tests {
     fn a_subject_with_wildcards_is_not_sent_to() {
         let offer = Offer::new(MIN_WINDOW, MIN_PAYLOAD, Duration::from_secs(2));
         for subject in ["", "a.*", ">", "a b", "a\r\nPUB x 0"] {
-            let reply = Reply::Accept { node: "a".into(), subject: subject.into(), offer };
+            let (node, subject) = ("a".into(), subject.to_owned());
+            let reply = Reply::Accept { node, subject, offer, direct: None };
 
-            assert!(Reply::decode(&reply.encode()).is_err(), "{subject:?}");
+            assert!(Reply::decode(&reply.encode()).is_err(), "{reply:?}");
+        }
+    }
+
+    fn direct() -> Direct {
+        Direct {
+            address: "node.example:7000".into(),
+            certificate: "0123456789abcdef".repeat(4),
+            token: "0123456789ABCDEF".repeat(2),
+            valid_ms: 10_000,
+        }
+    }
+
+    fn accept(direct: Direct) -> Reply {
+        let offer = Offer::new(MIN_WINDOW, MIN_PAYLOAD, Duration::from_secs(2));
+        Reply::Accept { node: "a".into(), subject: "s".into(), offer, direct: Some(direct) }
+    }
+
+    #[test]
+    fn a_request_without_a_route_or_with_an_unknown_one_is_relayed() {
+        let request = |route: &str| {
+            let offer = r#"{"window":65536,"piece":100,"heartbeat_ms":100}"#;
+            let json = format!(r#"{{"version":1,"offer":{offer}{route}}}"#);
+            Request::decode(json.as_bytes()).map(|request| request.route)
+        };
+        assert_eq!(request(""), Ok(Route::Relayed));
+        assert_eq!(request(r#","route":"pigeon""#), Ok(Route::Relayed));
+        assert_eq!(request(r#","route":"auto""#), Ok(Route::Auto));
+        assert_eq!(request(r#","route":"direct""#), Ok(Route::Direct));
+        assert!(request(r#","route":7"#).is_err());
+    }
+
+    #[test]
+    fn a_direct_connection_that_cannot_be_is_refused() {
+        type Change = fn(&mut Direct);
+        let right = accept(direct());
+        assert_eq!(Reply::decode(&right.encode()), Ok(right));
+        let wrong: [(Change, &str); 9] = [
+            (|direct| direct.address = "node.example".into(), "no port"),
+            (|direct| direct.address = "node.example:0".into(), "port is not"),
+            (|direct| direct.address = ":7000".into(), "no host"),
+            (|direct| direct.address = "a\nb:7000".into(), "neither a name"),
+            (|direct| direct.address = format!("{}:7", "a".repeat(300)), "more than 260 bytes"),
+            (|direct| direct.certificate.truncate(63), "fingerprint"),
+            (|direct| direct.token.replace_range(..1, "+"), "token"),
+            (|direct| direct.valid_ms = 0, "valid for"),
+            (|direct| direct.valid_ms = u32::MAX, "valid for"),
+        ];
+        for (change, expected) in wrong {
+            let mut direct = direct();
+            change(&mut direct);
+            let error = Reply::decode(&accept(direct).encode()).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_a_client_takes_as_an_address_can_be_connected_to(address in "[a-z0-9:.\\[\\] -]{0,20}") {
+            if check_address(&address).is_ok() {
+                let (host, port) = address.rsplit_once(':').unwrap();
+                prop_assert!(!host.is_empty() && port.parse::<u16>().unwrap() > 0);
+                prop_assert!(!address.contains(' '));
+            }
+        }
+
+        #[test]
+        fn bytes_are_read_from_the_digits_that_they_were_written_as(bytes: [u8; 16], text in ".{0,40}") {
+            prop_assert_eq!(token::from_hex(&token::hex(&bytes)), Some(bytes));
+            if let Some(read) = token::from_hex::<16>(&text) {
+                prop_assert_eq!(token::hex(&read), text.to_lowercase());
+            }
         }
     }
 }

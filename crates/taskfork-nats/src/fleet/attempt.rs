@@ -4,13 +4,15 @@ use std::time::{Duration, Instant};
 
 use async_nats::{Client, StatusCode, Subscriber};
 use futures_util::StreamExt;
+use tokio::runtime::Handle;
 use tokio::time::timeout;
 
+use super::grant::{Acquired, Grant};
 use crate::error::Error;
 use crate::link::Link;
 use crate::session::{Peer, Session};
 use crate::token;
-use crate::wire::{Offer, Refusal, Reply, Request};
+use crate::wire::{Direct, End, Message, Offer, Reason, Refusal, Reply, Request};
 
 /// An inbox for answers. It becomes the inbox of the session, so nothing that a node sends right
 /// after its answer is lost.
@@ -40,6 +42,8 @@ pub(super) struct Accepted {
     node: String,
     subject: String,
     offer: Offer,
+    /// Where the client may connect directly, and until when.
+    direct: Option<(Direct, Instant)>,
 }
 
 impl Attempt {
@@ -72,8 +76,13 @@ impl Attempt {
                 return Ok(Answer::NoResponders);
             }
             match Reply::decode(&message.payload) {
-                Ok(Reply::Accept { node, subject, offer }) => {
-                    return Ok(Answer::Accepted(Accepted { node, subject, offer }));
+                Ok(Reply::Accept { node, subject, offer, direct }) => {
+                    let until = |direct: Direct| {
+                        let valid = Duration::from_millis(direct.valid_ms.into());
+                        (direct, Instant::now() + valid)
+                    };
+                    let direct = direct.map(until);
+                    return Ok(Answer::Accepted(Accepted { node, subject, offer, direct }));
                 }
                 Ok(Reply::Refuse { node, why, text }) => {
                     return Ok(Answer::Refused { node, full: why == Refusal::Full, text });
@@ -86,13 +95,69 @@ impl Attempt {
         Ok(Answer::None)
     }
 
-    /// The session that was promised.
-    pub(super) fn session(self, accepted: Accepted) -> Session {
-        let link = Link::new(self.offer, accepted.offer, Instant::now());
-        let peer = Peer::Node(accepted.node);
-        let session =
-            Session::start(self.client, self.subscriber, accepted.subject, link, peer, None);
+    /// What was promised.
+    pub(super) fn acquired(self, accepted: Accepted) -> Acquired {
+        let Accepted { node, subject, offer, direct } = accepted;
+        let promise = Promise { attempt: self, node, subject, offer };
+        match direct {
+            Some((direct, until)) => Grant::acquired(promise, direct, until),
+            None => Acquired::Session(promise.session()),
+        }
+    }
+}
+
+/// A session that a node has promised.
+pub(super) struct Promise {
+    attempt: Attempt,
+    pub(super) node: String,
+    subject: String,
+    offer: Offer,
+}
+
+impl Promise {
+    /// Begins the session.
+    pub(super) fn session(self) -> Session {
+        let Self { attempt, node, subject, offer } = self;
+        let link = Link::new(attempt.offer, offer, Instant::now());
+        let Attempt { client, subscriber, .. } = attempt;
+        let session = Session::start(client, subscriber, subject, link, Peer::Node(node), None);
         session.announce();
         session
+    }
+
+    /// What gives the place up.
+    pub(super) fn give_up(&self) -> GiveUp {
+        let (client, subject) = (self.attempt.client.clone(), self.subject.clone());
+        GiveUp { client, subject, is_armed: true }
+    }
+}
+
+/// Tells a node, when it is dropped, that what it has promised is not wanted.
+pub(super) struct GiveUp {
+    client: Client,
+    subject: String,
+    is_armed: bool,
+}
+
+impl GiveUp {
+    /// Tells the node nothing.
+    pub(super) fn disarm(mut self) {
+        self.is_armed = false;
+    }
+}
+
+impl Drop for GiveUp {
+    fn drop(&mut self) {
+        // Without a runtime the node forgets it by itself.
+        if let (true, Ok(runtime)) = (self.is_armed, Handle::try_current()) {
+            let (client, subject) = (self.client.clone(), self.subject.clone());
+            let end = Message::End(End { reason: Reason::Unwanted, text: String::new() });
+            runtime.spawn(async move {
+                if client.publish(subject, end.encode(0)).await.is_ok() {
+                    // A client that is dropped forgets what it has not yet written.
+                    let _ = client.flush().await;
+                }
+            });
+        }
     }
 }

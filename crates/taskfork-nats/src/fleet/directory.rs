@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_nats::{Client, StatusCode};
+use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::Deserialize;
 use tokio::time::timeout;
@@ -18,7 +19,7 @@ use crate::token;
 const FIRST: Duration = Duration::from_secs(1);
 
 /// How long after an answer another one may come.
-const NEXT: Duration = Duration::from_millis(150);
+const NEXT: Duration = Duration::from_millis(400);
 
 /// How long all answers may take.
 const ALL: Duration = Duration::from_secs(2);
@@ -27,7 +28,7 @@ const ALL: Duration = Duration::from_secs(2);
 const STALE: Duration = Duration::from_secs(5);
 
 /// More nodes than this are not kept.
-const MAX_NODES: usize = 10_000;
+pub(super) const MAX_NODES: usize = 10_000;
 
 /// A node as it describes itself.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -103,24 +104,9 @@ impl Directory {
 
     /// Asks all nodes.
     pub(super) async fn ask(&self) -> Result<Vec<NodeInfo>, Error> {
-        let inbox = token::inbox(&self.client)?;
-        let mut answers = self.client.subscribe(inbox.clone()).await.map_err(Error::closed)?;
         let [_, subject, _] = self.subjects.micro("INFO", "");
-        let sent = self.client.publish_with_reply(subject, inbox, bytes::Bytes::new());
-        sent.await.map_err(Error::closed)?;
-        let began = Instant::now();
-        let mut nodes = Vec::new();
-        while let Some(left) = ALL.checked_sub(began.elapsed())
-            && nodes.len() < MAX_NODES
-        {
-            let wait = if nodes.is_empty() { FIRST } else { NEXT };
-            let message = match timeout(wait.min(left), answers.next()).await {
-                Ok(Some(message)) if message.status == Some(StatusCode::NO_RESPONDERS) => break,
-                Ok(Some(message)) => message,
-                Ok(None) | Err(_) => break,
-            };
-            nodes.extend(read(&message.payload));
-        }
+        let answers = gather(&self.client, subject, Bytes::new(), MAX_NODES).await?;
+        let mut nodes: Vec<_> = answers.iter().filter_map(|answer| read(answer)).collect();
         nodes.sort_by(|a: &NodeInfo, b| a.name.cmp(&b.name));
         let mut known = self.lock();
         known.nodes.clone_from(&nodes);
@@ -131,6 +117,32 @@ impl Directory {
     fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Publishes a question, and takes the answers of all that give one in time, at most `most`.
+pub(super) async fn gather(
+    client: &Client,
+    subject: String,
+    payload: Bytes,
+    most: usize,
+) -> Result<Vec<Bytes>, Error> {
+    let inbox = token::inbox(client)?;
+    let mut messages = client.subscribe(inbox.clone()).await.map_err(Error::closed)?;
+    let sent = client.publish_with_reply(subject, inbox, payload);
+    sent.await.map_err(Error::closed)?;
+    let began = Instant::now();
+    let mut answers = Vec::new();
+    while let Some(left) = ALL.checked_sub(began.elapsed())
+        && answers.len() < most
+    {
+        let wait = if answers.is_empty() { FIRST } else { NEXT };
+        match timeout(wait.min(left), messages.next()).await {
+            Ok(Some(message)) if message.status == Some(StatusCode::NO_RESPONDERS) => break,
+            Ok(Some(message)) => answers.push(message.payload),
+            Ok(None) | Err(_) => break,
+        }
+    }
+    Ok(answers)
 }
 
 /// What a node has answered. Other services with this name are no nodes.

@@ -2,7 +2,9 @@
 
 mod attempt;
 mod directory;
+mod grant;
 mod rendezvous;
+mod status;
 mod waiting;
 
 use std::sync::Arc;
@@ -14,10 +16,12 @@ use crate::connect::{check_connected, check_payload, connect};
 use crate::error::Error;
 use crate::names::{Label, Labels, Name, Subjects};
 use crate::session::Session;
-use crate::wire::{Offer, Request, VERSION};
+use crate::wire::{Offer, Request, Route, VERSION};
 use attempt::{Answer, Attempt};
 use directory::Directory;
 pub use directory::NodeInfo;
+pub use grant::{Acquired, Grant};
+pub use status::NodeStatus;
 use waiting::Place;
 
 /// How often a request is repeated if a node that became full, or could not reach its server, refuses it.
@@ -127,7 +131,8 @@ struct Inner {
 impl Fleet {
     /// Connects to NATS. Nodes need not run yet.
     ///
-    /// `url` is `nats://HOST:PORT` or `tls://HOST:PORT`, or several of them with commas.
+    /// `url` is `nats://HOST:PORT` or `tls://HOST:PORT`, or several of them with commas. `USER:PASSWORD@` or
+    /// `TOKEN@` in front of the first host is used for all, instead of those of the options.
     ///
     /// # Errors
     ///
@@ -164,12 +169,7 @@ impl Fleet {
     ///
     /// [`Error::NoRoom`] if no node has room now; the others say what failed.
     pub async fn acquire(&self, labels: &[Label], key: Option<&str>) -> Result<Session, Error> {
-        let labels = Labels::new(labels)?;
-        let mut attempt = self.attempt().await?;
-        match self.ask(&mut attempt, &labels, key).await? {
-            Ok(answer) => Ok(attempt.session(answer)),
-            Err(error) => Err(error),
-        }
+        Ok(self.acquire_by(labels, key, None, Route::Relayed).await?.into_session())
     }
 
     /// Like [`Fleet::acquire`], but waits for room for this long at most.
@@ -185,21 +185,40 @@ impl Fleet {
         key: Option<&str>,
         wait: Duration,
     ) -> Result<Session, Error> {
+        Ok(self.acquire_by(labels, key, Some(wait), Route::Relayed).await?.into_session())
+    }
+
+    /// Like [`Fleet::acquire`], or [`Fleet::acquire_within`] with a time to wait, and by this way: a node that offers direct
+    /// connections answers with a [`Grant`] unless the route is [`Route::Relayed`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`Fleet::acquire`]; [`Error::Refused`] if the route is [`Route::Direct`] and a node offers no
+    /// direct connections.
+    pub async fn acquire_by(
+        &self,
+        labels: &[Label],
+        key: Option<&str>,
+        wait: Option<Duration>,
+        route: Route,
+    ) -> Result<Acquired, Error> {
         let labels = Labels::new(labels)?;
         let mut attempt = self.attempt().await?;
         let began = Instant::now();
-        let error = match self.ask(&mut attempt, &labels, key).await? {
-            Ok(answer) => return Ok(attempt.session(answer)),
-            Err(error) if error.is_temporary() => error,
-            Err(error) => return Err(error),
+        let request = Request { route, ..self.request(Vec::new(), Duration::ZERO)? };
+        let error = match self.ask(&mut attempt, &labels, key, &request).await? {
+            Ok(answer) => return Ok(attempt.acquired(answer)),
+            Err(error) => error,
         };
-        let request = self.request(labels.texts(), began.elapsed())?;
+        let Some(wait) = wait.filter(|_| error.is_temporary()) else { return Err(error) };
+        let request = || Ok(Request { route, ..self.request(labels.texts(), began.elapsed())? });
         let Inner { client, subjects, .. } = &*self.inner;
-        let place = Place::new(client, subjects, attempt.inbox(), request);
+        let place = Place::new(client, subjects, attempt.inbox(), request()?);
         while let Some(left) = wait.checked_sub(began.elapsed()) {
-            place.renew(&self.request(labels.texts(), began.elapsed())?).await?;
+            check_connected(client)?;
+            place.renew(&request()?).await?;
             match attempt.answer(left.min(RENEWAL)).await? {
-                Answer::Accepted(accepted) => return Ok(attempt.session(accepted)),
+                Answer::Accepted(accepted) => return Ok(attempt.acquired(accepted)),
                 Answer::NoResponders | Answer::Refused { .. } | Answer::None => {}
             }
         }
@@ -227,12 +246,12 @@ impl Fleet {
         attempt: &mut Attempt,
         labels: &Labels,
         key: Option<&str>,
+        request: &Request,
     ) -> Result<Result<attempt::Accepted, Error>, Error> {
         let Inner { subjects, directory, answer_timeout, service, .. } = &*self.inner;
-        let request = self.request(Vec::new(), Duration::ZERO)?;
         if let Some(key) = key {
             for node in directory.preferred(key, labels).await?.into_iter().take(PREFERRED) {
-                attempt.ask(subjects.acquire_from(&node), &request).await?;
+                attempt.ask(subjects.acquire_from(&node), request).await?;
                 // A node that hangs must not use up the time of the others.
                 if let Answer::Accepted(accepted) = attempt.answer(RENEWAL).await? {
                     return Ok(Ok(accepted));
@@ -254,9 +273,11 @@ impl Fleet {
         while let Some(left) = answer_timeout.checked_sub(began.elapsed())
             && tries < TRIES
         {
-            attempt.ask(subject.clone(), &request).await?;
+            attempt.ask(subject.clone(), request).await?;
             match attempt.answer(left.min(RENEWAL)).await? {
                 Answer::Accepted(accepted) => return Ok(Ok(accepted)),
+                // A node that could not reach its server has left the group meanwhile.
+                Answer::NoResponders if matches!(error, Error::Refused { .. }) => break,
                 Answer::NoResponders => return Ok(Err(no_room())),
                 Answer::Refused { node, full, text } => {
                     tries += 1;
@@ -288,6 +309,7 @@ impl Fleet {
             labels,
             waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
             cancel: false,
+            route: Route::Relayed,
         })
     }
 }

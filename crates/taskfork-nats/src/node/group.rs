@@ -25,6 +25,8 @@ pub(super) struct Group {
 struct Member {
     subscriber: Subscriber,
     subject: usize,
+    /// How many more requests NATS delivers.
+    left: usize,
     /// The node no longer wants requests from it. Some can be on their way.
     leaving: bool,
     ended: bool,
@@ -32,14 +34,17 @@ struct Member {
 
 /// What a node learns from its subjects.
 pub(super) enum Asked {
-    /// A client asks for a session.
-    Session(Message),
+    /// A client asks for a session. NATS delivers so many more requests to the same subject.
+    Session { message: Message, left: usize },
     /// NATS has delivered the quota of a subject.
     Quota(usize),
 }
 
 enum Event {
-    Request(Message),
+    Request {
+        message: Message,
+        left: usize,
+    },
     /// NATS has delivered the quota.
     Ended {
         subject: usize,
@@ -79,7 +84,7 @@ impl Group {
         loop {
             match self.members.next().await {
                 None => std::future::pending().await,
-                Some(Event::Request(message)) => return Asked::Session(message),
+                Some(Event::Request { message, left }) => return Asked::Session { message, left },
                 Some(Event::Ended { leaving: true, .. }) => {}
                 Some(Event::Ended { subject, leaving: false }) => return Asked::Quota(subject),
             }
@@ -102,7 +107,8 @@ impl Group {
         }
         .map_err(Error::closed)?;
         subscriber.unsubscribe_after(quota as u64).await.map_err(Error::closed)?;
-        self.members.push(Member { subscriber, subject, leaving: false, ended: false });
+        let member = Member { subscriber, subject, left: quota, leaving: false, ended: false };
+        self.members.push(member);
         Ok(())
     }
 }
@@ -115,13 +121,12 @@ impl Stream for Member {
             return Poll::Ready(None);
         }
         self.subscriber.poll_next_unpin(cx).map(|message| {
-            Some(message.map_or_else(
-                || {
-                    self.ended = true;
-                    Event::Ended { subject: self.subject, leaving: self.leaving }
-                },
-                Event::Request,
-            ))
+            let Some(message) = message else {
+                self.ended = true;
+                return Some(Event::Ended { subject: self.subject, leaving: self.leaving });
+            };
+            self.left = self.left.saturating_sub(1);
+            Some(Event::Request { message, left: if self.leaving { 0 } else { self.left } })
         })
     }
 }

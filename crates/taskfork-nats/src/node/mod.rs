@@ -1,10 +1,15 @@
 //! A node: it serves sessions of a service.
 
+mod balance;
 mod calls;
+mod direct;
 mod group;
+mod handler;
 mod micro;
+mod pause;
 mod relay;
 mod run;
+mod status;
 mod waiters;
 
 use std::fmt;
@@ -21,14 +26,20 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::connect::connect;
+use crate::direct::Direct;
 use crate::error::Error;
 use crate::names::{Label, Labels, Name, Subjects};
 use crate::token;
+use crate::wire::Bounds;
 pub use calls::CallError;
+pub use handler::Accepted;
 use run::Runner;
 
 type Pinned<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 pub(crate) type Connector = Arc<dyn Fn(Caller) -> Pinned<io::Result<UnixStream>> + Send + Sync>;
+pub(crate) type SessionHandler = Arc<dyn Fn(Accepted) -> Pinned<()> + Send + Sync>;
+pub(crate) type StatusHandler =
+    Arc<dyn Fn(Bounds) -> Pinned<Result<serde_json::Value, String>> + Send + Sync>;
 pub(crate) type CallHandler =
     Arc<dyn Fn(String, Bytes) -> Pinned<Result<Bytes, CallError>> + Send + Sync>;
 
@@ -58,6 +69,7 @@ pub struct Caller {
 /// # Ok(())
 /// # }
 /// ```
+#[derive(Clone)]
 pub struct NodeBuilder {
     service: String,
     name: String,
@@ -65,6 +77,8 @@ pub struct NodeBuilder {
     connector: Connector,
     settings: Settings,
     labels: Vec<Label>,
+    handler: Option<SessionHandler>,
+    status: Option<StatusHandler>,
     calls: Option<CallHandler>,
 }
 
@@ -80,6 +94,7 @@ pub(crate) struct Settings {
     pub(crate) max_calls: usize,
     pub(crate) max_call_size: usize,
     pub(crate) call_timeout: Duration,
+    pub(crate) direct: Option<Direct>,
 }
 
 impl fmt::Debug for NodeBuilder {
@@ -146,6 +161,68 @@ impl NodeBuilder {
         self
     }
 
+    /// Lets clients connect directly that want to. By default the node offers no direct connections.
+    ///
+    /// The node only gives tokens. The connections belong to whoever admits them with the same
+    /// [`Direct`], and do not end with the node.
+    ///
+    /// ```no_run
+    /// # use taskfork_nats::{Direct, Error, NodeBuilder};
+    /// # fn example(builder: NodeBuilder) -> Result<NodeBuilder, Error> {
+    /// let direct = Direct::new("node-1.example:7000")?;
+    /// # let builder = builder.direct(direct.clone());
+    /// # Ok(builder)
+    /// # }
+    /// ```
+    pub fn direct(mut self, direct: Direct) -> Self {
+        self.settings.direct = Some(direct);
+        self
+    }
+
+    /// Lets a handler carry the bytes between a session and its connection. By default the node does, and
+    /// changes none of them.
+    ///
+    /// The session counts until the future of the handler is ready. When the node ends, or the grace of
+    /// [`Node::drain`] is over, the node ends the session and drops that future.
+    ///
+    /// ```no_run
+    /// # use taskfork_nats::NodeBuilder;
+    /// # fn example(builder: NodeBuilder) -> NodeBuilder {
+    /// builder.relay(|mut accepted| async move {
+    ///     let _ = tokio::io::copy_bidirectional(&mut accepted.session, &mut accepted.stream).await;
+    /// })
+    /// # }
+    /// ```
+    pub fn relay<H, F>(mut self, handler: H) -> Self
+    where
+        H: Fn(Accepted) -> F + Send + Sync + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.handler = Some(Arc::new(move |accepted| Box::pin(handler(accepted))));
+        self
+    }
+
+    /// Adds details to the node's status, which [`Fleet::status`](crate::Fleet::status) reads: what a handler
+    /// returns. An error is told instead of details. By default there are none.
+    ///
+    /// The handler has the time of [`call_timeout`](Self::call_timeout). Details that are longer than the
+    /// bounds say are not sent.
+    ///
+    /// ```no_run
+    /// # use taskfork_nats::NodeBuilder;
+    /// # fn example(builder: NodeBuilder) -> NodeBuilder {
+    /// builder.status(|_| async { Ok(serde_json::json!({ "temperature": 40 })) })
+    /// # }
+    /// ```
+    pub fn status<H, F>(mut self, handler: H) -> Self
+    where
+        H: Fn(Bounds) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<serde_json::Value, String>> + Send + 'static,
+    {
+        self.status = Some(Arc::new(move |bounds| Box::pin(handler(bounds))));
+        self
+    }
+
     /// Answers calls of any NATS client: a request to `SERVICE.call.METHOD` with a JSON array as payload.
     ///
     /// The handler gets the method and the array, and returns the result as JSON. An error is a reply with
@@ -192,13 +269,49 @@ impl NodeBuilder {
 
     /// Connects to NATS and begins to serve, as a task of this runtime.
     ///
-    /// `url` is `nats://HOST:PORT` or `tls://HOST:PORT`, or several of them with commas.
+    /// `url` is `nats://HOST:PORT` or `tls://HOST:PORT`, or several of them with commas. `USER:PASSWORD@` or
+    /// `TOKEN@` in front of the first host is used for all, instead of those of [`nats`](Self::nats).
     ///
     /// # Errors
     ///
     /// If the address or a name is wrong, no server answers, it refuses the credentials, its `max_payload` is
     /// below 1 KiB, or another node of the service has the same name.
     pub async fn start(self, url: &str) -> Result<Node, Error> {
+        let name = self.name.clone();
+        let (commands, received) = mpsc::channel(1);
+        let (free, watched) = watch::channel(self.settings.sessions);
+        let (id, runner) = self.runner(url, received, free).await?;
+        let runner = runner.join().await?;
+        let task = tokio::spawn(runner.run());
+        Ok(Node { id, name, commands, free: watched, task })
+    }
+
+    /// Does what [`start`](Self::start) does, up to where the node would begin to serve, and disconnects.
+    ///
+    /// # Errors
+    ///
+    /// As for [`start`](Self::start).
+    ///
+    /// ```no_run
+    /// # async fn example(builder: taskfork_nats::NodeBuilder) -> Result<(), taskfork_nats::Error> {
+    /// builder.clone().check("nats://localhost:4222").await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn check(self, url: &str) -> Result<(), Error> {
+        let (_commands, received) = mpsc::channel(1);
+        let (free, _watched) = watch::channel(self.settings.sessions);
+        let (_, mut runner) = self.runner(url, received, free).await?;
+        runner.check_name().await
+    }
+
+    /// Checks the options and connects.
+    async fn runner(
+        self,
+        url: &str,
+        commands: mpsc::Receiver<Drain>,
+        free: watch::Sender<usize>,
+    ) -> Result<(String, Runner), Error> {
         let service = Name::service(&self.service)?;
         let name = Name::node(&self.name)?;
         let labels = Labels::new(&self.labels)?;
@@ -208,8 +321,6 @@ impl NodeBuilder {
         }
         let client = connect(url, self.nats).await?;
         let id = token::random()?;
-        let (commands, received) = mpsc::channel(1);
-        let (free, watched) = watch::channel(self.settings.sessions);
         let runner = Runner::new(run::Parts {
             client,
             subjects: Subjects::new(service.clone()),
@@ -219,13 +330,13 @@ impl NodeBuilder {
             labels,
             settings: self.settings,
             connector: self.connector,
+            handler: self.handler,
+            status: self.status,
             calls: self.calls,
             free,
-            commands: received,
+            commands,
         });
-        let runner = runner.join().await?;
-        let task = tokio::spawn(runner.run());
-        Ok(Node { id, name: self.name, commands, free: watched, task })
+        Ok((id, runner))
     }
 }
 
@@ -269,8 +380,11 @@ impl Node {
                 max_calls: 64,
                 max_call_size: 1024 * 1024,
                 call_timeout: Duration::from_secs(30),
+                direct: None,
             },
             labels: Vec::new(),
+            handler: None,
+            status: None,
             calls: None,
         }
     }
@@ -294,6 +408,18 @@ impl Node {
     /// ended.
     pub async fn wait_for_free(&self, sessions: usize) {
         let _ = self.free.clone().wait_for(|free| *free == sessions).await;
+    }
+
+    /// Waits until the node ends by itself, because the NATS client has closed for good.
+    ///
+    /// ```
+    /// # async fn example(node: &taskfork_nats::Node) {
+    /// node.ended().await;
+    /// # }
+    /// ```
+    pub async fn ended(&self) {
+        let mut free = self.free.clone();
+        while free.changed().await.is_ok() {}
     }
 
     /// Whether the node still serves. It ends by itself only if the NATS client has closed for good.

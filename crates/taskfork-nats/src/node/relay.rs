@@ -4,22 +4,23 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_nats::{Client, Subject};
-use bytes::BytesMut;
+use async_nats::{Client, Subject, Subscriber};
+use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_buf};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use crate::connect::check_payload;
+use crate::direct::Connection;
 use crate::error::Error;
 use crate::link::Link;
 use crate::node::micro::Micro;
-use crate::node::{Caller, Connector, Settings};
+use crate::node::{Caller, Connector, SessionHandler, Settings};
 use crate::session::{Peer, Session};
 use crate::token;
-use crate::wire::{Offer, Reason, Refusal, Reply, Request};
+use crate::wire::{Direct, Offer, Reason, Refusal, Reply, Request};
 
 /// How long the connector may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -37,27 +38,70 @@ pub(super) struct Shared {
     pub(super) node: String,
     pub(super) settings: Arc<Settings>,
     pub(super) connector: Connector,
+    pub(super) handler: Option<SessionHandler>,
     pub(super) micro: Arc<Micro>,
+    /// Gets whether the server could be reached, each time that a session connects.
+    pub(super) reached: mpsc::Sender<bool>,
     /// Becomes true when all sessions are to end.
     pub(super) ending: watch::Receiver<bool>,
+    /// Becomes true when the node drains.
+    pub(super) draining: watch::Receiver<bool>,
+}
+
+/// A session that was promised, and not begun.
+pub(super) struct Invitation {
+    client: Client,
+    pub(super) request: Request,
+    /// Where the client listens.
+    reply: Subject,
+    offer: Offer,
+    /// What the client sends comes here.
+    pub(super) subscriber: Subscriber,
+}
+
+impl Invitation {
+    /// How long the client may take to begin.
+    fn wait(&self) -> Duration {
+        let heartbeat_ms = self.offer.heartbeat_ms.min(self.request.offer.heartbeat_ms);
+        2 * Duration::from_millis(heartbeat_ms.into())
+    }
+
+    /// The session, of which this message has come.
+    pub(super) fn begin(self, first: Bytes) -> Session {
+        let Self { client, request, reply, offer, subscriber } = self;
+        let link = Link::new(offer, request.offer, Instant::now());
+        let (subject, peer) = (reply.to_string(), Peer::Client(request.client));
+        Session::start(client, subscriber, subject, link, peer, Some(first))
+    }
+}
+
+/// What a client has begun with.
+pub(super) enum Begun {
+    Session(Session, UnixStream),
+    Direct(Connection),
 }
 
 impl Shared {
     /// Serves one session.
-    pub(super) async fn serve(self, request: Request, reply: Subject) {
+    pub(super) async fn serve(mut self, request: Request, reply: Subject) {
         let began = Instant::now();
-        match self.accept(&request, reply).await {
-            Ok(Some((session, stream))) => {
-                self.micro.acquire().count(began.elapsed(), None);
-                self.relay(session, stream).await;
-            }
-            Ok(None) => {
-                tracing::debug!(client = request.client, "a client no longer wants its session");
-            }
+        let client = request.client.clone();
+        let begun = self.accept(request, reply).await;
+        match &begun {
+            Ok(Some(_)) => self.micro.acquire().count(began.elapsed(), None),
+            Ok(None) => tracing::debug!(client, "a client does not want its session"),
             Err(error) => {
-                tracing::warn!(client = request.client, error, "a session could not begin");
-                self.micro.acquire().count(began.elapsed(), Some(error));
+                tracing::warn!(client, error, "a session could not begin");
+                self.micro.acquire().count(began.elapsed(), Some(error.clone()));
             }
+        }
+        match begun {
+            Ok(Some(Begun::Session(session, stream))) => match self.handler.clone() {
+                Some(handler) => self.hand_over(handler, session, stream, client).await,
+                None => self.relay(session, stream).await,
+            },
+            Ok(Some(Begun::Direct(connection))) => self.keep(connection).await,
+            Ok(None) | Err(_) => {}
         }
     }
 
@@ -71,12 +115,17 @@ impl Shared {
     }
 
     /// Connects, promises a session, and waits for the client. `None` if it does not come.
-    async fn accept(
-        &self,
-        request: &Request,
-        reply: Subject,
-    ) -> Result<Option<(Session, UnixStream)>, String> {
-        let stream = match self.connect(request).await {
+    async fn accept(&mut self, request: Request, reply: Subject) -> Result<Option<Begun>, String> {
+        let text = |error: Error| error.to_string();
+        let Some(offered) = self.offer_direct(&request, &reply).await.map_err(text)? else {
+            return Ok(None);
+        };
+        if let Some(offered) = offered {
+            let grant = Some(offered.grant.clone());
+            let invitation = self.invite(request, reply, grant).await.map_err(text)?;
+            return self.await_choice(invitation, offered).await;
+        }
+        let stream = match self.connect(&request).await {
             Ok(stream) => stream,
             Err(error) => {
                 let text = format!("its server cannot be reached: {error}");
@@ -84,41 +133,45 @@ impl Shared {
                 return Err(text);
             }
         };
-        let promised = self.promise(request, reply).await;
-        Ok(promised.map_err(|error| error.to_string())?.map(|session| (session, stream)))
+        let mut invitation = self.invite(request, reply, None).await.map_err(text)?;
+        // Nothing is sent before the client has answered: it may have another session by now.
+        let Ok(Some(first)) = timeout(invitation.wait(), invitation.subscriber.next()).await else {
+            return Ok(None);
+        };
+        Ok(Some(Begun::Session(invitation.begin(first.payload), stream)))
     }
 
-    async fn connect(&self, request: &Request) -> io::Result<UnixStream> {
+    pub(super) async fn connect(&self, request: &Request) -> io::Result<UnixStream> {
         let caller = Caller { client: request.client.clone() };
-        match timeout(CONNECT_TIMEOUT, (self.connector)(caller)).await {
+        let stream = match timeout(CONNECT_TIMEOUT, (self.connector)(caller)).await {
             Ok(stream) => stream,
             Err(_) => Err(io::Error::new(
                 io::ErrorKind::TimedOut,
                 format!("it did not accept within {CONNECT_TIMEOUT:?}"),
             )),
-        }
+        };
+        // If many sessions connect at once, the node need not hear of all.
+        let _ = self.reached.try_send(stream.is_ok());
+        stream
     }
 
-    async fn promise(&self, request: &Request, reply: Subject) -> Result<Option<Session>, Error> {
-        let payload = check_payload(&self.client)?;
+    /// Promises a session.
+    async fn invite(
+        &self,
+        request: Request,
+        reply: Subject,
+        direct: Option<Direct>,
+    ) -> Result<Invitation, Error> {
+        let client = self.client.clone();
+        let payload = check_payload(&client)?;
         let Settings { window, heartbeat, .. } = *self.settings;
         let offer = Offer::new(window, payload, heartbeat);
-        let inbox = token::inbox(&self.client)?;
-        let subscribed = self.client.subscribe(inbox.clone()).await;
-        let mut subscriber = subscribed.map_err(Error::closed)?;
-        let accept = Reply::Accept { node: self.node.clone(), subject: inbox, offer };
-        let sent = self.client.publish(reply.clone(), accept.encode()).await;
+        let subject = token::inbox(&client)?;
+        let subscriber = client.subscribe(subject.clone()).await.map_err(Error::closed)?;
+        let accept = Reply::Accept { node: self.node.clone(), subject, offer, direct };
+        let sent = client.publish(reply.clone(), accept.encode()).await;
         sent.map_err(Error::closed)?;
-        // Nothing is sent before the client has answered: it may have another session by now.
-        let wait =
-            2 * Duration::from_millis(offer.heartbeat_ms.min(request.offer.heartbeat_ms).into());
-        let Ok(Some(first)) = timeout(wait, subscriber.next()).await else {
-            return Ok(None);
-        };
-        let link = Link::new(offer, request.offer, Instant::now());
-        let peer = Peer::Client(request.client.clone());
-        let (client, subject) = (self.client.clone(), reply.to_string());
-        Ok(Some(Session::start(client, subscriber, subject, link, peer, Some(first.payload))))
+        Ok(Invitation { client, request, reply, offer, subscriber })
     }
 
     /// Relays until the server closes its connection, the session ends, or the node does.
@@ -127,9 +180,16 @@ impl Shared {
         let (reason, text) = {
             let (reader, writer, over) = session.halves();
             let receive = async {
-                copy_buf(reader, &mut to_server).await?;
-                to_server.shutdown().await?;
-                // The server may still have something to say.
+                loop {
+                    let received = reader.fill_buf().await?;
+                    if received.is_empty() {
+                        break;
+                    }
+                    // A server that takes no more has closed its connection, and may have said why before.
+                    let Ok(sent) = to_server.write(received).await else { break };
+                    reader.consume(sent);
+                }
+                let _ = to_server.shutdown().await;
                 std::future::pending::<io::Result<()>>().await
             };
             let send = async {

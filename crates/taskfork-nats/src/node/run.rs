@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_nats::{Client, Message, Subject, Subscriber};
+use async_nats::{Client, HeaderMap, Message, Subject, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::SelectAll;
@@ -11,16 +11,19 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout, timeout_at};
 
+use super::balance::{Balance, Load, Told};
 use super::calls::Calls;
 use super::group::{Asked, Group};
 use super::micro::{Micro, Verb};
+use super::pause::Pause;
 use super::relay::Shared;
+use super::status::{MAX_ANSWERS, Own};
 use super::waiters::Waiters;
-use super::{CallHandler, Connector, Drain, Settings};
+use super::{CallHandler, Connector, Drain, SessionHandler, Settings, StatusHandler};
 use crate::error::Error;
 use crate::names::{Labels, Name, Subjects};
 use crate::token;
-use crate::wire::{Refusal, Request};
+use crate::wire::{Refusal, Request, Route, StatusRequest};
 
 /// How long a node with the same name has to answer, if it has subscribed before.
 const NAME_TIMEOUT: Duration = Duration::from_secs(1);
@@ -30,6 +33,9 @@ const NAME_RACE: Duration = Duration::from_millis(100);
 
 /// How long sessions and calls have to tell their ends.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The header of a request that other nodes have passed on: how often.
+const PASSED: &str = "Taskfork-Passed";
 
 /// What a node is made of.
 pub(super) struct Parts {
@@ -41,6 +47,8 @@ pub(super) struct Parts {
     pub(super) labels: Labels,
     pub(super) settings: Settings,
     pub(super) connector: Connector,
+    pub(super) handler: Option<SessionHandler>,
+    pub(super) status: Option<StatusHandler>,
     pub(super) calls: Option<CallHandler>,
     pub(super) free: watch::Sender<usize>,
     pub(super) commands: mpsc::Receiver<Drain>,
@@ -57,10 +65,17 @@ pub(super) struct Runner {
     /// Subjects that a full node has too: `$SRV`, its name, clients that wait.
     always: SelectAll<Subscriber>,
     group: Group,
+    balance: Balance,
+    pause: Pause,
+    /// Gets whether the server could be reached.
+    server: mpsc::Receiver<bool>,
     waiters: Waiters,
     sessions: JoinSet<()>,
     calls: JoinSet<()>,
     handler: Option<CallHandler>,
+    status: Option<StatusHandler>,
+    /// Answers to questions for the status.
+    answers: JoinSet<()>,
     free: watch::Sender<usize>,
     commands: mpsc::Receiver<Drain>,
     ending: watch::Sender<bool>,
@@ -92,9 +107,17 @@ enum Event {
     Freed,
     /// The calls are over.
     CallsEnded,
+    /// A question for the status is answered.
+    Answered,
     Drain(Drain),
     /// A client that waits may have gone.
     Forget,
+    /// A session has tried to connect with the server.
+    Server {
+        reached: bool,
+    },
+    /// The pause of a node whose server cannot be reached is over.
+    Resume,
     /// The grace of draining is over.
     GraceOver,
     /// The NATS client has closed.
@@ -105,6 +128,8 @@ impl Runner {
     pub(super) fn new(parts: Parts) -> Self {
         let Parts { client, subjects, service, name, id, labels, .. } = parts;
         let (ending, watched) = watch::channel(false);
+        let (reached, server) = mpsc::channel(16);
+        let (draining, drains) = watch::channel(false);
         let queue = subjects.group();
         let mut asked: Vec<_> = subjects
             .acquire_all(&labels)
@@ -121,8 +146,11 @@ impl Runner {
                 node: name.to_string(),
                 settings: Arc::new(parts.settings),
                 connector: parts.connector,
+                handler: parts.handler,
                 micro: Arc::new(micro),
+                reached,
                 ending: watched,
+                draining: drains,
             },
             subjects,
             service,
@@ -130,14 +158,19 @@ impl Runner {
             id,
             labels,
             always: SelectAll::new(),
+            balance: Balance::default(),
+            pause: Pause::default(),
+            server,
             waiters: Waiters::default(),
             sessions: JoinSet::new(),
             calls: JoinSet::new(),
             handler: parts.calls,
+            status: parts.status,
+            answers: JoinSet::new(),
             free: parts.free,
             commands: parts.commands,
             ending,
-            draining: watch::channel(false).0,
+            draining,
             state: State::Serving,
         }
     }
@@ -152,6 +185,10 @@ impl Runner {
             }
         }
         self.subscribe(self.subjects.wait()).await?;
+        let loads = client.queue_subscribe(self.subjects.load(), self.subjects.group()).await;
+        self.always.push(loads.map_err(Error::closed)?);
+        self.subscribe(self.subjects.status()).await?;
+        self.subscribe(self.subjects.status_of(&self.name)).await?;
         self.group.set_room(self.room()).await?;
         if let Some(handler) = self.handler.take() {
             let calls = Calls {
@@ -169,28 +206,42 @@ impl Runner {
         Ok(self)
     }
 
-    /// Makes sure that no other node has the name.
-    async fn take_name(&mut self) -> Result<Inbox, Error> {
+    /// Makes sure that no other node has the name now.
+    pub(super) async fn check_name(&mut self) -> Result<(), Error> {
+        self.ask_for_name().await.map(drop)
+    }
+
+    /// Asks whether a node has the name.
+    async fn ask_for_name(&self) -> Result<Inbox, Error> {
         let client = &self.shared.client;
-        let name = self.subjects.node(&self.name);
         let subject = token::inbox(client)?;
         let subscriber = client.subscribe(subject.clone()).await.map_err(Error::closed)?;
         let mut inbox = Inbox { subject, subscriber };
-        let ask = async |inbox: &Inbox| {
-            let payload = Bytes::copy_from_slice(self.id.as_bytes());
-            let sent = client.publish_with_reply(name.clone(), inbox.subject.clone(), payload);
-            sent.await.map_err(Error::closed)
-        };
         // If nobody has the name, the server says so at once.
-        ask(&inbox).await?;
+        self.announce_name(&inbox).await?;
         let answer = timeout(NAME_TIMEOUT, inbox.subscriber.next()).await;
         if answer.is_ok_and(|answer| answer.is_some_and(|answer| answer.status.is_none())) {
             return Err(self.name_in_use());
         }
+        Ok(inbox)
+    }
+
+    async fn announce_name(&self, inbox: &Inbox) -> Result<(), Error> {
+        let payload = Bytes::copy_from_slice(self.id.as_bytes());
+        let (name, reply) = (self.subjects.node(&self.name), inbox.subject.clone());
+        let sent = self.shared.client.publish_with_reply(name, reply, payload).await;
+        sent.map_err(Error::closed)
+    }
+
+    /// Makes sure that no other node has the name, and takes it.
+    async fn take_name(&mut self) -> Result<Inbox, Error> {
+        let mut inbox = self.ask_for_name().await?;
+        let client = &self.shared.client;
+        let name = self.subjects.node(&self.name);
         // Other nodes can start at the same time. They hear of each other now, and the one with the smallest
         // id gets the name.
-        let mut others = client.subscribe(name.clone()).await.map_err(Error::closed)?;
-        ask(&inbox).await?;
+        let mut others = client.subscribe(name).await.map_err(Error::closed)?;
+        self.announce_name(&inbox).await?;
         let until = tokio::time::Instant::now() + NAME_RACE;
         while let Ok(message) = timeout_at(until, async {
             tokio::select! {
@@ -259,7 +310,10 @@ impl Runner {
             message = self.always.next() => message.map_or(Event::Closed, Event::Message),
             Some(_) = self.sessions.join_next() => Event::Freed,
             Some(_) = self.calls.join_next() => Event::CallsEnded,
+            Some(_) = self.answers.join_next() => Event::Answered,
             Some(drain) = self.commands.recv(), if serving => Event::Drain(drain),
+            Some(reached) = self.server.recv() => Event::Server { reached },
+            () = at(self.pause.until().map(Into::into)) => Event::Resume,
             () = at(forget.map(Into::into)) => Event::Forget,
             () = at(grace) => Event::GraceOver,
         }
@@ -267,13 +321,16 @@ impl Runner {
 
     async fn handle(&mut self, event: Event) -> Result<(), Error> {
         match event {
-            Event::Asked(Asked::Session(message)) => self.asked(message).await,
+            Event::Asked(Asked::Session { message, left }) => self.asked(message, left).await,
             Event::Asked(Asked::Quota(subject)) => {
                 let room = self.room();
                 self.group.renew(subject, room).await?;
             }
             Event::Message(message) => self.message(message).await,
-            Event::Freed | Event::CallsEnded | Event::Forget => {}
+            Event::Freed | Event::CallsEnded | Event::Answered | Event::Forget => {}
+            Event::Server { reached: true } => self.pause.reset(),
+            Event::Server { reached: false } => self.pause.begin(Instant::now()),
+            Event::Resume => self.pause.end(Instant::now()),
             Event::Drain(Drain { grace, done }) => self.drain(grace, done),
             Event::GraceOver => self.end(),
             Event::Closed => return Err(Error::closed("its connection is closed")),
@@ -283,18 +340,20 @@ impl Runner {
         // clients that do not wait.
         self.group.set_room(self.room()).await?;
         self.free.send_replace(self.room());
+        self.tell_load().await;
         Ok(())
     }
 
-    /// For how many more sessions there is room.
+    /// For how many more sessions there is room. None while the server cannot be reached.
     fn room(&self) -> usize {
         match self.state {
+            _ if self.pause.until().is_some() => 0,
             State::Serving => self.shared.settings.sessions.saturating_sub(self.sessions.len()),
             State::Draining { .. } => 0,
         }
     }
 
-    async fn asked(&mut self, message: Message) {
+    async fn asked(&mut self, message: Message, left: usize) {
         let Some(reply) = message.reply else { return };
         match Request::decode(&message.payload) {
             Err(text) => {
@@ -304,7 +363,44 @@ impl Runner {
             Ok(_) if self.room() == 0 => {
                 self.shared.refuse(reply, Refusal::Full, "it is full".into()).await;
             }
-            Ok(request) => self.accept(request, reply),
+            Ok(request) => {
+                let passed = passed(message.headers.as_ref());
+                let now = Instant::now();
+                // A message that only this node can get must find it in the group, also if another request is
+                // on its way.
+                if left > 1
+                    && message.subject.as_str() != self.subjects.acquire_from(&self.name)
+                    && self.balance.passes_on(now, self.load(), passed)
+                {
+                    self.pass_on(message.subject, reply, passed + 1, message.payload).await;
+                } else {
+                    self.accept(request, reply);
+                }
+            }
+        }
+    }
+
+    /// Lets NATS choose another node for a request. It may choose this one again.
+    async fn pass_on(&self, subject: Subject, reply: Subject, passed: u8, payload: Bytes) {
+        let mut headers = HeaderMap::new();
+        headers.insert(PASSED, passed.to_string());
+        let client = &self.shared.client;
+        let sent = client.publish_with_reply_and_headers(subject, reply, headers, payload);
+        if let Err(error) = sent.await {
+            tracing::debug!(%error, "a request was not passed on");
+        }
+    }
+
+    fn load(&self) -> Load {
+        Load::new(self.sessions.len(), self.shared.settings.sessions)
+    }
+
+    /// Tells another node, which NATS chooses, of the own load.
+    async fn tell_load(&mut self) {
+        let load = self.load();
+        if matches!(self.state, State::Serving) && self.balance.tell(Instant::now(), load) {
+            let told = Told { load, id: self.id.clone() };
+            self.send(self.subjects.load().into(), told.encode().into()).await;
         }
     }
 
@@ -314,11 +410,24 @@ impl Runner {
 
     async fn message(&mut self, message: Message) {
         let Message { subject, reply, payload, .. } = message;
+        if subject.as_str() == self.subjects.load() {
+            if let Some(Told { load, id }) = Told::decode(&payload)
+                && id != self.id
+            {
+                self.balance.hear(Instant::now(), load);
+            }
+            return;
+        }
         let Some(reply) = reply else { return };
         if subject.as_str() == self.subjects.wait() {
             self.wait(&reply, &payload);
+        } else if subject.as_str() == self.subjects.status()
+            || subject.as_str() == self.subjects.status_of(&self.name)
+        {
+            self.tell_status(reply, &payload);
         } else if subject.as_str() == self.subjects.node(&self.name) {
-            if payload != self.id.as_bytes() {
+            // A node that drains leaves its name to a successor.
+            if payload != self.id.as_bytes() && matches!(self.state, State::Serving) {
                 // Smaller than each id: this node has the name.
                 self.send(reply, Bytes::new()).await;
             }
@@ -328,6 +437,23 @@ impl Runner {
             let answer = self.shared.micro.answer(verb, self.room());
             self.send(reply, answer).await;
         }
+    }
+
+    fn tell_status(&mut self, reply: Subject, payload: &[u8]) {
+        if self.answers.len() >= MAX_ANSWERS {
+            return;
+        }
+        let own = Own {
+            node: self.name.to_string(),
+            id: self.id.clone(),
+            version: self.shared.settings.version.clone(),
+            labels: self.labels.texts(),
+            sessions: self.shared.settings.sessions,
+            free: self.room(),
+            draining: matches!(self.state, State::Draining { .. }),
+        };
+        let (handler, request) = (self.status.clone(), StatusRequest::decode(payload));
+        self.answers.spawn(self.shared.clone().answer_status(handler, own, request, reply));
     }
 
     async fn send(&self, subject: Subject, payload: Bytes) {
@@ -346,7 +472,10 @@ impl Runner {
         };
         if request.cancel {
             self.waiters.cancel(inbox);
-        } else if matches!(self.state, State::Serving) && self.labels.have(&request.labels) {
+        } else if matches!(self.state, State::Serving)
+            && self.labels.have(&request.labels)
+            && (request.route != Route::Direct || self.shared.settings.direct.is_some())
+        {
             self.waiters.renew(Instant::now(), inbox, request);
         }
     }
@@ -366,6 +495,10 @@ impl Runner {
         self.state = State::Draining { until, ending: false, done };
         self.waiters.clear();
         self.draining.send_replace(true);
+        // Their clients ask other nodes.
+        if let Some(direct) = &self.shared.settings.direct {
+            direct.withdraw_all();
+        }
     }
 
     /// The grace is over: sessions end, and those that hang in their connectors are dropped later.
@@ -384,4 +517,11 @@ impl Runner {
         self.always.push(subscriber);
         Ok(())
     }
+}
+
+/// How often a request was passed on.
+fn passed(headers: Option<&HeaderMap>) -> u8 {
+    let header = headers.and_then(|headers| headers.get(PASSED));
+    // What is no number has been passed on too often.
+    header.map_or(0, |header| header.as_str().parse().unwrap_or(u8::MAX - 1))
 }

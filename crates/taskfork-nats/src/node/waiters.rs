@@ -69,7 +69,7 @@ impl Waiters {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{MIN_PAYLOAD, Offer, VERSION};
+    use crate::wire::{MIN_PAYLOAD, Offer, Route, VERSION};
 
     fn request(waited_ms: u64) -> Request {
         let offer = Offer::new(0, MIN_PAYLOAD, Duration::from_secs(2));
@@ -80,6 +80,7 @@ mod tests {
             labels: vec![],
             waited_ms,
             cancel: false,
+            route: Route::Relayed,
         }
     }
 

@@ -7,7 +7,7 @@ mod driver;
 mod shared;
 mod wakers;
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -72,6 +72,19 @@ struct Handle {
     shared: Arc<Shared>,
 }
 
+/// Ends a session that somebody else has.
+#[derive(Debug)]
+pub(crate) struct Ender {
+    shared: Arc<Shared>,
+}
+
+impl Ender {
+    /// Ends the session unless it has ended.
+    pub(crate) fn end(&self, end: End) {
+        self.shared.close(end);
+    }
+}
+
 impl Drop for Handle {
     fn drop(&mut self) {
         self.shared.close(End { reason: Reason::Closed, text: String::new() });
@@ -107,6 +120,41 @@ impl Session {
         self.writer.handle.shared.error()
     }
 
+    /// What has arrived and was not read, without waiting. Empty at the end of the stream.
+    ///
+    /// Unlike a poll, this changes nothing about who is woken when something arrives.
+    ///
+    /// # Errors
+    ///
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock) if nothing has arrived; otherwise as a read.
+    ///
+    /// ```
+    /// # fn example(session: &mut taskfork_nats::Session) -> std::io::Result<()> {
+    /// use tokio::io::AsyncBufReadExt;
+    ///
+    /// let length = session.try_fill_buf()?.len();
+    /// session.consume(length);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn try_fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.reader.try_fill_buf()
+    }
+
+    /// Whether everything was read that the other side has sent, and it has ended its stream. If a session ends
+    /// without that, something may be missing.
+    ///
+    /// ```
+    /// # fn example(session: &taskfork_nats::Session) {
+    /// if !session.is_read_to_end() {
+    ///     println!("more may come");
+    /// }
+    /// # }
+    /// ```
+    pub fn is_read_to_end(&self) -> bool {
+        self.reader.piece.is_empty() && self.reader.handle.shared.is_read_to_end()
+    }
+
     /// Both halves, for tasks of their own. The session ends when both are dropped.
     pub fn into_split(self) -> (Reader, Writer) {
         (self.reader, self.writer)
@@ -116,6 +164,36 @@ impl Session {
     pub(crate) fn halves(&mut self) -> (&mut Reader, &mut Writer, impl Future<Output = ()>) {
         let shared = Arc::clone(&self.writer.handle.shared);
         (&mut self.reader, &mut self.writer, async move { shared.over().await })
+    }
+
+    /// Ends the session, and tells the client that the server behind this node has failed, and how. Of the text,
+    /// 256 bytes are sent.
+    ///
+    /// ```
+    /// # fn example(session: taskfork_nats::Session) {
+    /// session.fail("the connection to the server is broken");
+    /// # }
+    /// ```
+    pub fn fail(self, text: &str) {
+        self.end(Reason::Failed, crate::wire::shortened(text));
+    }
+
+    /// A future that is ready when the session is over, whether or not anybody reads and writes. What has come
+    /// before can still be read.
+    ///
+    /// ```
+    /// # async fn example(session: &taskfork_nats::Session) {
+    /// session.over().await;
+    /// # }
+    /// ```
+    pub fn over(&self) -> impl Future<Output = ()> + Send + use<> {
+        let shared = Arc::clone(&self.writer.handle.shared);
+        async move { shared.over().await }
+    }
+
+    /// What can end the session while somebody else has it.
+    pub(crate) fn ender(&self) -> Ender {
+        Ender { shared: Arc::clone(&self.writer.handle.shared) }
     }
 
     /// Ends the session, and tells the other side why.
@@ -129,14 +207,29 @@ impl Session {
     }
 }
 
+impl Reader {
+    fn try_fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.piece.is_empty()
+            && let Some(piece) = self.handle.shared.try_read()?
+        {
+            self.set_piece(piece);
+        }
+        Ok(&self.piece)
+    }
+
+    fn set_piece(&mut self, piece: Bytes) {
+        self.length = piece.len();
+        self.piece = piece;
+    }
+}
+
 impl AsyncBufRead for Reader {
     fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
         let reader = self.get_mut();
         if reader.piece.is_empty()
             && let Some(piece) = ready!(reader.handle.shared.poll_read(cx))?
         {
-            reader.length = piece.len();
-            reader.piece = piece;
+            reader.set_piece(piece);
         }
         Poll::Ready(Ok(&reader.piece))
     }
@@ -176,7 +269,19 @@ impl AsyncWrite for Writer {
         cx: &mut Context<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.handle.shared.poll_write(cx, data)
+        self.handle.shared.poll_write(cx, &[IoSlice::new(data)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.handle.shared.poll_write(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -215,6 +320,18 @@ impl AsyncWrite for Session {
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.writer).poll_write(cx, data)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.writer).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

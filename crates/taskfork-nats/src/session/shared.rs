@@ -1,7 +1,7 @@
 //! The state of a session and how it is carried forward.
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use super::wakers::Wakers;
 use crate::error::SessionError;
 use crate::link::{Link, Received, Timeout};
-use crate::wire::{End, Message, Reason, Reply};
+use crate::wire::{End, Gather, Message, Reason, Reply};
 
 /// How long the last messages of a session may take to be written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -125,20 +125,39 @@ impl Shared {
     pub(super) fn poll_read(&self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
         // Before looking: what comes between looking and registering would wake nobody.
         self.wakers.set_reader(cx.waker());
+        match self.try_read() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+            result => {
+                // While the user does something else, the driver is woken.
+                self.wakers.clear_reader();
+                Poll::Ready(result)
+            }
+        }
+    }
+
+    /// The same without waiting: the task that is woken for the next message stays the same.
+    pub(super) fn try_read(&self) -> io::Result<Option<Bytes>> {
         let mut state = self.lock();
         state.carry_on(&self.waker);
-        let result = match state.incoming.pop_front() {
+        match state.incoming.pop_front() {
             Some(piece) => Ok(Some(piece)),
             None => match &state.phase {
+                // A violation counts also behind the end of the stream; nothing else matters there.
+                Phase::Failed(
+                    error @ (SessionError::Violation { .. } | SessionError::Gap { .. }),
+                ) => Err(error.clone().into()),
+                _ if state.link.peer_has_finished() => Ok(None),
                 Phase::Failed(error) => Err(error.clone().into()),
                 Phase::Closed | Phase::ClosedByPeer => Ok(None),
-                Phase::Open if state.link.peer_has_finished() => Ok(None),
-                Phase::Open => return Poll::Pending,
+                Phase::Open => Err(io::ErrorKind::WouldBlock.into()),
             },
-        };
-        // While the user does something else, the driver is woken.
-        self.wakers.clear_reader();
-        Poll::Ready(result)
+        }
+    }
+
+    /// Whether all that the other side has sent has been read, and it has said that nothing follows.
+    pub(super) fn is_read_to_end(&self) -> bool {
+        let state = self.lock();
+        state.incoming.is_empty() && state.link.peer_has_finished()
     }
 
     /// The user has read a piece of this many bytes.
@@ -153,12 +172,17 @@ impl Shared {
         }
     }
 
-    pub(super) fn poll_write(&self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+    pub(super) fn poll_write(
+        &self,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         self.wakers.set_writer(cx.waker());
         let mut state = self.lock();
         state.carry_on(&self.waker);
         state.check_writable()?;
-        if data.is_empty() {
+        let mut data = Gather::new(slices);
+        if data.left() == 0 {
             return Poll::Ready(Ok(0));
         }
         if !state.outgoing.is_empty() {
@@ -167,9 +191,8 @@ impl Shared {
         let now = Instant::now();
         let mut written = 0;
         // Several pieces at once, while the NATS client takes them without waiting.
-        while written < data.len()
-            && state.outgoing.is_empty()
-            && let Some((bytes, length)) = state.link.piece(now, &data[written..])
+        while state.outgoing.is_empty()
+            && let Some((bytes, length)) = state.link.piece(now, &mut data)
         {
             written += length;
             state.queue(bytes);

@@ -2,6 +2,8 @@
 
 use std::io::{self, BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -350,6 +352,17 @@ async fn no_server_is_an_error_that_names_the_address() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn credentials_in_the_address_are_used() {
+    let server = NatsServer::with_config("authorization { user: u, password: \"p@ss\" }\n");
+    let backend = Backend::echo();
+    let url = format!("nats://u:p%40ss@127.0.0.1:{}", server.port);
+    let _node = backend.node("s", "n", 1).start(&url).await.unwrap();
+    let server = NatsServer::with_config("authorization { token: t }\n");
+    let url = format!("nats://t@127.0.0.1:{}", server.port);
+    let _node = backend.node("s", "n", 1).start(&url).await.unwrap();
+}
+
+#[tokio::test]
 async fn refused_credentials_are_an_error_that_says_so() {
     let config = "authorization { user: me, password: secret }";
     let server = NatsServer::with_config(config);
@@ -393,4 +406,26 @@ async fn a_node_that_may_not_be_asked_is_no_answer() {
 
     assert!(matches!(error, Error::NoAnswer { .. }), "{error}");
     assert!(error.to_string().contains("may not publish to s.acquire.any"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_server_cannot_be_reached_does_not_try_all_the_time() {
+    let server = NatsServer::start();
+    let tries = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&tries);
+    let connect = move |_| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        async { Err(io::Error::from(io::ErrorKind::ConnectionRefused)) }
+    };
+    let node = Node::builder("s", "n", connect).start(&server.url()).await.unwrap();
+    let fleet = fleet(&server, "s").await;
+
+    let wait = Duration::from_secs(2);
+    let error = fleet.acquire_within(&[], None, wait).await.unwrap_err();
+
+    assert!(error.is_temporary(), "{error}");
+    // Pauses of 100 milliseconds and more, and some tries that were on their way together.
+    let tries = tries.load(Ordering::SeqCst);
+    assert!((1..=30).contains(&tries), "{tries} tries");
+    node.wait_for_free(64).await;
 }

@@ -5,8 +5,12 @@
 mod acquiring;
 mod backend;
 mod cluster;
+mod direct;
 mod failures;
+mod handlers;
 mod hostile;
+mod many;
 mod micro;
 mod server;
+mod simulated;
 mod streams;

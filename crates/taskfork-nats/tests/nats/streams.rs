@@ -1,10 +1,10 @@
 //! Bytes through sessions.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::time::Duration;
 
 use taskfork_nats::{Fleet, FleetOptions};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -237,4 +237,49 @@ async fn an_idle_session_lives() {
     tokio::time::sleep(5 * HEARTBEAT).await;
 
     assert_echoes(&mut session).await;
+}
+
+#[tokio::test]
+async fn slices_are_written_as_one_and_read_without_waiting() {
+    let server = NatsServer::start();
+    let backend = Backend::echo();
+    let _node = backend.node("s", "n", 1).start(&server.url()).await.unwrap();
+    let mut session = fleet(&server, "s").await.acquire(&[], None).await.unwrap();
+    let nothing = session.try_fill_buf().map(<[u8]>::len).map_err(|error| error.kind());
+    assert_eq!(nothing, Err(io::ErrorKind::WouldBlock));
+
+    let slices = [b"he".as_slice(), b"", b"llo"].map(IoSlice::new);
+    assert_eq!(session.write_vectored(&slices).await.unwrap(), 5);
+    let arrived = timeout(LONG, session.fill_buf()).await.unwrap().unwrap().len();
+    session.consume(arrived - 1);
+
+    // What was not consumed is there, and the rest of it at once.
+    assert_eq!(session.try_fill_buf().unwrap(), b"o");
+    assert_eq!(arrived, 5, "two pieces");
+    assert!(!session.is_read_to_end());
+    session.shutdown().await.unwrap();
+    session.consume(1);
+    assert_eq!(timeout(LONG, session.fill_buf()).await.unwrap().unwrap(), b"");
+    assert_eq!(session.try_fill_buf().unwrap(), b"");
+    assert!(session.is_read_to_end());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_server_has_said_before_it_closed_arrives_though_it_takes_no_more() {
+    let server = NatsServer::start();
+    let connect = |_| async {
+        let (node, mut backend) = tokio::net::UnixStream::pair()?;
+        backend.write_all(b"why").await?;
+        Ok(node)
+    };
+    let node = taskfork_nats::Node::builder("s", "n", connect);
+    let _node = node.start(&server.url()).await.unwrap();
+    let fleet = Fleet::connect(&server.url(), "s", FleetOptions::new()).await.unwrap();
+    for _ in 0..50 {
+        let mut session = fleet.acquire(&[], None).await.unwrap();
+        session.write_all(b"a question").await.unwrap();
+        let mut said = Vec::new();
+        session.read_to_end(&mut said).await.unwrap();
+        assert_eq!(said, b"why");
+    }
 }

@@ -1,0 +1,74 @@
+//! A client that wants a direct connection: its token, and the session through NATS that it may take instead.
+
+use async_nats::Subject;
+use futures_util::StreamExt;
+
+use super::relay::{Begun, Invitation, Shared};
+use crate::direct::{Connection, Offered};
+use crate::error::Error;
+use crate::wire::{Message, Refusal, Request, Route};
+
+impl Shared {
+    /// A token for the client, if it wants one and the node offers direct connections. Refuses a client that wants
+    /// nothing else; then the outer value is `None`.
+    pub(super) async fn offer_direct(
+        &self,
+        request: &Request,
+        reply: &Subject,
+    ) -> Result<Option<Option<Offered>>, Error> {
+        if request.route == Route::Relayed {
+            return Ok(Some(None));
+        }
+        let offered = match &self.settings.direct {
+            Some(direct) => direct.give(&request.client)?,
+            None => None,
+        };
+        if offered.is_none() && request.route == Route::Direct {
+            let text = "it offers no direct connections: use the route `auto` or `relayed`";
+            self.refuse(reply.clone(), Refusal::NotDirect, text.into()).await;
+            return Ok(None);
+        }
+        Ok(Some(offered))
+    }
+
+    /// Waits until the client connects directly, or takes the session through NATS. `None` if it does neither.
+    pub(super) async fn await_choice(
+        &mut self,
+        mut invitation: Invitation,
+        mut offered: Offered,
+    ) -> Result<Option<Begun>, String> {
+        let first = tokio::select! {
+            // A token that was used counts, whatever else the client sends.
+            biased;
+            used = offered.used() => return Ok(used.map(Begun::Direct)),
+            first = invitation.subscriber.next() => first,
+            _ = self.ending.wait_for(|ending| *ending) => None,
+        };
+        if let Some(connection) = offered.withdraw() {
+            return Ok(Some(Begun::Direct(connection)));
+        }
+        let Some(first) = first else { return Ok(None) };
+        if matches!(Message::decode(first.payload.clone()), Ok((_, Message::End(_)))) {
+            return Ok(None);
+        }
+        // The client is connected with the server only now: usually it does not need that.
+        let stream = self.connect(&invitation.request).await;
+        let session = invitation.begin(first.payload);
+        match stream {
+            Ok(stream) => Ok(Some(Begun::Session(session, stream))),
+            Err(error) => {
+                let text = format!("its server cannot be reached: {error}");
+                session.end(crate::wire::Reason::Failed, text.clone());
+                Err(text)
+            }
+        }
+    }
+
+    /// Counts a direct connection as a session until it ends, or the node does.
+    pub(super) async fn keep(mut self, connection: Connection) {
+        tokio::select! {
+            () = connection.ended() => {}
+            _ = self.ending.wait_for(|ending| *ending) => {}
+        }
+    }
+}
