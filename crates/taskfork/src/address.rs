@@ -1,5 +1,8 @@
 //! Parses and formats addresses. `server::listener` and `client::io::transport` open the sockets.
 
+#[cfg(feature = "nats")]
+pub(crate) mod nats;
+
 use std::any::Any;
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
@@ -12,6 +15,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
+#[cfg(feature = "nats")]
+use self::nats::NatsAddress;
 use crate::display::debug_as_text;
 
 /// Prefix of a path with percent-encoded bytes.
@@ -28,11 +33,17 @@ const MAX_SOCKET_PATH: usize = 107;
 /// | `unix-percent:PATH` | a unix socket; `%` and two hexadecimal digits stand for a byte |
 /// | `tcp:HOST:PORT` | TCP; write an IPv6 host in brackets; with port 0 the kernel chooses one |
 /// | `tls:HOST:PORT` | the gateway of a server, through TLS (clients only, with the feature `tls`) |
+/// | `nats://HOST:PORT/SERVICE` | any node of a service at NATS (clients only, with the feature `nats`) |
+/// | `nats+tls://HOST:PORT/SERVICE` | the same with TLS to the NATS server |
 /// | `fd:NUMBER` | a listening socket inherited from the parent process (servers only) |
 ///
 /// `Display` writes the same forms: `unix:PATH` if the path is UTF-8, `unix-percent:PATH` otherwise.
 /// All texts can be parsed again, except that of a [`ServerHandle`](crate::server::ServerHandle)'s
 /// address.
+///
+/// The port of a NATS server defaults to 4222. Several servers have commas between them, as in
+/// `nats://a:4222,b:4222/SERVICE`. Each may have a user and a password, as in
+/// `nats://USER:PASSWORD@HOST/SERVICE`, which `Display` leaves out.
 ///
 /// ```
 /// use taskfork::client::Address;
@@ -61,6 +72,9 @@ pub(crate) enum AddressKind {
         host: String,
         port: u16,
     },
+    /// A service.
+    #[cfg(feature = "nats")]
+    Nats(NatsAddress),
     Inherited(RawFd),
     /// A server that this program started, without a socket in the file system. Clients connect
     /// through its control socket.
@@ -78,6 +92,8 @@ impl AddressKind {
             Self::Tcp { .. } => false,
             #[cfg(feature = "tls")]
             Self::Tls { .. } => false,
+            #[cfg(feature = "nats")]
+            Self::Nats(_) => false,
             #[cfg(test)]
             Self::Memory(_) => true,
         }
@@ -114,7 +130,8 @@ pub(crate) trait LocalServer: Any + Send + Sync + UnwindSafe + RefUnwindSafe {
 pub enum AddressError {
     /// The text has an unknown form.
     #[error(
-        "`{text}` is not an address: write unix:PATH, tcp:HOST:PORT, tls:HOST:PORT or fd:NUMBER"
+        "`{text}` is not an address: write unix:PATH, tcp:HOST:PORT, tls:HOST:PORT, \
+         nats://HOST:PORT/SERVICE or fd:NUMBER"
     )]
     Unknown {
         /// The text as it was given.
@@ -170,6 +187,26 @@ pub enum AddressError {
     )]
     NoTls {
         /// The text as it was given.
+        text: String,
+    },
+    /// A host, a port or the name of the service at NATS is wrong.
+    #[error(
+        "`{text}` names no service at NATS: {why}; write nats://HOST:PORT/SERVICE, as in \
+         nats://nats.example:4222/resize"
+    )]
+    Nats {
+        /// The text as it was given, without passwords.
+        text: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The address needs a feature of this crate that the program was built without.
+    #[error(
+        "`{text}` needs NATS, which this program was built without: enable the feature `nats` of the \
+         crate taskfork"
+    )]
+    NoNats {
+        /// The text as it was given, without users and passwords.
         text: String,
     },
     /// The number of the descriptor is missing.
@@ -237,6 +274,19 @@ impl Address {
         Err(AddressError::NoTls { text: text.to_owned() })
     }
 
+    #[cfg(feature = "nats")]
+    fn of_service(text: &str) -> Result<Self, AddressError> {
+        match NatsAddress::parse(text) {
+            Ok(address) => Ok(Self(AddressKind::Nats(address))),
+            Err(why) => Err(AddressError::Nats { text: without_users(text), why }),
+        }
+    }
+
+    #[cfg(not(feature = "nats"))]
+    fn of_service(text: &str) -> Result<Self, AddressError> {
+        Err(AddressError::NoNats { text: without_users(text) })
+    }
+
     /// Returns the address of a listening socket that this process inherited as this descriptor.
     ///
     /// ```
@@ -285,6 +335,9 @@ impl FromStr for Address {
                 parse_port(rest).ok_or_else(|| AddressError::Tls { text: text_owned() })?;
             return Self::of_gateway(host, port, text);
         }
+        if text.starts_with("nats://") || text.starts_with("nats+tls://") {
+            return Self::of_service(text);
+        }
         if let Some(number) = text.strip_prefix("fd:") {
             return match number.parse() {
                 Ok(descriptor) if descriptor >= 0 => Ok(Self::inherited(descriptor)),
@@ -293,6 +346,17 @@ impl FromStr for Address {
         }
         Err(AddressError::Unknown { text: text_owned() })
     }
+}
+
+/// The text of a service's address without what may be a password: errors are logged.
+fn without_users(text: &str) -> String {
+    let (scheme, rest) = text.split_once("://").unwrap_or(("nats", text));
+    let servers: Vec<_> = rest.split(',').map(without_user).collect();
+    format!("{scheme}://{}", servers.join(","))
+}
+
+fn without_user(server: &str) -> &str {
+    server.rsplit_once('@').map_or(server, |(_, host)| host)
 }
 
 /// Decodes a percent-encoded path.
@@ -330,7 +394,7 @@ fn show_port(kind: &str, host: &str, port: u16, out: &mut fmt::Formatter<'_>) ->
 }
 
 /// Splits `HOST:PORT`.
-fn parse_port(rest: &str) -> Option<(&str, u16)> {
+pub(crate) fn parse_port(rest: &str) -> Option<(&str, u16)> {
     let (host, port) = rest.rsplit_once(':')?;
     let port = port.parse().ok()?;
     let host = match host.strip_prefix('[') {
@@ -408,6 +472,8 @@ impl fmt::Display for Address {
             AddressKind::Tcp { host, port } => show_port("tcp", host, *port, out),
             #[cfg(feature = "tls")]
             AddressKind::Tls { host, port } => show_port("tls", host, *port, out),
+            #[cfg(feature = "nats")]
+            AddressKind::Nats(address) => address.fmt(out),
             AddressKind::Inherited(descriptor) => write!(out, "fd:{descriptor}"),
             AddressKind::Spawned(server) => write!(out, "the server in process {}", server.pid()),
             #[cfg(test)]
@@ -504,6 +570,13 @@ mod tests {
     fn the_address_of_a_gateway_needs_a_feature() {
         assert!(error_of("tls:adder.example:7000").contains("feature `tls`"));
         assert!(error_of("tls:adder.example").contains("tls:HOST:PORT"));
+    }
+
+    #[test]
+    #[cfg(not(feature = "nats"))]
+    fn the_address_of_a_service_needs_a_feature() {
+        let error = error_of("nats://me:pass@nats.example/resize");
+        assert!(error.contains("feature `nats`") && !error.contains("pass@"), "{error}");
     }
 
     #[test]

@@ -170,6 +170,44 @@ impl Client {
         block_on(self.inner.invoke(args))
     }
 
+    /// Returns a client whose workers belong to nodes with all of these labels. See
+    /// [`crate::Client::with_labels`].
+    ///
+    /// # Errors
+    /// As for [`crate::Client::with_labels`].
+    ///
+    /// ```no_run
+    /// # fn example(client: taskfork::blocking::Client) -> Result<(), taskfork::BoxError> {
+    /// let gpus = client.with_labels(["gpu=a100"])?;
+    /// gpus.call::<()>("render", ("scene",))?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "nats")]
+    pub fn with_labels<L: AsRef<str>>(
+        &self,
+        labels: impl IntoIterator<Item = L>,
+    ) -> Result<Self, ConfigError> {
+        let inner = self.inner.with_labels(labels)?;
+        Ok(Self { inner, _thread: self._thread.clone() })
+    }
+
+    /// Returns a client that prefers the node to which this key belongs. See [`crate::Client::by_key`].
+    ///
+    /// # Errors
+    /// As for [`crate::Client::by_key`].
+    ///
+    /// ```no_run
+    /// # fn example(client: taskfork::blocking::Client) -> Result<(), taskfork::BoxError> {
+    /// client.by_key("tenant-7")?.call::<()>("work", ())?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "nats")]
+    pub fn by_key(&self, key: impl Into<String>) -> Result<Self, ConfigError> {
+        Ok(Self { inner: self.inner.by_key(key)?, _thread: self._thread.clone() })
+    }
+
     /// Closes the client, and waits until its last connection is closed. See [`crate::Client::close`].
     ///
     /// The method waits for other threads' checkouts. It never returns while the calling thread holds

@@ -95,6 +95,7 @@ fn fatal_errors() -> Vec<FatalError> {
             reason: Some(Failure::new("top").caused_by("below")),
         },
         FatalError::Overloaded { queued: 3 },
+        FatalError::NodeLost { node: text(), last_contact: after },
         FatalError::Protocol { detail: ConnectionError::new(text()) },
     ]
 }

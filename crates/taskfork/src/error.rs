@@ -168,7 +168,16 @@ pub enum FatalError {
     },
     /// [`Client::close`](crate::Client::close) was called before the checkout had a worker.
     ClientClosed,
-    /// The peer violated the protocol, or the system can no longer read from the connection.
+    /// A node of a service at NATS was silent for two intervals of heartbeats. Its machine, its process or the
+    /// network between may have failed.
+    NodeLost {
+        /// The node's name.
+        node: String,
+        /// How long before the end its last message had come.
+        last_contact: Duration,
+    },
+    /// The peer violated the protocol, messages were lost on their way through NATS, or the system can no longer read
+    /// from the connection.
     Protocol {
         /// The violation, or the system's error.
         detail: ConnectionError,
@@ -545,6 +554,12 @@ impl fmt::Display for FatalError {
             Self::Overloaded { queued } => {
                 write!(out, "overloaded: {queued} checkouts wait already (max_queue)")
             }
+            Self::NodeLost { node, last_contact } => write!(
+                out,
+                "the node {node} is lost: its last message came {} ago; make the call again, which goes to \
+                 another node, if it may run twice",
+                seconds(*last_contact)
+            ),
             Self::Protocol { detail } => write!(out, "protocol broken: {detail}"),
         }
     }

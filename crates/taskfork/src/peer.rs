@@ -55,6 +55,9 @@ pub enum Peer {
     Nats {
         /// Its user at the NATS server.
         user: Option<String>,
+        /// The name that it has given itself. It does not authenticate the client.
+        #[serde(default)]
+        name: Option<String>,
         /// Its address, as far as the gateway knows it. It does not authenticate the client.
         address: Option<String>,
     },
@@ -93,10 +96,13 @@ impl fmt::Display for Peer {
                     }
                 }
             }
-            Self::Nats { user, .. } => {
+            Self::Nats { user, name, .. } => {
                 out.write_str("NATS client")?;
                 if let Some(user) = user {
                     write!(out, " `{}`", printable(user))?;
+                }
+                if let Some(name) = name {
+                    write!(out, " named `{}`", printable(name))?;
                 }
             }
         }
@@ -118,7 +124,7 @@ mod tests {
 
     #[test]
     fn a_peer_is_one_line_of_text() {
-        let nats = Peer::Nats { user: Some("jobs\u{1b}[2J".to_owned()), address: None };
+        let nats = Peer::Nats { user: Some("jobs\u{1b}[2J".to_owned()), name: None, address: None };
         for (peer, text) in [
             (Peer::Process { uid: 7, gid: 8, pid: 9 }, "process 9 of user 7"),
             (Peer::Process { uid: 7, gid: 8, pid: 0 }, "a process of user 7"),
@@ -127,7 +133,11 @@ mod tests {
             (tls(&["a", "b"], Some("h\n")), "TLS client `a` and 1 more name at h\\n"),
             (tls(&["a", "b", "c"], None), "TLS client `a` and 2 more names"),
             (nats, "NATS client `jobs\\x1b[2J`"),
-            (Peer::Nats { user: None, address: None }, "NATS client"),
+            (Peer::Nats { user: None, name: None, address: None }, "NATS client"),
+            (
+                Peer::Nats { user: None, name: Some("web\n".to_owned()), address: None },
+                "NATS client named `web\\n`",
+            ),
         ] {
             assert_eq!(peer.to_string(), text);
         }

@@ -37,6 +37,8 @@ pub(crate) struct Config {
     pub(crate) shared_memory: usize,
     /// Whether bytes that arrive in shared memory are copied.
     pub(crate) copy_shared_memory: bool,
+    /// The key `peer` of the hello, from a client in a gateway.
+    pub(crate) peer: Option<Vec<u8>>,
 }
 
 impl Config {

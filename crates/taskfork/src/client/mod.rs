@@ -21,6 +21,12 @@ pub use api::handle::Client;
 pub use observe::stats::Stats;
 pub use pool::Overload;
 pub use rmpv::Value;
+/// Which way the bytes of a session take. See [`ClientBuilder::nats_route`].
+#[cfg(feature = "nats")]
+pub use taskfork_nats::Route as NatsRoute;
+/// How a client connects to a NATS server. See [`ClientBuilder::nats`].
+#[cfg(feature = "nats")]
+pub use taskfork_nats::async_nats::ConnectOptions as NatsConnectOptions;
 
 pub use crate::address::{Address, AddressError};
 pub use crate::busy_poll::BusyPoll;

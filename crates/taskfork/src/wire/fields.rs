@@ -5,7 +5,7 @@ use super::msgpack::{Reader, put_bool, put_float, put_map, put_str, put_uint};
 
 /// The most entries of a map in a message. The largest map that is sent has fewer than 20; the rest is reserved for
 /// later versions.
-const MAX_ENTRIES: usize = 256;
+pub(super) const MAX_ENTRIES: usize = 256;
 
 /// Reads a map. `field` gets each key, and returns whether it has read the value; other values are skipped.
 #[taskfork_macros::startup_code]

@@ -1,10 +1,13 @@
 //! Following a client's first message: its protocol, its length, and what the server needs of it.
 
+use super::fields::read_map;
 use super::frame::{HEADER_LEN, PREAMBLE};
 use super::hello::MAX_HELLO;
+use super::msgpack::Reader;
 use super::native::FromClient;
+use super::native::kind::HELLO;
 use super::perl::{self, Scanner};
-use super::{Protocol, WireError};
+use super::{Protocol, WireError, peer};
 use crate::peer::Peer;
 
 /// The most bytes of a first JSON message that the server reads. The worker reads the rest. The kernel accepts about
@@ -80,8 +83,29 @@ pub(crate) fn introduction(received: &[u8]) -> Introduction {
         Some(Ok(FromClient::Hello(hello))) => {
             Introduction { client_number: hello.client_number, relayed_peer: hello.relayed_peer() }
         }
-        _ => Introduction { client_number: 0, relayed_peer: Ok(None) },
+        _ => {
+            let named = body.and_then(named_peer).map(peer::read);
+            Introduction { client_number: 0, relayed_peer: named.transpose() }
+        }
     }
+}
+
+/// What a hello says about a peer that is wrong elsewhere. A gateway passes on what it does not understand, and its
+/// client must not count as the gateway.
+fn named_peer(body: &[u8]) -> Option<&[u8]> {
+    let mut reader = Reader::new(body);
+    if (reader.array().ok()?, reader.int::<u64>().ok()?) != (2, HELLO) {
+        return None;
+    }
+    let mut named = None;
+    let read = read_map(&mut reader, |key, reader| {
+        let value = reader.value()?;
+        if key == peer::KEY {
+            named = Some(value);
+        }
+        Ok(true)
+    });
+    read.ok().and(named)
 }
 
 fn scan_hello(received: &[u8], limit: usize) -> Result<Progress, WireError> {
@@ -127,6 +151,27 @@ mod tests {
                 end => return (there, end),
             }
         }
+    }
+
+    #[test]
+    fn a_hello_that_is_wrong_elsewhere_still_names_the_peer() {
+        use rmpv::Value;
+        let hello = |entries: Vec<(Value, Value)>| {
+            let mut body = Vec::new();
+            let value = Value::Array(vec![0.into(), Value::Map(entries)]);
+            rmpv::encode::write_value(&mut body, &value).unwrap();
+            [&PREAMBLE[..], &(body.len() as u32).to_le_bytes(), &body].concat()
+        };
+        let peer = |kind: &str| ("peer".into(), Value::Map(vec![("kind".into(), kind.into())]));
+        let wrong = || ("versions".into(), "none".into());
+        for entries in [vec![wrong(), peer("tls")], vec![peer("tls"), wrong()], vec![peer("tls")]] {
+            let introduced = introduction(&hello(entries.clone())).relayed_peer;
+            let expected = Peer::Tls { names: vec![], address: None };
+            assert_eq!(introduced, Ok(Some(expected)), "{entries:?}");
+        }
+        assert_eq!(introduction(&hello(vec![wrong()])).relayed_peer, Ok(None));
+        assert!(introduction(&hello(vec![wrong(), peer("else")])).relayed_peer.is_err());
+        assert_eq!(introduction(b"taskfork\x01\0\0\0\x92").relayed_peer, Ok(None));
     }
 
     #[test]

@@ -78,7 +78,7 @@ impl<'a> ClientHello<'a> {
                 "files" => hello.max_files = reader.size()?,
                 "lent" => hello.shared_memory = reader.size()?,
                 "client" => hello.client_number = reader.int()?,
-                "peer" => hello.peer = Some(reader.value()?),
+                peer::KEY => hello.peer = Some(reader.value()?),
                 _ => return Ok(false),
             }
             Ok(true)
@@ -115,7 +115,7 @@ impl<'a> ClientHello<'a> {
         map.nonzero("lent", self.shared_memory as u64);
         map.nonzero("client", self.client_number);
         if let Some(peer) = self.peer {
-            map.key("peer").extend_from_slice(peer);
+            map.key(peer::KEY).extend_from_slice(peer);
         }
     }
 }

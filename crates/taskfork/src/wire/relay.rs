@@ -2,28 +2,58 @@
 //! and the message behind the last of them. The crate `taskfork-gateway` does the I/O.
 
 use super::error_body::kind;
-use super::fields::{MapWriter, read_map};
+use super::fields::{MAX_ENTRIES, MapWriter, read_map};
 use super::frame::{self, HEADER_LEN, PREAMBLE};
 use super::hello::MAX_HELLO;
 use super::msgpack::{Reader, put_array, put_map, put_str, put_uint};
 use super::native::kind::{CALL, DONE, ERROR, HELLO, OK, PIPELINED_CALL, SINGLE_CALL, SKIPPED};
 use super::native::put_end;
 pub use super::peer::{MAX_PEER_NAMES, MAX_PEER_TEXT};
-use super::{Protocol, WireError, first_message, refusal};
-
-/// The key of a hello that says whom a gateway relays.
-const PEER: &str = "peer";
+use super::{Protocol, WireError, first_message, peer, refusal};
 
 /// What a stream through a gateway cannot carry: open files, and memory that both sides map.
 const LOCAL_ONLY: [&str; 2] = ["files", "lent"];
 
-/// A client that is authenticated by TLS, as its gateway tells it to the server.
+/// A client of another machine, as its gateway tells it to the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TlsPeer<'a> {
-    /// The subject alternative names of its certificate. Empty if it has none.
-    pub names: &'a [String],
-    /// Its address.
-    pub address: &'a str,
+pub enum RelayedPeer<'a> {
+    /// A client that is authenticated by TLS.
+    Tls {
+        /// The subject alternative names of its certificate. Empty if it has none.
+        names: &'a [String],
+        /// Its address.
+        address: &'a str,
+    },
+    /// A client that is connected by NATS.
+    Nats {
+        /// Its user at the NATS server, if that is known.
+        user: Option<&'a str>,
+        /// The name that it has given itself. It proves nothing.
+        name: &'a str,
+    },
+}
+
+impl RelayedPeer<'_> {
+    pub(crate) fn put(&self, out: &mut Vec<u8>) {
+        let mut map = MapWriter::new(out);
+        match *self {
+            Self::Tls { names, address } => {
+                map.str("kind", "tls");
+                let out = map.key("names");
+                let names = &names[..names.len().min(MAX_PEER_NAMES)];
+                put_array(out, names.len() as u32);
+                names.iter().for_each(|name| put_str(out, text(name)));
+                map.str("address", text(address));
+            }
+            Self::Nats { user, name } => {
+                map.str("kind", "nats");
+                if let Some(user) = user {
+                    map.str("user", text(user));
+                }
+                map.str("name", text(name));
+            }
+        }
+    }
 }
 
 /// Why a client's first message is not relayed.
@@ -73,7 +103,7 @@ pub const fn most_hello_bytes() -> usize {
 ///
 /// # Errors
 /// If `first` is no complete hello, or the hello would be too long for a server.
-pub fn rewrite_hello(first: &[u8], peer: &TlsPeer<'_>) -> Result<Vec<u8>, HelloError> {
+pub fn rewrite_hello(first: &[u8], peer: &RelayedPeer<'_>) -> Result<Vec<u8>, HelloError> {
     let incomplete = || HelloError::Invalid("the first message is incomplete".to_owned());
     let body = first.get(PREAMBLE.len() + HEADER_LEN..).ok_or_else(incomplete)?;
     let mut reader = Reader::new(body);
@@ -83,7 +113,7 @@ pub fn rewrite_hello(first: &[u8], peer: &TlsPeer<'_>) -> Result<Vec<u8>, HelloE
     let (mut entries, mut kept) = (0, Vec::new());
     read_map(&mut reader, |key, reader| {
         let value = reader.value()?;
-        if key != PEER && !LOCAL_ONLY.contains(&key) {
+        if key != peer::KEY && !LOCAL_ONLY.contains(&key) {
             entries += 1;
             put_str(&mut kept, key);
             kept.extend_from_slice(value);
@@ -93,20 +123,18 @@ pub fn rewrite_hello(first: &[u8], peer: &TlsPeer<'_>) -> Result<Vec<u8>, HelloE
     if !reader.rest().is_empty() {
         return Err(HelloError::Invalid("the first message has bytes behind its end".to_owned()));
     }
+    if entries as usize >= MAX_ENTRIES {
+        // The server could not read it, nor whom it is about.
+        return Err(HelloError::Invalid(format!("the first message has {entries} keys")));
+    }
     let mut out = PREAMBLE.to_vec();
     let written = frame::write(&mut out, MAX_HELLO, |out| {
         put_array(out, 2);
         put_uint(out, HELLO);
         put_map(out, entries + 1);
         out.extend_from_slice(&kept);
-        put_str(out, PEER);
-        let mut map = MapWriter::new(out);
-        map.str("kind", "tls");
-        let out = map.key("names");
-        let names = &peer.names[..peer.names.len().min(MAX_PEER_NAMES)];
-        put_array(out, names.len() as u32);
-        names.iter().for_each(|name| put_str(out, text(name)));
-        map.str("address", text(peer.address));
+        put_str(out, peer::KEY);
+        peer.put(out);
         Ok::<_, WireError>(())
     });
     match written {
@@ -132,15 +160,47 @@ pub struct Streams {
     usage: Usage,
 }
 
+/// What a checkout still has to get. Each call has one answer, and answers come in the order of calls.
+#[derive(Debug, Default)]
+struct Usage {
+    stage: Stage,
+    /// How many calls have no answer, also those of earlier checkouts.
+    unanswered: u64,
+}
+
 /// Whether a checkout uses the worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum Usage {
+enum Stage {
     #[default]
     Idle,
     /// Until the client says that it is over.
     Checkout,
-    /// Until the answer of its only call.
+    /// Until the last answer.
     SingleCall,
+}
+
+impl Usage {
+    fn handle_client(&mut self, kind: u8) {
+        self.stage = match u64::from(kind) {
+            CALL | PIPELINED_CALL => Stage::Checkout,
+            SINGLE_CALL => Stage::SingleCall,
+            DONE => Stage::Idle,
+            _ => return,
+        };
+        if self.stage != Stage::Idle {
+            self.unanswered = self.unanswered.saturating_add(1);
+        }
+    }
+
+    fn handle_worker(&mut self, kind: u8) {
+        if [OK, ERROR, SKIPPED].contains(&u64::from(kind)) {
+            // An error without a call is a refusal.
+            self.unanswered = self.unanswered.saturating_sub(1);
+            if self.stage == Stage::SingleCall && self.unanswered == 0 {
+                self.stage = Stage::Idle;
+            }
+        }
+    }
 }
 
 impl Streams {
@@ -150,22 +210,25 @@ impl Streams {
             self.client = Frames(Place::HEADER);
         }
         let usage = &mut self.usage;
-        self.client.advance(bytes, |kind| match u64::from(kind) {
-            CALL | PIPELINED_CALL => *usage = Usage::Checkout,
-            SINGLE_CALL => *usage = Usage::SingleCall,
-            DONE => *usage = Usage::Idle,
-            _ => {}
-        });
+        self.client.advance(bytes, |kind| usage.handle_client(kind));
+    }
+
+    /// Follows what the client has sent next, up to where its checkout ends. Returns how many bytes that are. The rest
+    /// belongs to the next checkout.
+    pub fn handle_client_checkout(&mut self, bytes: &[u8]) -> usize {
+        let mut used = 0;
+        while used < bytes.len() && !self.is_client_between_checkouts() {
+            let part = self.client.part(&bytes[used..]);
+            self.handle_client(part);
+            used += part.len();
+        }
+        used
     }
 
     /// Follows what the worker, or the server, has sent next.
     pub fn handle_worker(&mut self, bytes: &[u8]) {
         let usage = &mut self.usage;
-        self.worker.advance(bytes, |kind| {
-            if [OK, ERROR, SKIPPED].contains(&u64::from(kind)) && *usage == Usage::SingleCall {
-                *usage = Usage::Idle;
-            }
-        });
+        self.worker.advance(bytes, |kind| usage.handle_worker(kind));
     }
 
     /// Whether the worker has ended a frame, or the preamble, and begun no other frame.
@@ -173,10 +236,17 @@ impl Streams {
         matches!(self.worker.0, Place::Header(_, 0))
     }
 
-    /// Whether neither a checkout nor a part of a message is on its way. Then the stream can end without harm.
+    /// Whether the client has ended its last checkout, and sent nothing of another one. Answers may be missing.
+    pub fn is_client_between_checkouts(&self) -> bool {
+        let is_between_frames = matches!(self.client.0, Place::Preamble(0) | Place::Header(_, 0));
+        self.usage.stage == Stage::Idle && is_between_frames
+    }
+
+    /// Whether neither a checkout, nor an answer, nor a part of a message is on its way. Then the stream can end without
+    /// harm.
     pub fn is_idle(&self) -> bool {
-        let is_client_between = matches!(self.client.0, Place::Preamble(0) | Place::Header(_, 0));
-        self.usage == Usage::Idle && is_client_between && self.is_worker_between_frames()
+        let is_answered = self.usage.unanswered == 0;
+        is_answered && self.is_client_between_checkouts() && self.is_worker_between_frames()
     }
 }
 
@@ -204,6 +274,17 @@ impl Default for Frames {
 }
 
 impl Frames {
+    /// These bytes up to where a header or a body ends.
+    fn part<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        let most = match self.0 {
+            Place::Preamble(_) => HEADER_LEN,
+            Place::Header(_, count) => HEADER_LEN - count,
+            Place::Body(_, missing) => missing,
+            Place::Foreign => bytes.len(),
+        };
+        &bytes[..bytes.len().min(most)]
+    }
+
     /// Follows these bytes, which come next. Calls `on_kind` for the kind of each message.
     fn advance(&mut self, mut bytes: &[u8], mut on_kind: impl FnMut(u8)) {
         while let Some((&first, rest)) = bytes.split_first() {
@@ -263,6 +344,8 @@ pub fn busy(reason: &str) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
     use proptest::prelude::*;
     use rmpv::Value;
 
@@ -291,13 +374,18 @@ mod tests {
         value
     }
 
-    fn peer_value(peer: &TlsPeer<'_>) -> Value {
-        let names = peer.names.iter().map(|name| Value::from(name.as_str())).collect();
-        Value::Map(vec![
-            ("kind".into(), "tls".into()),
-            ("names".into(), Value::Array(names)),
-            ("address".into(), peer.address.into()),
-        ])
+    fn peer_value(peer: &RelayedPeer<'_>) -> Value {
+        let (kind, more, last) = match *peer {
+            RelayedPeer::Tls { names, address } => {
+                let names = names.iter().map(|name| Value::from(name.as_str())).collect();
+                ("tls", Some(("names".into(), Value::Array(names))), ("address", address))
+            }
+            RelayedPeer::Nats { user, name } => {
+                ("nats", user.map(|user| ("user".into(), user.into())), ("name", name))
+            }
+        };
+        let first = std::iter::once(("kind".into(), kind.into()));
+        Value::Map(first.chain(more).chain([(last.0.into(), last.1.into())]).collect())
     }
 
     fn value() -> impl Strategy<Value = Value> {
@@ -322,8 +410,13 @@ mod tests {
                 Just("peer".to_owned()), Just("files".to_owned()), Just("lent".to_owned()), "[a-z]{1,40}",
             ], value()), 0..30),
             names in prop::collection::vec("[a-z.]{1,40}", 0..5),
+            is_nats in any::<bool>(),
         ) {
-            let peer = TlsPeer { names: &names, address: "[::1]:4000" };
+            let user = names.first().map(String::as_str);
+            let peer = match is_nats {
+                true => RelayedPeer::Nats { user, name: "web" },
+                false => RelayedPeer::Tls { names: &names, address: "[::1]:4000" },
+            };
             let entries: Vec<_> = map.into_iter().map(|(key, value)| (Value::from(key), value)).collect();
             let hello = Value::Array(vec![0.into(), Value::Map(entries.clone())]);
             let rewritten = rewrite_hello(&framed(&encoded(&hello)), &peer).unwrap();
@@ -342,7 +435,7 @@ mod tests {
                 prop::collection::vec(any::<u8>(), 0..200).prop_map(|rest| [&[0x92, 0][..], &rest].concat()),
             ],
         ) {
-            let peer = TlsPeer { names: &[], address: "127.0.0.1:1" };
+            let peer = RelayedPeer::Tls { names: &[], address: "127.0.0.1:1" };
             if let Ok(rewritten) = rewrite_hello(&framed(&body), &peer) {
                 prop_assert_eq!(hello_length(&rewritten), Ok(Some(rewritten.len())));
                 let mut reader = Reader::new(&rewritten[PREAMBLE.len() + HEADER_LEN..]);
@@ -371,9 +464,48 @@ mod tests {
         }
 
         #[test]
+        fn a_client_is_followed_to_the_end_of_its_checkout(
+            calls in 1usize..4,
+            padding in 0usize..10,
+            piece in 1usize..40,
+        ) {
+            let mut sent = Vec::new();
+            let mut put = |kind: u64| {
+                frame::put(&mut sent, |out| {
+                    put_array(out, 2);
+                    put_uint(out, kind);
+                    out.extend(vec![0x80; padding + 1]);
+                });
+                sent.len()
+            };
+            for _ in 0..calls {
+                put(CALL);
+                put(PIPELINED_CALL);
+            }
+            let end = put(DONE);
+            put(CALL);
+            put(DONE);
+            let mut streams = Streams::default();
+            // Before the first call the client has no checkout.
+            prop_assert_eq!(streams.handle_client_checkout(&sent), 0);
+            streams.handle_client(&sent[..1]);
+            let mut used = 1;
+            for part in sent[1..].chunks(piece) {
+                let now = streams.handle_client_checkout(part);
+                used += now;
+                if now < part.len() {
+                    break;
+                }
+            }
+            prop_assert_eq!(used, end);
+            prop_assert!(streams.is_client_between_checkouts());
+            streams.handle_worker(&PREAMBLE[..]);
+            prop_assert!(!streams.is_idle(), "its calls have no answers");
+        }
+
+        #[test]
         fn a_checkout_is_in_use_until_its_end(
-            calls in 0usize..3,
-            is_single in any::<bool>(),
+            steps in prop::collection::vec((0u8..6, any::<bool>()), 0..40),
             piece in 1usize..9,
         ) {
             let message = |kind: u64| {
@@ -387,26 +519,42 @@ mod tests {
             };
             let mut streams = Streams::default();
             streams.handle_worker(&PREAMBLE[..]);
-            prop_assert!(streams.is_idle());
-            let mut send = |from_client: bool, kind| {
+            // The calls without an answer: whether each of them ends a checkout.
+            let (mut unanswered, mut is_used) = (VecDeque::new(), false);
+            for (step, is_skipped) in steps {
+                let (is_client, kind) = match step {
+                    0 => (true, CALL),
+                    1 => (true, PIPELINED_CALL),
+                    2 => (true, SINGLE_CALL),
+                    3 => (true, DONE),
+                    4 => (false, 4),
+                    _ if is_skipped => (false, SKIPPED),
+                    _ => (false, OK),
+                };
+                match kind {
+                    CALL | PIPELINED_CALL | SINGLE_CALL if is_client => {
+                        is_used = true;
+                        let is_single = kind == SINGLE_CALL;
+                        // What follows belongs to the next checkout.
+                        unanswered.iter_mut().for_each(|ends| *ends = false);
+                        unanswered.push_back(is_single);
+                    }
+                    DONE if is_client => {
+                        is_used = false;
+                        unanswered.iter_mut().for_each(|ends| *ends = false);
+                    }
+                    // Telemetry is no answer.
+                    4 => {}
+                    _ => if unanswered.pop_front() == Some(true) { is_used = false },
+                }
                 for bytes in message(kind).chunks(piece) {
-                    match from_client {
+                    match is_client {
                         true => streams.handle_client(bytes),
                         false => streams.handle_worker(bytes),
                     }
                 }
-                streams.is_idle()
-            };
-            if is_single {
-                prop_assert!(!send(true, SINGLE_CALL));
-                prop_assert!(!send(false, 4), "telemetry is no answer");
-                prop_assert!(send(false, ERROR));
+                prop_assert_eq!(streams.is_idle(), !is_used && unanswered.is_empty());
             }
-            for _ in 0..calls {
-                prop_assert!(!send(true, CALL));
-                prop_assert!(!send(false, OK), "the checkout goes on");
-            }
-            prop_assert!(send(true, DONE));
         }
     }
 
@@ -423,22 +571,39 @@ mod tests {
         let mut body = Vec::new();
         hello.put(&mut body);
         let names = ["client.example".to_owned()];
-        let peer = TlsPeer { names: &names, address: "192.0.2.1:5000" };
-        let rewritten = rewrite_hello(&framed(&body), &peer).unwrap();
-        let read = FromClient::decode(&rewritten[PREAMBLE.len() + HEADER_LEN..]);
-        let Ok(FromClient::Hello(read)) = read else { panic!("it is no hello") };
-        let (names, address) = (names.to_vec(), Some("192.0.2.1:5000".to_owned()));
-        assert_eq!(read.relayed_peer(), Ok(Some(Peer::Tls { names, address })));
-        assert_eq!(read, ClientHello { max_files: 0, shared_memory: 0, peer: read.peer, ..hello });
+        let address = "192.0.2.1:5000";
+        let owned = Some(address.to_owned());
+        let tls = Peer::Tls { names: names.to_vec(), address: owned };
+        let (user, name) = (Some("jobs".to_owned()), Some("web".to_owned()));
+        let nats = Peer::Nats { user, name, address: None };
+        for (peer, expected) in [
+            (RelayedPeer::Tls { names: &names, address }, tls),
+            (RelayedPeer::Nats { user: Some("jobs"), name: "web" }, nats),
+        ] {
+            let rewritten = rewrite_hello(&framed(&body), &peer).unwrap();
+            let read = FromClient::decode(&rewritten[PREAMBLE.len() + HEADER_LEN..]);
+            let Ok(FromClient::Hello(read)) = read else { panic!("it is no hello") };
+            assert_eq!(read.relayed_peer(), Ok(Some(expected)));
+            let kept =
+                ClientHello { max_files: 0, shared_memory: 0, peer: read.peer, ..hello.clone() };
+            assert_eq!(read, kept);
+        }
     }
 
     #[test]
     fn what_is_no_hello_is_refused() {
-        let peer = TlsPeer { names: &[], address: "" };
+        let peer = RelayedPeer::Tls { names: &[], address: "" };
         let call = encoded(&Value::Array(vec![1.into(), Value::Map(vec![])]));
         let refused = |body: &[u8]| rewrite_hello(&framed(body), &peer).unwrap_err().to_string();
         assert!(refused(&call).contains("no hello"));
         assert!(refused(&[0x92, 0, 0x80, 0xc0]).contains("behind its end"));
+        // One more than a server reads, with the gateway's own.
+        for (keys, is_refused) in [(MAX_ENTRIES - 1, false), (MAX_ENTRIES, true)] {
+            let entries = (0..keys).map(|key| (format!("{key}").into(), Value::Nil)).collect();
+            let hello = encoded(&Value::Array(vec![0.into(), Value::Map(entries)]));
+            let rewritten = rewrite_hello(&framed(&hello), &peer);
+            assert_eq!(rewritten.is_err(), is_refused, "{keys}");
+        }
         assert!(
             refused(&[0x92, 0, 0x81, 0xa1]).contains("string"),
             "{}",
@@ -453,12 +618,12 @@ mod tests {
     #[test]
     fn names_that_do_not_fit_are_refused_and_long_ones_are_cut() {
         let names = vec!["é".repeat(200); MAX_PEER_NAMES + 1];
-        let peer = TlsPeer { names: &names[..2], address: "" };
+        let peer = RelayedPeer::Tls { names: &names[..2], address: "" };
         let hello = framed(&[0x92, 0, 0x80]);
         let rewritten = rewrite_hello(&hello, &peer).unwrap();
         let text = format!("{:?}", body_of(&rewritten));
         assert!(text.contains(&"é".repeat(128)) && !text.contains(&"é".repeat(129)));
-        let peer = TlsPeer { names: &names, address: "" };
+        let peer = RelayedPeer::Tls { names: &names, address: "" };
         let error = rewrite_hello(&hello, &peer).unwrap_err().to_string();
         assert!(error.contains("fewer names"), "{error}");
     }

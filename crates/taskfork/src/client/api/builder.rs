@@ -5,6 +5,8 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 
 use super::handle::Client;
+#[cfg(feature = "nats")]
+use super::nats_options::{NatsSettings, WrongNatsOption};
 #[cfg(feature = "tls")]
 use super::tls_options::{TlsOptions, WrongOption};
 use crate::address::{Address, AddressError, AddressKind};
@@ -21,6 +23,7 @@ use crate::wire::Protocol;
 use crate::wire::frame::{DEFAULT_MAX_BLOB, DEFAULT_MAX_FRAME};
 use crate::wire::hello::MIN_FRAME;
 use crate::wire::native::DEFAULT_GRACE;
+use crate::wire::relay::RelayedPeer;
 
 /// Collects the options of a [`Client`]. Each setter replaces what was set before.
 ///
@@ -55,8 +58,11 @@ pub struct ClientBuilder {
     pass_descriptors: bool,
     shared_memory: usize,
     copy_shared_memory: bool,
+    peer: Option<Vec<u8>>,
     #[cfg(feature = "tls")]
     pub(super) tls: TlsOptions,
+    #[cfg(feature = "nats")]
+    pub(super) nats: NatsSettings,
 }
 
 /// Why a client cannot be built.
@@ -150,15 +156,19 @@ impl Client {
             pass_descriptors: true,
             shared_memory: DEFAULT_SHARED_MEMORY,
             copy_shared_memory: false,
+            peer: None,
             #[cfg(feature = "tls")]
             tls: Default::default(),
+            #[cfg(feature = "nats")]
+            nats: Default::default(),
         }
     }
 }
 
 impl ClientBuilder {
     /// Sets the address of the server: `unix:PATH`, `tcp:HOST:PORT`, with the feature `tls` the address
-    /// `tls:HOST:PORT` of a gateway, or the address of a [`ServerHandle`](crate::server::ServerHandle).
+    /// `tls:HOST:PORT` of a gateway, with the feature `nats` the address `nats://HOST:PORT/SERVICE` of a service
+    /// with nodes, or the address of a [`ServerHandle`](crate::server::ServerHandle).
     ///
     /// It replaces all addresses that were set before. There is no default. The server need not
     /// exist yet: the client retries until it does.
@@ -541,6 +551,14 @@ impl ClientBuilder {
         self.build_on(&runtime)
     }
 
+    /// For a gateway that makes calls for others: names whom it calls for. Nothing local passes then.
+    #[doc(hidden)]
+    pub fn relay_for(self, peer: &RelayedPeer<'_>) -> Self {
+        let mut encoded = Vec::new();
+        peer.put(&mut encoded);
+        Self { peer: Some(encoded), ..self.pass_descriptors(false).shared_memory(0) }
+    }
+
     pub(crate) fn build_on(self, runtime: &Handle) -> Result<Client, ConfigError> {
         Ok(Client::start(self.check()?, runtime))
     }
@@ -588,6 +606,14 @@ impl ClientBuilder {
                 .tls
                 .check(&addresses)
                 .map_err(|WrongOption { option, reason }| ConfigError::Option { option, reason })?,
+            #[cfg(feature = "nats")]
+            nats: self
+                .nats
+                .check(&addresses, &self.name, self.connect_timeout, self.protocol)
+                .map_err(|WrongNatsOption { option, reason }| ConfigError::Option {
+                    option,
+                    reason: reason.to_owned(),
+                })?,
         };
         let links: Vec<_> = addresses.iter().map(SpawnedServer::find).collect();
         // This watches servers in threads: from here on the program cannot fork.
@@ -616,6 +642,7 @@ impl ClientBuilder {
             pass_descriptors: self.pass_descriptors,
             shared_memory: self.shared_memory,
             copy_shared_memory: self.copy_shared_memory,
+            peer: self.peer,
         })
     }
 }

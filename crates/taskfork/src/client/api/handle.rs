@@ -37,6 +37,8 @@ use crate::wire::arguments::IntoArguments;
 pub struct Client {
     core: Arc<Core>,
     _driver: Arc<DriverLease>,
+    #[cfg(feature = "nats")]
+    runtime: Handle,
 }
 
 /// Wakes the driver when the last client is dropped, so that the driver task can end.
@@ -73,7 +75,18 @@ impl Client {
         let core = Arc::new(Core::new(config));
         let driver_queue = core.driver_queue.clone();
         runtime.spawn(drive(Arc::downgrade(&core), driver_queue.clone()));
-        Self { core, _driver: Arc::new(DriverLease(driver_queue)) }
+        Self {
+            core,
+            _driver: Arc::new(DriverLease(driver_queue)),
+            #[cfg(feature = "nats")]
+            runtime: runtime.clone(),
+        }
+    }
+
+    /// Starts another client in the same runtime.
+    #[cfg(feature = "nats")]
+    pub(super) fn sibling(&self, config: Config) -> Self {
+        Self::start(config, &self.runtime)
     }
 
     pub(in crate::client) fn core(&self) -> &Arc<Core> {

@@ -4,6 +4,12 @@ pub(super) mod builder;
 pub(super) mod call;
 pub(super) mod checkout;
 pub(super) mod handle;
+#[cfg(feature = "nats")]
+mod nats;
+#[cfg(feature = "nats")]
+mod nats_options;
+#[cfg(feature = "nats")]
+mod placement;
 #[cfg(feature = "tls")]
 mod tls;
 #[cfg(feature = "tls")]

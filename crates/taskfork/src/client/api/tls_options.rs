@@ -32,7 +32,16 @@ impl TlsOptions {
     pub(super) fn check(&self, addresses: &[Address]) -> Result<Option<TlsContext>, WrongOption> {
         let is_tls = |address: &Address| matches!(address.0, AddressKind::Tls { .. });
         if addresses.iter().any(is_tls) {
-            return self.context().map(Some);
+            return self.context(self.roots()?).map(Some);
+        }
+        #[cfg(feature = "nats")]
+        if self.identity.is_some()
+            && self.authorities.is_none()
+            && self.name.is_none()
+            && addresses.iter().any(|address| matches!(address.0, AddressKind::Nats(_)))
+        {
+            // Nodes name the certificates of their gateways, so nobody else is trusted.
+            return self.context(RootCertStore::empty()).map(Some);
         }
         // Somebody expects encryption here.
         let set = [
@@ -49,7 +58,7 @@ impl TlsOptions {
         }
     }
 
-    fn context(&self) -> Result<TlsContext, WrongOption> {
+    fn context(&self, roots: RootCertStore) -> Result<TlsContext, WrongOption> {
         let name = match &self.name {
             Some(name) => Some(ServerName::try_from(name.clone()).map_err(|_| {
                 wrong("tls_name", format!("`{name}` is neither a DNS name nor an IP address"))
@@ -59,7 +68,7 @@ impl TlsOptions {
         let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_protocol_versions(&[&TLS13])
             .map_err(|error| wrong("tls_ca", error.to_string()))?
-            .with_root_certificates(self.roots()?);
+            .with_root_certificates(roots);
         let mut config = match &self.identity {
             None => config.with_no_client_auth(),
             Some((certificate, key)) => {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::BytesMut;
 
-use super::transport::{self, Transport};
+use super::transport::{self, OnWait, Transport};
 use crate::address::Address;
 use crate::client::config::Config;
 use crate::client::proto::connection::ConnectionConfig;
@@ -25,9 +25,6 @@ pub(crate) struct NewConnection {
     pub(crate) stream: Box<dyn Transport>,
     pub(crate) config: ConnectionConfig,
 }
-
-/// Called with the reason if the server has no free worker yet.
-type OnWait<'a> = &'a (dyn Fn(String) + Sync);
 
 /// Connects one worker without waiting, for the client with this number. Also returns the hello, which the caller
 /// sends with the first call. Returns `None` on any failure: [`connect`] finds the reason again.
@@ -91,7 +88,7 @@ async fn connect_and_handshake(
     if config.protocol == Protocol::Perl {
         // This protocol has no handshake.
         let (stream, _) =
-            config.connector.connect(address, &[]).await.map_err(ConnectionError::system)?;
+            config.connector.connect(address, &[], None).await.map_err(ConnectionError::system)?;
         let config = ConnectionConfig {
             protocol: Protocol::Perl,
             inbox: BytesMut::new(),
@@ -115,8 +112,13 @@ async fn connect_and_handshake(
     let files = if address.0.carries_files() { config.max_files() } else { 0 };
     let max_shared = config.max_shared(files);
     let hello = client_hello(config, files, max_shared, client).map_err(HandshakeError::from)?;
-    let (mut stream, sent) =
-        config.connector.connect(address, &hello).await.map_err(ConnectionError::system)?;
+    let (mut stream, sent) = config
+        .connector
+        .connect(address, &hello, on_wait)
+        .await
+        .map_err(ConnectionError::system)?;
+    // Asked now: the end of the stream may come with the hello, and a message of a gateway before it.
+    let can_lose_answers = stream.can_lose_answers();
     let rest = &hello[sent..];
     let (hello, inbox) = handshake(&mut *stream, rest, on_wait).await?;
     let config = ConnectionConfig {
@@ -129,7 +131,7 @@ async fn connect_and_handshake(
         max_files: files,
         max_shared,
         copy_shared_memory: config.copy_shared_memory,
-        can_lose_answers: stream.can_lose_answers(),
+        can_lose_answers,
     };
     Ok(NewConnection { stream, config })
 }

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::metrics::{Metrics, Stopwatch};
 use crate::client::pool::Counts;
 use crate::client::proto::disconnect::Disconnect;
+#[cfg(feature = "nats")]
+use crate::client::proto::disconnect::PathEnd;
 use crate::error::End;
 use crate::sync::lock;
 
@@ -55,6 +57,7 @@ pub struct Stats {
     /// * `timed_out`: a call's time ran out
     /// * `cancelled`: a call ran that nobody awaited any more
     /// * `closed`: the connection ended without a notice
+    /// * `node_lost`: its node at NATS was silent for too long
     /// * `protocol`: the worker broke the protocol
     pub deaths: BTreeMap<String, u64>,
     /// Why the last attempt to connect failed. `None` once an attempt has succeeded.
@@ -161,6 +164,10 @@ pub(crate) fn death_cause(disconnect: &Disconnect) -> &'static str {
             End::Unknown => "closed",
         },
         Disconnect::Closed | Disconnect::Unread => "closed",
+        #[cfg(feature = "nats")]
+        Disconnect::Path(PathEnd::NodeLost { .. }) => "node_lost",
+        #[cfg(feature = "nats")]
+        Disconnect::Path(PathEnd::Closed(_)) => "closed",
         Disconnect::Protocol(_) | Disconnect::NoHandshake(_) => "protocol",
     }
 }

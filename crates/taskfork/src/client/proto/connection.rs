@@ -17,7 +17,6 @@ use super::perl::Perl;
 use super::read_budget::ReadBudget;
 use super::ring_offer::RingOffer;
 use crate::client::now::Now;
-use crate::error::ConnectionError;
 use crate::ring::Rings;
 use crate::shm_pool::ShmPool;
 use crate::sys;
@@ -266,7 +265,7 @@ impl Connection {
         match error.kind() {
             io::ErrorKind::BrokenPipe => self.close_reason(),
             io::ErrorKind::ConnectionReset => self.unread_reason(),
-            _ => Disconnect::Protocol(ConnectionError::system(error)),
+            _ => Disconnect::of_system(error),
         }
     }
 

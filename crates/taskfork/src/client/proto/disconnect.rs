@@ -21,6 +21,21 @@ pub(crate) enum Disconnect {
     Protocol(ConnectionError),
     /// It ended before the worker sent its hello, so no call has begun.
     NoHandshake(ConnectionError),
+    /// The way to the worker has ended, and its transport says why.
+    #[cfg(feature = "nats")]
+    Path(PathEnd),
+}
+
+/// Why the way to a worker has ended. A transport puts it into the error of a read or a write.
+#[cfg(feature = "nats")]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum PathEnd {
+    /// A node was silent for too long.
+    #[error("the node {node} is lost")]
+    NodeLost { node: String, last_contact: Duration },
+    /// It was closed for this reason.
+    #[error("{0}")]
+    Closed(String),
 }
 
 impl Disconnect {
@@ -43,8 +58,17 @@ impl Disconnect {
     pub(crate) fn of_read(error: io::Error) -> Self {
         match WireError::of_read(&error) {
             Some(error) => error.into(),
-            None => Self::Protocol(ConnectionError::system(error)),
+            None => Self::of_system(error),
         }
+    }
+
+    /// Classifies an error of the transport.
+    pub(crate) fn of_system(error: io::Error) -> Self {
+        #[cfg(feature = "nats")]
+        if let Some(end) = error.get_ref().and_then(|source| source.downcast_ref::<PathEnd>()) {
+            return Self::Path(end.clone());
+        }
+        Self::Protocol(ConnectionError::system(error))
     }
 
     /// The end of a connection whose peer broke the protocol in this way.
@@ -129,6 +153,19 @@ impl Disconnect {
                 pid,
                 end: End::Unknown,
                 reason: None,
+                during: None,
+                stderr: None,
+                hung: None,
+            }),
+            #[cfg(feature = "nats")]
+            Self::Path(PathEnd::NodeLost { node, last_contact }) => {
+                FatalError::NodeLost { node, last_contact }
+            }
+            #[cfg(feature = "nats")]
+            Self::Path(PathEnd::Closed(reason)) => FatalError::WorkerDied(Death {
+                pid,
+                end: End::Unknown,
+                reason: Some(reason),
                 during: None,
                 stderr: None,
                 hung: None,

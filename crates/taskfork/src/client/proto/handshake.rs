@@ -104,7 +104,7 @@ pub(crate) fn client_hello(
         max_files: files,
         shared_memory: max_shared,
         client_number: client,
-        peer: None,
+        peer: config.peer.as_deref(),
     };
     let mut out = PREAMBLE.to_vec();
     frame::write_control(&mut out, |out| hello.put(out))?;

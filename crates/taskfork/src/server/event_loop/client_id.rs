@@ -45,6 +45,10 @@ impl ClientIds {
             Peer::Nats { user: Some(user), .. } => {
                 PeerId::Relayed(self.keys.hash_one(("nats", user)))
             }
+            // Without a user, only the name tells clients apart.
+            Peer::Nats { name: Some(name), address: None, .. } => {
+                PeerId::Relayed(self.keys.hash_one(("nats-name", name)))
+            }
             _ => match peer.address().map(|address| (address, address.parse::<SocketAddr>())) {
                 Some((_, Ok(address))) => PeerId::Host(address.ip()),
                 Some((address, Err(_))) => {
@@ -66,7 +70,8 @@ mod tests {
     }
 
     fn nats(user: Option<&str>, address: &str) -> Peer {
-        Peer::Nats { user: user.map(str::to_owned), address: Some(address.to_owned()) }
+        let (user, address) = (user.map(str::to_owned), Some(address.to_owned()));
+        Peer::Nats { user, name: None, address }
     }
 
     #[test]
@@ -82,5 +87,10 @@ mod tests {
         assert_eq!(id(&tls(&[], "10.0.0.1:1")), id(&nats(None, "10.0.0.1:2")));
         assert_eq!(id(&tls(&[], "10.0.0.1:1")), PeerId::Host([10, 0, 0, 1].into()));
         assert_ne!(id(&tls(&[], "inbox.1")), id(&tls(&[], "inbox.2")));
+        let named =
+            |name: &str| id(&Peer::Nats { user: None, name: Some(name.to_owned()), address: None });
+        assert_eq!(named("a"), named("a"));
+        assert_ne!(named("a"), named("b"));
+        assert_ne!(named("a"), id(&nats(Some("a"), "x")));
     }
 }

@@ -3,11 +3,15 @@
 
 #[cfg(test)]
 pub(crate) mod memory;
+#[cfg(feature = "nats")]
+pub(crate) mod nats;
 mod tcp;
 #[cfg(feature = "tls")]
 pub(crate) mod tls;
 #[cfg(feature = "tls")]
 mod tls_error;
+#[cfg(all(feature = "nats", feature = "tls"))]
+mod tls_pin;
 mod unix;
 
 use std::fmt;
@@ -71,6 +75,9 @@ pub(crate) trait Transport: fmt::Debug + Send {
     fn watch_writable(&mut self, _watches: bool) {}
 }
 
+/// Called with the reason if there is no free worker yet.
+pub(crate) type OnWait<'a> = &'a (dyn Fn(String) + Sync);
+
 /// A new stream, and how many bytes of the client's hello have been sent on it.
 pub(crate) type Connected = (Box<dyn Transport>, usize);
 
@@ -82,6 +89,8 @@ pub(crate) fn connect_now(address: &Address) -> Option<io::Result<Box<dyn Transp
         AddressKind::Tcp { .. } | AddressKind::Inherited(_) => None,
         #[cfg(feature = "tls")]
         AddressKind::Tls { .. } => None,
+        #[cfg(feature = "nats")]
+        AddressKind::Nats(_) => None,
         #[cfg(test)]
         AddressKind::Memory(server) => Some(memory::connect(&**server).map(|(stream, _)| stream)),
     }
@@ -93,11 +102,22 @@ pub(crate) struct Connector {
     /// Set if an address needs it.
     #[cfg(feature = "tls")]
     pub(crate) tls: Option<tls::TlsContext>,
+    /// Set if an address needs it.
+    #[cfg(feature = "nats")]
+    pub(crate) nats: Option<nats::NatsContext>,
 }
 
 impl Connector {
-    /// Connects. As much of the hello is sent as needs no waiting.
-    pub(crate) async fn connect(&self, address: &Address, hello: &[u8]) -> io::Result<Connected> {
+    /// Connects. As much of the hello is sent as needs no waiting. If no worker is free and `on_wait` is there, this
+    /// calls it with the reason, and waits without a time limit.
+    pub(crate) async fn connect(
+        &self,
+        address: &Address,
+        hello: &[u8],
+        on_wait: Option<OnWait<'_>>,
+    ) -> io::Result<Connected> {
+        #[cfg(not(feature = "nats"))]
+        let _ = on_wait;
         match &address.0 {
             AddressKind::Unix(path) => unix::connect_and_send(path, hello),
             AddressKind::Spawned(server) => unix::connect_to_and_send(&**server, hello),
@@ -106,6 +126,11 @@ impl Connector {
             AddressKind::Tls { host, port } => match &self.tls {
                 // On the heap, or each connection of any kind would keep room for a handshake.
                 Some(tls) => Box::pin(tls.connect(host, *port)).await,
+                None => Err(io::ErrorKind::InvalidInput.into()),
+            },
+            #[cfg(feature = "nats")]
+            AddressKind::Nats(address) => match &self.nats {
+                Some(nats) => Box::pin(nats.connect(address, self, on_wait)).await,
                 None => Err(io::ErrorKind::InvalidInput.into()),
             },
             AddressKind::Inherited(_) => Err(io::ErrorKind::InvalidInput.into()),

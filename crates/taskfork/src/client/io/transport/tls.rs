@@ -44,6 +44,20 @@ pub(crate) struct TlsContext {
 impl UnwindSafe for TlsContext {}
 impl RefUnwindSafe for TlsContext {}
 
+/// Connects to the gateway at `address`, `HOST:PORT`, that shows the certificate with this SHA-256. `base` has the
+/// client's own certificate, if there is one.
+#[cfg(feature = "nats")]
+pub(super) async fn connect_pinned(
+    base: Option<&TlsContext>,
+    address: &str,
+    sha256: [u8; 32],
+) -> io::Result<Box<dyn Transport>> {
+    let invalid = || io::Error::new(io::ErrorKind::InvalidInput, "it is not HOST:PORT");
+    let (host, port) = crate::address::parse_port(address).ok_or_else(invalid)?;
+    let (stream, _) = TlsContext::pinned(base, sha256)?.connect(host, port).await?;
+    Ok(stream)
+}
+
 impl TlsContext {
     pub(super) async fn connect(&self, host: &str, port: u16) -> io::Result<Connected> {
         let name = match &self.name {

@@ -63,6 +63,10 @@ fn certificate(reason: &CertificateError, name: &str) -> String {
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             format!("{subject} is not for `{name}`: set the name that it has with `tls_name`")
         }
+        CertificateError::ApplicationVerificationFailure => format!(
+            "{subject} is not the one that its node has named: it was replaced meanwhile, or \
+             another server listens at this address"
+        ),
         CertificateError::UnknownIssuer => format!(
             "{subject} is from an unknown issuer: set the file with the certificate of its authority \
              with `tls_ca`"

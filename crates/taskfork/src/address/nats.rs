@@ -1,0 +1,117 @@
+//! Addresses of services at NATS: `nats://[USER:PASSWORD@]HOST[:PORT][,…]/SERVICE`.
+
+use std::fmt;
+
+use taskfork_nats::async_nats::ServerAddr;
+
+use super::without_user;
+
+/// The scheme of a connection to a NATS server without TLS, and with TLS. `tls:` alone is a gateway's.
+const PLAIN: &str = "nats://";
+const TLS: &str = "nats+tls://";
+
+/// A service, and the NATS servers where it is found.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct NatsAddress {
+    pub(crate) has_tls: bool,
+    /// Each as it was written, without a scheme.
+    servers: Vec<String>,
+    pub(crate) service: String,
+}
+
+impl NatsAddress {
+    /// Parses an address. `Err` says what is wrong with it.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        let (has_tls, rest) = match (text.strip_prefix(PLAIN), text.strip_prefix(TLS)) {
+            (Some(rest), _) => (false, rest),
+            (_, Some(rest)) => (true, rest),
+            (None, None) => return Err("it has another scheme".to_owned()),
+        };
+        let (servers, service) =
+            rest.rsplit_once('/').ok_or("the name of the service is missing")?;
+        taskfork_nats::check_service_name(service).map_err(|error| error.to_string())?;
+        let servers: Vec<String> = servers.split(',').map(str::to_owned).collect();
+        let address = Self { has_tls, servers, service: service.to_owned() };
+        for url in address.urls() {
+            let server: ServerAddr = url.parse().map_err(|_| "a host or a port is wrong")?;
+            if server.host().is_empty() {
+                return Err("a host is missing".to_owned());
+            }
+        }
+        Ok(address)
+    }
+
+    /// The NATS servers, as a NATS client wants them.
+    pub(crate) fn urls(&self) -> impl Iterator<Item = String> {
+        let scheme = if self.has_tls { "tls" } else { "nats" };
+        self.servers.iter().map(move |server| format!("{scheme}://{server}"))
+    }
+}
+
+/// Writes no user and no password, because errors and logs show addresses.
+impl fmt::Display for NatsAddress {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(if self.has_tls { TLS } else { PLAIN })?;
+        for (number, server) in self.servers.iter().enumerate() {
+            if number > 0 {
+                out.write_str(",")?;
+            }
+            out.write_str(without_user(server))?;
+        }
+        write!(out, "/{}", self.service)
+    }
+}
+
+impl fmt::Debug for NatsAddress {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "NatsAddress({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::address::Address;
+
+    fn error_of(text: &str) -> String {
+        text.parse::<Address>().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn every_form_is_displayed_as_it_was_parsed() {
+        for text in [
+            "nats://localhost/resize",
+            "nats://localhost:4222/resize",
+            "nats://a:4222,b:4223/re-size_2",
+            "nats+tls://nats.example/resize",
+            "nats://[::1]:4222/resize",
+        ] {
+            assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_wrong_address_says_what_is_wrong_and_what_is_right() {
+        for (text, why) in [
+            ("nats://localhost", "the name of the service is missing"),
+            ("nats://localhost/", "it is empty"),
+            ("nats://localhost/a.b", "letters, digits, '-' and '_'"),
+            ("nats://localhost/a b", "letters, digits, '-' and '_'"),
+            ("nats:///resize", "host"),
+            ("nats://localhost:port/resize", "a host or a port is wrong"),
+            ("nats://a b/resize", "a host or a port is wrong"),
+            ("nats://a,,b/resize", "host"),
+        ] {
+            let error = error_of(text);
+            assert!(error.contains(why), "{error}");
+            assert!(error.contains("write nats://HOST:PORT/SERVICE"), "{error}");
+        }
+    }
+
+    #[test]
+    fn passwords_are_not_shown() {
+        let address: Address = "nats://me:p@ss@a:4222,you:pass@b/s".parse().unwrap();
+        assert_eq!(address.to_string(), "nats://a:4222,b/s");
+        assert!(!error_of("nats://me:p@ss@a/b.c").contains("p@ss"));
+        assert!(!error_of("nats://me:pass@a").contains("pass"));
+    }
+}

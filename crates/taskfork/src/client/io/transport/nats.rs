@@ -1,0 +1,262 @@
+//! Connections through NATS, to a node of a service.
+
+#[cfg(feature = "tls")]
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::os::fd::OwnedFd;
+use std::panic::{RefUnwindSafe, UnwindSafe};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use rustix::io::Errno;
+use taskfork_nats::async_nats::ConnectOptions;
+use taskfork_nats::{Acquired, Error, Fleet, FleetOptions, Label, Route, Session, SessionError};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncWrite};
+use tokio::sync::Mutex;
+
+use super::{Connected, Connector, OnWait, Transport};
+use crate::address::nats::NatsAddress;
+use crate::client::proto::disconnect::PathEnd;
+use crate::wire::gather_frame::OutgoingFile;
+
+/// How long a client waits in the queues of nodes. A checkout that gives up cancels it.
+const FOREVER: Duration = Duration::MAX;
+
+/// How long a direct connection may take to be made.
+#[cfg(feature = "tls")]
+const DIRECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What all connections of a client through NATS share.
+#[derive(Debug, Clone)]
+pub(crate) struct NatsContext {
+    options: Arc<NatsOptions>,
+    /// For each address its connection to NATS. It is made by the first attempt that needs it, because only that runs in
+    /// the client's runtime.
+    fleets: Arc<Mutex<Vec<(NatsAddress, Fleet)>>>,
+    pub(crate) placement: Placement,
+}
+
+/// Which nodes the workers of a client may have.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Placement {
+    /// What a node must have.
+    pub(crate) labels: Vec<Label>,
+    /// What prefers a node.
+    pub(crate) key: Option<String>,
+}
+
+/// How a client connects to NATS.
+#[derive(Debug)]
+pub(crate) struct NatsOptions {
+    pub(crate) connection: ConnectOptions,
+    pub(crate) client: String,
+    pub(crate) route: Route,
+    pub(crate) heartbeat: Option<Duration>,
+    pub(crate) window: Option<u32>,
+    pub(crate) answer_timeout: Option<Duration>,
+}
+
+// Nothing can be changed through a `NatsContext` but the connections behind their lock. Without these lines a client would
+// lose the two traits with the feature.
+impl UnwindSafe for NatsContext {}
+impl RefUnwindSafe for NatsContext {}
+
+impl NatsContext {
+    pub(crate) fn new(options: NatsOptions) -> Self {
+        Self { options: Arc::new(options), fleets: Arc::default(), placement: Placement::default() }
+    }
+
+    /// Gets a session. If no node has room, this calls `on_wait` with the reason and waits in turn.
+    pub(super) async fn connect(
+        &self,
+        address: &NatsAddress,
+        connector: &Connector,
+        on_wait: Option<OnWait<'_>>,
+    ) -> io::Result<Connected> {
+        let fleet = self.fleet(address).await?;
+        let Placement { labels, key } = &self.placement;
+        let route = self.options.route;
+        let acquire = |wait| fleet.acquire_by(labels, key.as_deref(), wait, route);
+        let acquired = match (acquire(None).await, on_wait) {
+            (Err(error), Some(on_wait)) if error.is_no_room() => {
+                on_wait(error.to_string());
+                acquire(Some(FOREVER)).await
+            }
+            (acquired, _) => acquired,
+        };
+        match acquired {
+            Ok(acquired) => through(acquired, connector, route).await,
+            Err(error) => {
+                if let Error::Closed(_) = error {
+                    self.fleets.lock().await.retain(|(known, _)| known != address);
+                }
+                Err(io::Error::other(error))
+            }
+        }
+    }
+
+    /// The connection to NATS. While one attempt makes it, the others wait.
+    async fn fleet(&self, address: &NatsAddress) -> io::Result<Fleet> {
+        let mut fleets = self.fleets.lock().await;
+        if let Some((_, fleet)) = fleets.iter().find(|(known, _)| known == address) {
+            return Ok(fleet.clone());
+        }
+        let fleet = self.make_fleet(address).await.map_err(io::Error::other)?;
+        fleets.push((address.clone(), fleet.clone()));
+        Ok(fleet)
+    }
+
+    async fn make_fleet(&self, address: &NatsAddress) -> Result<Fleet, Error> {
+        let NatsOptions { connection, client, heartbeat, window, answer_timeout, .. } =
+            &*self.options;
+        let connection = match address.has_tls {
+            true => connection.clone().require_tls(true),
+            false => connection.clone(),
+        };
+        let mut options = FleetOptions::new().nats(connection).name(client);
+        if let Some(interval) = *heartbeat {
+            options = options.heartbeat(interval);
+        }
+        if let Some(bytes) = *window {
+            options = options.window(bytes);
+        }
+        if let Some(timeout) = *answer_timeout {
+            options = options.answer_timeout(timeout);
+        }
+        let urls: Vec<_> = address.urls().collect();
+        Fleet::connect(&urls.join(","), &address.service, options).await
+    }
+}
+
+/// A stream to the node, through NATS or directly.
+#[cfg(feature = "tls")]
+async fn through(acquired: Acquired, connector: &Connector, route: Route) -> io::Result<Connected> {
+    let grant = match acquired {
+        Acquired::Session(session) => return Ok((Box::new(Nats { session }), 0)),
+        Acquired::Grant(grant) => grant,
+    };
+    let limit = grant.valid_for().min(DIRECT_TIMEOUT);
+    let connecting =
+        super::tls::connect_pinned(connector.tls.as_ref(), grant.address(), grant.fingerprint());
+    let connected = tokio::time::timeout(limit, connecting).await;
+    let error = match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+        Ok(mut stream) => {
+            // From here on the place belongs to this connection, and its end ends it.
+            let preamble = grant.token().preamble();
+            grant.used();
+            let mut rest = &preamble[..];
+            while !rest.is_empty() {
+                let slice = [IoSlice::new(rest)];
+                let sent = poll_fn(|context| stream.poll_write(context, &slice, &[])).await?;
+                rest = &rest[sent..];
+            }
+            return Ok((stream, 0));
+        }
+        Err(error) => error,
+    };
+    let (node, address) = (grant.node(), grant.address());
+    if route == Route::Direct {
+        let text = format!(
+            "the node {node} cannot be reached directly at {address}: {error}; allow the way through \
+             NATS with the route Auto, or correct the address that the node tells"
+        );
+        return Err(io::Error::new(error.kind(), text));
+    }
+    tracing::debug!(node, address, "cannot connect directly: {error}");
+    Ok((Box::new(Nats { session: grant.into_session() }), 0))
+}
+
+/// A stream to the node through NATS.
+#[cfg(not(feature = "tls"))]
+async fn through(acquired: Acquired, _: &Connector, _: Route) -> io::Result<Connected> {
+    Ok((Box::new(Nats { session: acquired.into_session() }), 0))
+}
+
+/// A session with a node.
+#[derive(Debug)]
+struct Nats {
+    session: Session,
+}
+
+impl Nats {
+    /// Moves at most `room` of the arrived bytes to the inbox. Returns how many.
+    fn take(&mut self, inbox: &mut BytesMut, room: usize) -> io::Result<usize> {
+        let mut taken = 0;
+        while taken < room {
+            let arrived = match self.session.try_fill_buf() {
+                Ok(arrived) => arrived,
+                // What came before is handed out first; the next read finds the error again.
+                Err(_) if taken > 0 => break,
+                Err(error) => return Err(error),
+            };
+            let part = &arrived[..arrived.len().min(room - taken)];
+            if part.is_empty() {
+                break;
+            }
+            inbox.extend_from_slice(part);
+            let length = part.len();
+            self.session.consume(length);
+            taken += length;
+        }
+        Ok(taken)
+    }
+}
+
+impl Transport for Nats {
+    fn poll_write(
+        &mut self,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+        _: &[OutgoingFile],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.session).poll_write_vectored(context, slices).map_err(path_end)
+    }
+
+    fn poll_read(
+        &mut self,
+        context: &mut Context<'_>,
+        inbox: &mut BytesMut,
+        room: usize,
+        _: &mut Vec<OwnedFd>,
+    ) -> Poll<io::Result<usize>> {
+        // Something has come, or it is the end; or the task is woken when that changes.
+        let filled = ready!(Pin::new(&mut self.session).poll_fill_buf(context)).map(<[u8]>::len);
+        Poll::Ready(filled.and_then(|_| self.take(inbox, room)).map_err(path_end))
+    }
+
+    fn receive_now(
+        &mut self,
+        inbox: &mut BytesMut,
+        room: usize,
+        _: &mut Vec<OwnedFd>,
+    ) -> rustix::io::Result<usize> {
+        self.take(inbox, room).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => Errno::AGAIN,
+            _ => Errno::CONNRESET,
+        })
+    }
+
+    fn can_lose_answers(&self) -> bool {
+        !self.session.is_read_to_end()
+    }
+}
+
+/// The end of a session as the end of the way to a worker. Its kind must not say that a worker has left something unread.
+fn path_end(error: io::Error) -> io::Error {
+    let source = error.get_ref().and_then(|source| source.downcast_ref::<SessionError>());
+    match source {
+        Some(SessionError::NodeLost { node, last_contact }) => {
+            let (node, last_contact) = (node.clone(), *last_contact);
+            io::Error::other(PathEnd::NodeLost { node, last_contact })
+        }
+        Some(ended @ (SessionError::Ended { .. } | SessionError::NatsClosed)) => {
+            io::Error::other(PathEnd::Closed(ended.to_string()))
+        }
+        Some(wrong) => io::Error::new(io::ErrorKind::InvalidData, wrong.clone()),
+        // The node has closed the session, and what it has sent before can still be read.
+        None => io::ErrorKind::BrokenPipe.into(),
+    }
+}
