@@ -7,6 +7,7 @@ use rustix::process::{Resource, getrlimit};
 use taskfork::client::{Address, AddressError};
 
 use crate::certificates::{Certificates, Files};
+use crate::gateway::TlsListener;
 use crate::{Gateway, GatewayError};
 
 /// 100 years: a longer time means no limit.
@@ -14,6 +15,9 @@ const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 const DEFAULT_HANDSHAKES: usize = 1000;
 const DEFAULT_CONNECTIONS: usize = 10_000;
+
+/// One client has one of so many parts of all connections, unless an option says otherwise.
+const CLIENT_SHARE: usize = 4;
 
 /// Collects the options of a [`Gateway`]. Each setter replaces what was set before, but
 /// [`allow_name`](Self::allow_name), which adds a name.
@@ -34,9 +38,12 @@ pub struct GatewayBuilder {
     server: Option<Result<Address, AddressError>>,
     listen: Option<(String, PathBuf, PathBuf)>,
     client_ca: Option<PathBuf>,
+    #[cfg(feature = "nats")]
+    nats: Option<crate::nats::NatsOptions>,
     allowed_names: Vec<String>,
     max_handshakes: Option<usize>,
     max_connections: Option<usize>,
+    max_client_connections: Option<usize>,
     handshake_timeout: Duration,
     shutdown_grace: Duration,
 }
@@ -49,13 +56,14 @@ pub(crate) struct Options {
     pub(crate) allowed_names: Vec<String>,
     pub(crate) max_handshakes: usize,
     pub(crate) max_connections: usize,
+    pub(crate) max_client_connections: usize,
     pub(crate) handshake_timeout: Duration,
     pub(crate) shutdown_grace: Duration,
 }
 
 impl Gateway {
-    /// Returns a builder with the default of every option. Server and [`tls`](GatewayBuilder::tls)
-    /// have no default.
+    /// Returns a builder with the default of every option. The server has none, and clients must be
+    /// able to come by [`tls`](GatewayBuilder::tls), by `nats` (feature `nats`), or by both.
     ///
     /// ```
     /// let builder = taskfork_gateway::Gateway::builder().server("unix:/run/adder.sock");
@@ -66,9 +74,12 @@ impl Gateway {
             server: None,
             listen: None,
             client_ca: None,
+            #[cfg(feature = "nats")]
+            nats: None,
             allowed_names: Vec::new(),
             max_handshakes: None,
             max_connections: None,
+            max_client_connections: None,
             handshake_timeout: Duration::from_secs(10),
             shutdown_grace: Duration::from_secs(10),
         }
@@ -154,6 +165,26 @@ impl GatewayBuilder {
         self
     }
 
+    /// Makes the gateway a node of a service at NATS. Defaults to none. It can do so beside
+    /// [`tls`](Self::tls), or without it.
+    ///
+    /// NATS need not be there yet: [`run`](Gateway::run) tries again until it is.
+    /// [`Gateway::check`] tells whether the node could serve now.
+    ///
+    /// ```
+    /// use taskfork_gateway::{Gateway, NatsOptions};
+    ///
+    /// let builder = Gateway::builder()
+    ///     .server("unix:/run/adder.sock")
+    ///     .nats(NatsOptions::new("nats://nats.example:4222", "adder", "node-1"));
+    /// # let _ = builder;
+    /// ```
+    #[cfg(feature = "nats")]
+    pub fn nats(mut self, options: crate::nats::NatsOptions) -> Self {
+        self.nats = Some(options);
+        self
+    }
+
     /// Sets how long a client may take for its TLS handshake and its first message together. Then
     /// its connection is closed. Defaults to 10 seconds. 100 years and more mean no limit. 0 is an
     /// error of [`bind`](Self::bind).
@@ -195,6 +226,23 @@ impl GatewayBuilder {
         self
     }
 
+    /// Sets the maximum number of connections of one client that are relayed at the same time. Further
+    /// ones learn that they may try again. A client is whoever has a certificate with the same names,
+    /// and without a certificate whoever connects from the same IP address (with IPv6, from the same
+    /// network of 64 bits). Defaults to a quarter of [`max_connections`](Self::max_connections), and 1 at
+    /// least. 0 is an error of [`bind`](Self::bind).
+    ///
+    /// ```
+    /// let builder = taskfork_gateway::Gateway::builder()
+    ///     .max_connections(64)
+    ///     .max_client_connections(8);
+    /// # let _ = builder;
+    /// ```
+    pub fn max_client_connections(mut self, connections: usize) -> Self {
+        self.max_client_connections = Some(connections);
+        self
+    }
+
     /// Sets how long checkouts may go on after [`run`](Gateway::run) was asked to end. Then their
     /// connections are closed. Defaults to 10 seconds. 100 years and more mean no limit.
     ///
@@ -222,7 +270,7 @@ impl GatewayBuilder {
     ///     .tls("127.0.0.1:0", "cert.pem", "key.pem")
     ///     .bind()
     ///     .await?;
-    /// println!("listening at {}", gateway.local_addr());
+    /// println!("listening at {:?}", gateway.local_addr());
     /// # Ok(())
     /// # }
     /// ```
@@ -231,7 +279,13 @@ impl GatewayBuilder {
         let Some(server) = address.path() else {
             return Err(GatewayError::NotLocal { address: address.to_string() });
         };
-        let (listen, certificate, key) = self.listen.ok_or(GatewayError::NoListener)?;
+        #[cfg(feature = "nats")]
+        let is_node = self.nats.is_some();
+        #[cfg(not(feature = "nats"))]
+        let is_node = false;
+        if self.listen.is_none() && !is_node {
+            return Err(GatewayError::NoListener);
+        }
         if !self.allowed_names.is_empty() && self.client_ca.is_none() {
             return Err(GatewayError::AllowedNamesWithoutAuthority);
         }
@@ -245,17 +299,59 @@ impl GatewayBuilder {
         if self.max_connections == Some(0) {
             return wrong("max_connections", "with 0, no client could be served");
         }
+        if self.max_client_connections == Some(0) {
+            return wrong("max_client_connections", "with 0, no client could be served");
+        }
+        let max_connections = self.max_connections.unwrap_or_else(|| share_of(DEFAULT_CONNECTIONS));
+        let share = (max_connections / CLIENT_SHARE).max(1);
         let options = Options {
             server: server.to_owned(),
             allowed_names: self.allowed_names,
             max_handshakes: self.max_handshakes.unwrap_or_else(|| share_of(DEFAULT_HANDSHAKES)),
-            max_connections: self.max_connections.unwrap_or_else(|| share_of(DEFAULT_CONNECTIONS)),
+            max_connections,
+            max_client_connections: self.max_client_connections.unwrap_or(share),
             handshake_timeout: self.handshake_timeout.min(FOREVER),
             shutdown_grace: self.shutdown_grace.min(FOREVER),
         };
-        let certificates =
-            Certificates::load(Files { certificate, key, client_ca: self.client_ca })?;
-        Gateway::listen(&listen, options, certificates).await
+        #[cfg(feature = "nats")]
+        let shutdown_grace = options.shutdown_grace;
+        #[cfg(feature = "nats")]
+        let (server, handshake_timeout) = (options.server.clone(), options.handshake_timeout);
+        let tls = match self.listen {
+            Some((listen, certificate, key)) => {
+                let files = Files { certificate, key, client_ca: self.client_ca };
+                let certificates = Certificates::load(files)?;
+                #[cfg(feature = "nats")]
+                let offer = self.nats.as_ref().map(|nats| &nats.direct);
+                let listener = TlsListener::bind(
+                    &listen,
+                    options,
+                    certificates,
+                    #[cfg(feature = "nats")]
+                    offer,
+                );
+                Some(listener.await?)
+            }
+            None => None,
+        };
+        #[cfg(feature = "nats")]
+        let node = match self.nats {
+            Some(nats) => {
+                let direct = match &tls {
+                    Some(tls) => tls.direct(),
+                    None => nats.direct.direct(None)?,
+                };
+                Some(crate::nats::Node::new(nats, server, handshake_timeout, direct))
+            }
+            None => None,
+        };
+        Ok(Gateway {
+            tls,
+            #[cfg(feature = "nats")]
+            node,
+            #[cfg(feature = "nats")]
+            shutdown_grace,
+        })
     }
 }
 

@@ -34,6 +34,8 @@ pub(crate) struct Certificates {
 #[derive(Debug)]
 struct Current {
     config: Arc<ServerConfig>,
+    /// The SHA-256 of the gateway's certificate.
+    fingerprint: Option<[u8; 32]>,
     /// What the files were when they were read, also if they could not be used then.
     stamps: Vec<Option<Stamp>>,
 }
@@ -53,13 +55,20 @@ impl Certificates {
     pub(crate) fn load(files: Files) -> Result<Self, GatewayError> {
         // Before the files are read: a change in between is noticed later.
         let stamps = files.stamps();
-        let config = Arc::new(files.read()?);
-        Ok(Self { files, current: Mutex::new(Current { config, stamps }) })
+        let Read { config, fingerprint } = files.read()?;
+        let current = Current { config: Arc::new(config), fingerprint, stamps };
+        Ok(Self { files, current: Mutex::new(current) })
     }
 
     /// What new connections use.
     pub(crate) fn config(&self) -> Arc<ServerConfig> {
         self.current().config.clone()
+    }
+
+    /// The SHA-256 of the certificate that new connections see.
+    #[cfg(feature = "nats")]
+    pub(crate) fn fingerprint(&self) -> Option<[u8; 32]> {
+        self.current().fingerprint
     }
 
     /// Reads the files again. After an error nothing has changed.
@@ -68,7 +77,9 @@ impl Certificates {
         let read = self.files.read();
         let mut current = self.current();
         current.stamps = stamps;
-        current.config = Arc::new(read?);
+        let Read { config, fingerprint } = read?;
+        current.config = Arc::new(config);
+        current.fingerprint = fingerprint;
         Ok(())
     }
 
@@ -90,8 +101,9 @@ impl Files {
         files.into_iter().flatten().map(|file| Stamp::of(file)).collect()
     }
 
-    fn read(&self) -> Result<ServerConfig, GatewayError> {
+    fn read(&self) -> Result<Read, GatewayError> {
         let chain = certificates("the gateway's certificate", &self.certificate)?;
+        let fingerprint = chain.first().and_then(sha256);
         let what = "the certificate's private key";
         let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|error| {
             let reason = match error {
@@ -140,8 +152,20 @@ impl Files {
             config.session_storage = Arc::new(NoServerSessionStorage {});
             config.send_tls13_tickets = 0;
         }
-        Ok(config)
+        Ok(Read { config, fingerprint })
     }
+}
+
+/// What was read.
+struct Read {
+    config: ServerConfig,
+    fingerprint: Option<[u8; 32]>,
+}
+
+/// The SHA-256 of a certificate.
+fn sha256(certificate: &CertificateDer<'_>) -> Option<[u8; 32]> {
+    let suite = ring::cipher_suite::TLS13_AES_128_GCM_SHA256.tls13()?;
+    suite.common.hash_provider.hash(certificate).as_ref().try_into().ok()
 }
 
 impl Stamp {
@@ -207,7 +231,7 @@ mod tests {
     fn no_session_is_resumed_if_clients_show_certificates() {
         let folder = tempfile::tempdir().unwrap();
         for (checks_clients, tickets) in [(true, 0), (false, 2)] {
-            let config = files(folder.path(), checks_clients).read().unwrap();
+            let config = files(folder.path(), checks_clients).read().unwrap().config;
             assert_eq!(config.send_tls13_tickets, tickets);
             assert_eq!(config.session_storage.can_cache(), !checks_clients);
         }

@@ -7,28 +7,28 @@ use std::time::Duration;
 use rustix::net::sockopt;
 use taskfork::__private::relay as wire;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
+use crate::GatewayError;
 use crate::builder::Options;
 use crate::certificates::Certificates;
+use crate::clients::Clients;
 use crate::handshake::{Greeted, Refused, greet, refuse};
 use crate::log::{LogLimit, client_event};
 use crate::relay::Relay;
+use crate::server;
 use crate::slots::{Slot, Slots};
 
 /// How long a client may take to read what is left for it, when nothing more can come.
-const LAST_BYTES: Duration = Duration::from_secs(30);
+pub(crate) const LAST_BYTES: Duration = Duration::from_secs(30);
 
 /// How long the gateway waits until a client closes a connection that has ended.
 const LINGER: Duration = Duration::from_secs(2);
 
 /// How long a client may read nothing, while there is something to read, or acknowledge nothing.
 const UNREAD: Duration = Duration::from_secs(120);
-
-/// How long the server may take to accept a connection. Its listener's queue may be full.
-const CONNECT: Duration = Duration::from_secs(5);
 
 /// What all connections share.
 #[derive(Debug)]
@@ -38,7 +38,30 @@ pub(crate) struct Shared {
     pub(crate) slots: Arc<Slots>,
     /// A permit for each relayed connection.
     pub(crate) relays: Semaphore,
+    /// Those of each client.
+    pub(crate) clients: Arc<Clients>,
     pub(crate) log: LogLimit,
+    /// The tokens of clients that a node sends here.
+    #[cfg(feature = "nats")]
+    pub(crate) direct: Option<taskfork_nats::Direct>,
+}
+
+impl Shared {
+    /// Reads the certificates again. After an error nothing has changed.
+    pub(crate) fn reload(&self) -> Result<(), GatewayError> {
+        self.certificates.reload()?;
+        #[cfg(feature = "nats")]
+        self.tell_fingerprint();
+        Ok(())
+    }
+
+    /// Has the node tell its clients which certificate they will see.
+    #[cfg(feature = "nats")]
+    pub(crate) fn tell_fingerprint(&self) {
+        if let (Some(direct), Some(sha256)) = (&self.direct, self.certificates.fingerprint()) {
+            direct.set_fingerprint(sha256);
+        }
+    }
 }
 
 /// Serves one client. `draining` becomes true when the gateway ends.
@@ -51,7 +74,14 @@ pub(crate) async fn serve(
 ) {
     prepare(&stream);
     let config = shared.certificates.config();
-    let greeting = greet(stream, address, config, &shared.options.allowed_names);
+    let greeting = greet(
+        stream,
+        address,
+        config,
+        &shared.options.allowed_names,
+        #[cfg(feature = "nats")]
+        shared.direct.as_ref(),
+    );
     let greeted = tokio::select! {
         greeted = greeting => greeted,
         () = slot.displaced() => {
@@ -95,23 +125,27 @@ async fn relay(
     slot: Slot,
     mut draining: watch::Receiver<bool>,
 ) -> Result<(), Refused> {
-    let Greeted { stream, hello, rest, names } = greeted;
+    // A place of the node is taken until this function returns.
+    #[cfg(feature = "nats")]
+    let is_counted_by_node = greeted.admission.is_some();
+    #[cfg(not(feature = "nats"))]
+    let is_counted_by_node = false;
+    let Greeted { stream, hello, rest, names, .. } = greeted;
     let Ok(_permit) = shared.relays.try_acquire() else {
         let limit = shared.options.max_connections;
         let reason = format!("the gateway relays {limit} connections already (`max_connections`)");
         return Err(refuse(stream, wire::busy(&reason), reason).await);
     };
-    let connected = timeout(CONNECT, UnixStream::connect(&shared.options.server)).await;
-    let server = match connected {
-        Ok(Ok(server)) => server,
-        Ok(Err(error)) => {
-            let reason = format!("the gateway cannot reach its server: {error}");
-            return Err(refuse(stream, wire::busy(&reason), reason).await);
-        }
-        Err(_) => {
-            let reason = "the server behind the gateway accepts no connection".to_owned();
-            return Err(refuse(stream, wire::busy(&reason), reason).await);
-        }
+    let counted = if is_counted_by_node { None } else { shared.clients.admit(&names, address) };
+    if counted.is_none() && !is_counted_by_node {
+        let limit = shared.options.max_client_connections;
+        let reason =
+            format!("this client has {limit} connections already (`max_client_connections`)");
+        return Err(refuse(stream, wire::busy(&reason), reason).await);
+    }
+    let server = match server::connect(&shared.options.server).await {
+        Ok(server) => server,
+        Err(reason) => return Err(refuse(stream, wire::busy(&reason), reason).await),
     };
     drop(slot);
     tracing::debug!(%address, ?names, "relays a client");
@@ -122,7 +156,7 @@ async fn relay(
     };
     tracing::debug!(%address, ?end, "a client's connection has ended");
     if let Ok(stream) = timeout(LAST_BYTES, relay.finish(end)).await {
-        linger(stream).await;
+        linger(stream.map(|stream| stream.into_inner().0)).await;
     }
     Ok(())
 }

@@ -34,10 +34,11 @@ pub enum GatewayError {
         /// The address.
         address: String,
     },
-    /// No address to listen at was set.
+    /// Neither an address to listen at nor a service at NATS was set.
     #[error(
-        "the gateway listens nowhere: set an address, a certificate and its key with `tls`, as in \
-         tls(\"0.0.0.0:7000\", \"cert.pem\", \"key.pem\")"
+        "no client can reach the gateway: set an address, a certificate and its key with `tls`, as in \
+         tls(\"0.0.0.0:7000\", \"cert.pem\", \"key.pem\"), or a service at NATS with `nats` (feature \
+         `nats`)"
     )]
     NoListener,
     /// The gateway cannot listen at its address.
@@ -64,6 +65,10 @@ pub enum GatewayError {
          certificates with `client_ca`"
     )]
     AllowedNamesWithoutAuthority,
+    /// The gateway cannot be a node of its service at NATS.
+    #[cfg(feature = "nats")]
+    #[error(transparent)]
+    Nats(#[from] taskfork_nats::Error),
     /// An option has a value with which no client could be served.
     #[error("the option `{option}` cannot be so: {reason}")]
     Option {

@@ -14,6 +14,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use crate::GatewayError;
 use crate::builder::Options;
 use crate::certificates::Certificates;
+use crate::clients::Clients;
 use crate::connection::{Shared, serve};
 use crate::log::LogLimit;
 use crate::slots::Slots;
@@ -47,6 +48,17 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// ```
 #[derive(Debug)]
 pub struct Gateway {
+    pub(crate) tls: Option<TlsListener>,
+    #[cfg(feature = "nats")]
+    pub(crate) node: Option<crate::nats::Node>,
+    /// The listener has it too.
+    #[cfg(feature = "nats")]
+    pub(crate) shutdown_grace: Duration,
+}
+
+/// Where a gateway accepts clients by TLS.
+#[derive(Debug)]
+pub(crate) struct TlsListener {
     listener: TcpListener,
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -64,13 +76,14 @@ pub struct Gateway {
 /// # }
 /// ```
 #[derive(Debug, Clone)]
-pub struct Reloader(Arc<Shared>);
+pub struct Reloader(Option<Arc<Shared>>);
 
 impl Reloader {
     /// Reads the certificates, the key and the authorities of clients again, for connections that are
     /// made from now on. Those that exist are not concerned. Blocks while it reads the files.
     ///
-    /// A running gateway does the same by itself within about a second after a file has changed.
+    /// A running gateway does the same by itself within about a second after a file has changed. Without
+    /// TLS it has no certificates, and this does nothing.
     ///
     /// # Errors
     /// If a file cannot be used. Then all that was read before stays in use.
@@ -82,35 +95,126 @@ impl Reloader {
     /// # }
     /// ```
     pub fn reload(&self) -> Result<(), GatewayError> {
-        self.0.certificates.reload()
+        self.0.as_ref().map_or(Ok(()), |shared| shared.reload())
     }
 }
 
-impl Gateway {
-    pub(crate) async fn listen(
+impl TlsListener {
+    pub(crate) async fn bind(
         listen: &str,
         options: Options,
         certificates: Certificates,
+        #[cfg(feature = "nats")] offer: Option<&crate::nats::direct::Offer>,
     ) -> Result<Self, GatewayError> {
         let failed = |source| GatewayError::Listen { address: listen.to_owned(), source };
         let listener = TcpListener::bind(listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let slots = Slots::new(options.max_handshakes);
         let relays = Semaphore::new(options.max_connections.min(Semaphore::MAX_PERMITS));
+        let clients = Clients::new(options.max_client_connections);
         let log = LogLimit::default();
-        let shared = Shared { options, certificates, slots, relays, log };
+        let shared = Shared {
+            options,
+            certificates,
+            slots,
+            relays,
+            clients,
+            log,
+            #[cfg(feature = "nats")]
+            direct: match offer {
+                Some(offer) => offer.direct(Some(address))?,
+                None => None,
+            },
+        };
+        #[cfg(feature = "nats")]
+        shared.tell_fingerprint();
         Ok(Self { listener, address, shared: Arc::new(shared) })
     }
 
-    /// The address at which this gateway listens, with the port that the kernel chose.
+    /// Serves clients until `draining` becomes true, and then ends.
+    async fn run(self, mut draining: watch::Receiver<bool>) {
+        let Self { listener, shared, .. } = self;
+        // Dropping it ends all tasks.
+        let mut tasks = JoinSet::new();
+        let drains = draining.clone();
+        let mut shutdown = pin!(async {
+            let _ = draining.wait_for(|draining| *draining).await;
+        });
+        let mut files = interval(LOOK_AT_FILES);
+        files.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = &mut shutdown => break,
+                _ = files.tick() => reload_changed(&shared),
+                // A task that panicked concerns its own client only, and the panic was printed.
+                Some(_) = tasks.join_next() => {}
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, address)) => {
+                        let slot = shared.slots.take();
+                        tasks.spawn(serve(shared.clone(), stream, address, slot, drains.clone()));
+                    }
+                    Err(error) => {
+                        tracing::warn!("cannot accept a connection: {error}");
+                        sleep(ACCEPT_AGAIN).await;
+                    }
+                },
+            }
+        }
+        drop(listener);
+        let ends = async { while tasks.join_next().await.is_some() {} };
+        if timeout(shared.options.shutdown_grace, ends).await.is_err() {
+            tracing::warn!(
+                connections = tasks.len(),
+                "closes connections whose checkouts did not end in time"
+            );
+            tasks.shutdown().await;
+        }
+    }
+}
+
+#[cfg(feature = "nats")]
+impl TlsListener {
+    /// The tokens that this listener takes.
+    pub(crate) fn direct(&self) -> Option<taskfork_nats::Direct> {
+        self.shared.direct.clone()
+    }
+}
+
+impl Gateway {
+    /// The address at which this gateway listens, with the port that the kernel chose. `None` without TLS.
     ///
     /// ```no_run
     /// # fn example(gateway: taskfork_gateway::Gateway) {
-    /// println!("connect to tls:{}", gateway.local_addr());
+    /// if let Some(address) = gateway.local_addr() {
+    ///     println!("connect to tls:{address}");
+    /// }
     /// # }
     /// ```
-    pub fn local_addr(&self) -> SocketAddr {
-        self.address
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.tls.as_ref().map(|tls| tls.address)
+    }
+
+    /// Checks again what may have changed since the gateway was made: it reads the certificates, and
+    /// connects to NATS as the node would, and disconnects. Blocks while it reads files.
+    ///
+    /// # Errors
+    /// If a file cannot be used, NATS cannot be reached or refuses the credentials, or another node has
+    /// the node's name. [`run`](Self::run) waits until these errors are gone.
+    ///
+    /// ```no_run
+    /// # async fn example(gateway: &taskfork_gateway::Gateway) {
+    /// if let Err(error) = gateway.check().await {
+    ///     eprintln!("nobody will be served until this is mended: {error}");
+    /// }
+    /// # }
+    /// ```
+    pub async fn check(&self) -> Result<(), GatewayError> {
+        self.reloader().reload()?;
+        #[cfg(feature = "nats")]
+        if let Some(node) = &self.node {
+            node.check().await?;
+        }
+        Ok(())
     }
 
     /// Returns what makes this gateway read its certificates again.
@@ -122,11 +226,11 @@ impl Gateway {
     /// # }
     /// ```
     pub fn reloader(&self) -> Reloader {
-        Reloader(self.shared.clone())
+        Reloader(self.tls.as_ref().map(|tls| tls.shared.clone()))
     }
 
     /// Serves clients until `shutdown` is ready, and then ends: it accepts no client any more,
-    /// closes connections that no checkout uses, and waits for the others for up to
+    /// leaves the service at NATS, closes connections that no checkout uses, and waits for the others for up to
     /// [`shutdown_grace`](crate::GatewayBuilder::shutdown_grace). When it returns, all connections
     /// are closed and none of its tasks runs.
     ///
@@ -141,50 +245,35 @@ impl Gateway {
     /// # }
     /// ```
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Self { listener, shared, .. } = self;
         let (drain, draining) = watch::channel(false);
-        // Dropping it ends all tasks.
-        let mut tasks = JoinSet::new();
-        let mut shutdown = pin!(shutdown);
-        let mut files = interval(LOOK_AT_FILES);
-        files.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                () = &mut shutdown => break,
-                _ = files.tick() => reload_changed(&shared.certificates),
-                // A task that panicked concerns its own client only, and the panic was printed.
-                Some(_) = tasks.join_next() => {}
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, address)) => {
-                        let slot = shared.slots.take();
-                        tasks.spawn(serve(shared.clone(), stream, address, slot, draining.clone()));
-                    }
-                    Err(error) => {
-                        tracing::warn!("cannot accept a connection: {error}");
-                        sleep(ACCEPT_AGAIN).await;
-                    }
-                },
+        let begin_to_drain = async {
+            shutdown.await;
+            // Without a receiver nothing has to end.
+            let _ = drain.send(true);
+        };
+        let serve_tls = async {
+            if let Some(tls) = self.tls {
+                tls.run(draining.clone()).await;
             }
-        }
-        drop(listener);
-        let _ = drain.send(true);
-        let ends = async { while tasks.join_next().await.is_some() {} };
-        if timeout(shared.options.shutdown_grace, ends).await.is_err() {
-            tracing::warn!(
-                connections = tasks.len(),
-                "closes connections whose checkouts did not end in time"
-            );
-            tasks.shutdown().await;
-        }
+        };
+        #[cfg(feature = "nats")]
+        let serve_nats = async {
+            if let Some(node) = self.node {
+                node.run(draining.clone(), self.shutdown_grace).await;
+            }
+        };
+        #[cfg(not(feature = "nats"))]
+        let serve_nats = std::future::ready(());
+        tokio::join!(begin_to_drain, serve_tls, serve_nats);
     }
 }
 
 /// Reads the certificates again if their files have changed.
-fn reload_changed(certificates: &Certificates) {
-    if !certificates.have_changed() {
+fn reload_changed(shared: &Shared) {
+    if !shared.certificates.have_changed() {
         return;
     }
-    match certificates.reload() {
+    match shared.reload() {
         Ok(()) => tracing::info!("has read its certificates again"),
         Err(error) => {
             tracing::warn!("the previous certificates stay in use: {error}");

@@ -4,8 +4,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use taskfork::__private::relay::{self, HelloError, TlsPeer};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use taskfork::__private::relay::{self, HelloError, RelayedPeer};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
@@ -27,6 +27,9 @@ pub(crate) struct Greeted {
     /// What the client has sent behind its first message.
     pub(crate) rest: Vec<u8>,
     pub(crate) names: Vec<String>,
+    /// Set if a node has sent the client here.
+    #[cfg(feature = "nats")]
+    pub(crate) admission: Option<taskfork_nats::Admission>,
 }
 
 /// A client that is not relayed.
@@ -50,6 +53,7 @@ pub(crate) async fn greet(
     address: SocketAddr,
     config: Arc<ServerConfig>,
     allowed_names: &[String],
+    #[cfg(feature = "nats")] direct: Option<&taskfork_nats::Direct>,
 ) -> Result<Greeted, Refused> {
     let stream = expect_tls(stream).await?;
     let accepted = TlsAcceptor::from(config).accept(stream).into_fallible().await;
@@ -67,31 +71,90 @@ pub(crate) async fn greet(
         );
         return Err(refuse(stream, relay::refused(false, &reason), reason).await);
     }
+    #[cfg_attr(not(feature = "nats"), expect(unused_mut, reason = "nothing else is read before"))]
     let mut received = Vec::new();
-    let (length, rewritten) = loop {
-        let found = relay::hello_length(&received).and_then(|length| {
-            let Some(length) = length else { return Ok(None) };
-            let peer = TlsPeer { names: &names, address: &address.to_string() };
-            Ok(Some((length, relay::rewrite_hello(&received[..length], &peer)?)))
-        });
-        match found {
-            Ok(Some(found)) => break found,
-            Ok(None) if received.len() >= relay::most_hello_bytes() => {
-                return Err(
-                    refuse_hello(stream, HelloError::Invalid("it is all blanks".into())).await
-                );
+    #[cfg(feature = "nats")]
+    let admission = match direct {
+        None => None,
+        Some(direct) => {
+            match crate::nats::direct::admit(direct, &mut stream, &mut received).await {
+                Ok(admission) => admission,
+                Err(error) => {
+                    return Err(match error.refusal() {
+                        Some((refusal, reason)) => refuse(stream, refusal, reason).await,
+                        None => Refused::gone(),
+                    });
+                }
             }
-            Ok(None) => {}
-            Err(error) => return Err(refuse_hello(stream, error).await),
+        }
+    };
+    let address = address.to_string();
+    let peer = RelayedPeer::Tls { names: &names, address: &address };
+    #[cfg(feature = "nats")]
+    let peer = match &admission {
+        // The certificate says more, and was verified.
+        Some(admission) if names.is_empty() => {
+            RelayedPeer::Nats { user: None, name: admission.client() }
+        }
+        _ => peer,
+    };
+    match read_hello(&mut stream, received, &peer).await {
+        Ok(Hello { hello, rest }) => Ok(Greeted {
+            stream,
+            hello,
+            rest,
+            names,
+            #[cfg(feature = "nats")]
+            admission,
+        }),
+        Err(HelloFailure::Gone) => Err(Refused::gone()),
+        Err(HelloFailure::Wrong(error)) => Err(refuse_hello(stream, error).await),
+    }
+}
+
+/// A client's first message, as the server gets it.
+#[derive(Debug)]
+pub(crate) struct Hello {
+    pub(crate) hello: Vec<u8>,
+    /// What the client has sent behind its first message.
+    pub(crate) rest: Vec<u8>,
+}
+
+/// Why there is no first message.
+#[derive(Debug)]
+pub(crate) enum HelloFailure {
+    /// The client has gone.
+    Gone,
+    /// The client has sent something else.
+    Wrong(HelloError),
+}
+
+/// Reads a client's first message, of which `received` has come, and rewrites it.
+pub(crate) async fn read_hello(
+    stream: &mut (impl AsyncRead + Unpin),
+    mut received: Vec<u8>,
+    peer: &RelayedPeer<'_>,
+) -> Result<Hello, HelloFailure> {
+    loop {
+        match relay::hello_length(&received).map_err(HelloFailure::Wrong)? {
+            Some(length) => {
+                let hello = relay::rewrite_hello(&received[..length], peer);
+                let hello = hello.map_err(HelloFailure::Wrong)?;
+                return Ok(Hello { hello, rest: received.split_off(length) });
+            }
+            None if received.len() >= relay::most_hello_bytes() => {
+                let blank = HelloError::Invalid("it is all blanks".into());
+                return Err(HelloFailure::Wrong(blank));
+            }
+            None => {}
         }
         // A hello has a few hundred bytes, and what follows it is kept.
         received.reserve(1024);
         match stream.read_buf(&mut received).await {
-            Ok(0) | Err(_) => return Err(Refused::gone()),
+            Ok(0) | Err(_) => return Err(HelloFailure::Gone),
             Ok(_) => {}
         }
-    };
-    Ok(Greeted { stream, hello: rewritten, rest: received.split_off(length), names })
+    }
 }
 
 /// Sends a client its refusal in place of a worker's hello.

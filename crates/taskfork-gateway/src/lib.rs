@@ -2,7 +2,9 @@
 //!
 //! A server listens at a unix socket. A [`Gateway`] accepts clients by TLS and relays their
 //! connections to that socket. It runs beside the server, in a process of its own or in a task of
-//! a program. A client connects with the address `tls:HOST:PORT`.
+//! a program. A client connects with the address `tls:HOST:PORT`. With the feature `nats`, a gateway can
+//! be a node of a service at NATS, beside TLS or instead of it. Then a client connects with the address
+//! `nats://HOST:PORT/SERVICE`, and gets a worker of any node that has room.
 //!
 //! - The gateway tells the server who each client is: the names of its certificate and its address.
 //! - It passes on all that the worker and the server send, also the notice of a worker's death. If a
@@ -31,15 +33,24 @@
 
 mod builder;
 mod certificates;
+mod clients;
 mod connection;
 mod error;
 mod gateway;
 mod handshake;
 mod log;
+#[cfg(feature = "nats")]
+mod nats;
 mod pipe;
 mod relay;
+mod server;
 mod slots;
 
 pub use builder::GatewayBuilder;
 pub use error::GatewayError;
 pub use gateway::{Gateway, Reloader};
+#[cfg(feature = "nats")]
+pub use nats::NatsOptions;
+/// Sessions over NATS, for labels and the options of connections.
+#[cfg(feature = "nats")]
+pub use taskfork_nats;

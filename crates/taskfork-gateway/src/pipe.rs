@@ -58,6 +58,11 @@ impl Pipe {
         self.sent += sent;
     }
 
+    /// Forgets all but the first bytes that were just received.
+    pub(crate) fn truncate(&mut self, length: usize) {
+        self.received = self.received.min(self.sent + length);
+    }
+
     /// Forgets what is in it.
     pub(crate) fn clear(&mut self) {
         self.sent = self.received;

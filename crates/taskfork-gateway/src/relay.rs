@@ -14,10 +14,31 @@ use tokio_rustls::server::TlsStream;
 
 use crate::pipe::Pipe;
 
+/// The client's side of a relayed connection.
+pub(crate) trait ClientStream: AsyncRead + AsyncWrite + Unpin + Send {
+    /// A future that is ready when the client has closed its side, also while nothing is read from it.
+    ///
+    /// # Errors
+    /// If the system has no descriptor left.
+    fn client_end(&self) -> io::Result<ClientEnd>;
+}
+
+impl ClientStream for TlsStream<TcpStream> {
+    fn client_end(&self) -> io::Result<ClientEnd> {
+        let copy = std::net::TcpStream::from(self.get_ref().0.as_fd().try_clone_to_owned()?);
+        let copy = TcpStream::from_std(copy)?;
+        Ok(ClientEnd::new(async move {
+            // A connection that the client has closed is ready for this, and other bytes make it ready for reading only.
+            // No urgent data is expected. It fails with the runtime.
+            let _ = copy.ready(Interest::PRIORITY).await;
+        }))
+    }
+}
+
 /// One connection of a client, and that to the server.
 #[derive(Debug)]
-pub(crate) struct Relay {
-    client: TlsStream<TcpStream>,
+pub(crate) struct Relay<C> {
+    client: C,
     server: UnixStream,
     /// From the client to the server, and back.
     up: Pipe,
@@ -36,17 +57,11 @@ pub(crate) struct Relay {
 }
 
 /// A future without a name.
-struct ClientEnd(Pin<Box<dyn Future<Output = ()> + Send>>);
+pub(crate) struct ClientEnd(Pin<Box<dyn Future<Output = ()> + Send>>);
 
 impl ClientEnd {
-    fn of(stream: &TcpStream) -> io::Result<Self> {
-        let copy = std::net::TcpStream::from(stream.as_fd().try_clone_to_owned()?);
-        let copy = TcpStream::from_std(copy)?;
-        Ok(Self(Box::pin(async move {
-            // A connection that the client has closed is ready for this, and other bytes make it ready for reading only.
-            // No urgent data is expected. It fails with the runtime.
-            let _ = copy.ready(Interest::PRIORITY).await;
-        })))
+    pub(crate) fn new(end: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(Box::pin(end))
     }
 }
 
@@ -69,14 +84,9 @@ pub(crate) enum End {
     Drained,
 }
 
-impl Relay {
+impl<C: ClientStream> Relay<C> {
     /// `hello` is the rewritten one, and `rest` what the client has sent behind its own.
-    pub(crate) fn new(
-        client: TlsStream<TcpStream>,
-        server: UnixStream,
-        hello: Vec<u8>,
-        rest: &[u8],
-    ) -> Self {
+    pub(crate) fn new(client: C, server: UnixStream, hello: Vec<u8>, rest: &[u8]) -> Self {
         let mut streams = relay::Streams::default();
         streams.handle_client(rest);
         let hello_left = hello.len();
@@ -99,9 +109,9 @@ impl Relay {
         poll_fn(|context| self.poll(context, drains)).await
     }
 
-    /// Sends the client what the server's side has sent before its end, and how it ended, and closes both connections.
-    /// Returns the client's for [`linger`](crate::connection::linger). `None` if it is broken.
-    pub(crate) async fn finish(self, end: End) -> Option<TcpStream> {
+    /// Sends the client what the server's side has sent before its end, and how it ended, and closes the connection to
+    /// the server. Returns the client's, which may still have unread bytes. `None` if it is broken.
+    pub(crate) async fn finish(self, end: End) -> Option<C> {
         let Self { mut client, server, mut up, down, streams, passed, .. } = self;
         let is_unread = match end {
             End::Client => return None,
@@ -116,40 +126,52 @@ impl Relay {
         let Some(is_unread) = is_unread else {
             // Without the end of the stream the client knows that something may be missing.
             client.flush().await.ok()?;
-            return Some(client.into_inner().0);
+            return Some(client);
         };
         if streams.is_worker_between_frames() {
             client.write_all(&relay::end_message(passed, is_unread)).await.ok()?;
         }
         client.shutdown().await.ok()?;
-        Some(client.into_inner().0)
+        Some(client)
     }
 
     fn poll(&mut self, context: &mut Context<'_>, drains: bool) -> Poll<End> {
         loop {
+            if drains && self.is_unused() {
+                return Poll::Ready(End::Drained);
+            }
             let down = self.poll_down(context);
             if let Poll::Ready(Err(end)) = down {
                 return Poll::Ready(end);
             }
-            let up = self.poll_up(context);
+            let up = self.poll_up(context, drains);
             if let Poll::Ready(Err(end)) = up {
                 return Poll::Ready(end);
             }
-            if up.is_pending() && down.is_pending() {
-                let is_empty = self.up.is_empty() && self.down.is_empty();
-                let is_unused = is_empty && !self.needs_flush && self.streams.is_idle();
-                return if drains && is_unused { Poll::Ready(End::Drained) } else { Poll::Pending };
+            // What has just been flushed may have been the last.
+            if up.is_pending() && down.is_pending() && !(drains && self.is_unused()) {
+                return Poll::Pending;
             }
         }
     }
 
-    /// Moves some bytes from the client to the server.
-    fn poll_up(&mut self, context: &mut Context<'_>) -> Poll<Result<(), End>> {
+    /// Whether no checkout uses the connection, and nothing is on its way.
+    fn is_unused(&self) -> bool {
+        let is_empty = self.up.is_empty() && self.down.is_empty();
+        is_empty && !self.needs_flush && self.streams.is_idle()
+    }
+
+    /// Moves some bytes from the client to the server. If `drains`, none of a checkout that has not begun: a client with
+    /// many checkouts would never leave the connection unused.
+    fn poll_up(&mut self, context: &mut Context<'_>, drains: bool) -> Poll<Result<(), End>> {
         if self.is_server_deaf {
             // Its end follows.
             return Poll::Pending;
         }
         if self.up.is_empty() {
+            if drains && self.streams.is_client_between_checkouts() {
+                return self.poll_client_end(context);
+            }
             let mut room = ReadBuf::new(self.up.room());
             match Pin::new(&mut self.client).poll_read(context, &mut room) {
                 Poll::Pending => return Poll::Pending,
@@ -160,7 +182,13 @@ impl Relay {
             if received == 0 {
                 return Poll::Ready(Err(End::Client));
             }
-            self.streams.handle_client(self.up.record_received(received));
+            let bytes = self.up.record_received(received);
+            if drains {
+                let used = self.streams.handle_client_checkout(bytes);
+                self.up.truncate(used);
+            } else {
+                self.streams.handle_client(bytes);
+            }
         }
         match Pin::new(&mut self.server).poll_write(context, self.up.unsent()) {
             Poll::Pending => return self.poll_client_end(context),
@@ -179,7 +207,7 @@ impl Relay {
     fn poll_client_end(&mut self, context: &mut Context<'_>) -> Poll<Result<(), End>> {
         let end = match &mut self.client_end {
             Some(end) => end,
-            None => match ClientEnd::of(self.client.get_ref().0) {
+            None => match self.client.client_end() {
                 Ok(end) => self.client_end.insert(end),
                 // The system has no descriptor left. The end shows later.
                 Err(_) => return Poll::Pending,

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixListener;
 
 use taskfork::Client;
 
+use crate::program::call_with_system_authorities;
 use crate::support::{
     Authority, Identity, Running, Served, Validity, address_in, builder, client_builder, reason,
     replace, trial,
@@ -55,6 +56,21 @@ trial!(the_systems_authorities_are_trusted_by_default, async || {
     };
     let expected = ["unknown issuer", "no trusted authorities"];
     assert!(expected.iter().any(|part| text.contains(part)), "{text}");
+});
+
+trial!(the_systems_authorities_are_read_where_the_system_says, async || {
+    let served = Served::start().await;
+    let address = format!("tls:localhost:{}", served.gateway.address.port());
+    let other = Authority::new();
+    let files = [served.authority.file.clone(), other.file.clone()];
+    let calls = files.map(|file| {
+        let address = address.clone();
+        tokio::task::spawn_blocking(move || call_with_system_authorities(&address, &file))
+    });
+    let [trusted, unknown] = calls;
+    assert_eq!(trusted.await.unwrap(), "3\n");
+    let unknown = unknown.await.unwrap();
+    assert!(unknown.contains("unknown issuer"), "{unknown}");
 });
 
 trial!(a_client_has_to_prove_who_it_is, async || {

@@ -20,12 +20,14 @@ trial!(wrong_options_of_a_gateway_are_named, async || {
     assert!(error_of(good().allow_name("a.example")).await.contains("client_ca"));
     assert!(error_of(good().max_handshakes(0)).await.contains("max_handshakes"));
     assert!(error_of(good().max_connections(0)).await.contains("max_connections"));
+    let none = error_of(good().max_client_connections(0)).await;
+    assert!(none.contains("max_client_connections"), "{none}");
     assert!(
         error_of(good().handshake_timeout(Default::default())).await.contains("handshake_timeout")
     );
 
     let taken = good().bind().await.unwrap();
-    let address = taken.local_addr().to_string();
+    let address = taken.local_addr().unwrap().to_string();
     let again = good().tls(&address, &identity.certificate, &identity.key);
     let error = error_of(again).await;
     assert!(error.contains(&address) && error.contains("in use"), "{error}");

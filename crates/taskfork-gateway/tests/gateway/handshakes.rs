@@ -141,6 +141,30 @@ trial!(more_connections_than_allowed_are_told_so, async || {
     assert_eq!(served.client().call::<i64>("add", (1, 2)).await.unwrap(), 3);
 });
 
+trial!(one_client_cannot_take_all_connections, async || {
+    let served = Served::start_with(|gateway, authority| {
+        gateway.client_ca(&authority.file).max_connections(8)
+    })
+    .await;
+    let client = |name| {
+        let identity = served.authority.issue(&[name]);
+        let client = served.client_builder();
+        client.tls_identity(&identity.certificate, &identity.key).build().unwrap()
+    };
+    let (greedy, other) = (client("greedy.example"), client("other.example"));
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let checkout = greedy.checkout();
+        assert_eq!(checkout.call::<i64>("add", (1, 2)).await.unwrap(), 3);
+        held.push(checkout);
+    }
+    let text = reason(&greedy).await;
+    assert!(text.contains("this client has 2 connections already"), "{text}");
+    assert_eq!(other.call::<i64>("add", (1, 2)).await.unwrap(), 3);
+    drop(held);
+    assert_eq!(greedy.call::<i64>("add", (1, 2)).await.unwrap(), 3);
+});
+
 trial!(a_server_that_is_not_there_yet_is_waited_for, async || {
     let folder = tempfile::tempdir().unwrap();
     let address = crate::support::address_in(&folder);

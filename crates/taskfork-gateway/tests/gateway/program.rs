@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use crate::support::{Authority, Identity, builder};
+use crate::support::{Authority, Identity, builder, reason_or_sum};
 
 /// Runs what the arguments request. Returns false if they request nothing.
 pub(crate) fn run_requested() -> bool {
@@ -14,6 +14,7 @@ pub(crate) fn run_requested() -> bool {
     match arguments[..] {
         ["run-gateway", server, certificate, key] => run_gateway(server, certificate, key),
         ["run-client", address, authority, marker] => run_client(address, authority, marker),
+        ["call-by-name", address] => call_by_name(address),
         _ => return false,
     }
     true
@@ -28,7 +29,7 @@ fn run_gateway(server: &str, certificate: &str, key: &str) {
     let identity = Identity { certificate: certificate.into(), key: key.into() };
     block_on(async {
         let gateway = builder(server, &identity).bind().await.unwrap();
-        println!("{}", gateway.local_addr());
+        println!("{}", gateway.local_addr().unwrap());
         gateway.run(std::future::pending()).await;
     });
 }
@@ -43,6 +44,27 @@ fn run_client(address: &str, authority: &str, marker: &str) {
         std::fs::write(marker, pid.to_string()).unwrap();
         hanging.await.unwrap();
     });
+}
+
+/// Prints the result of a call, or why there is none, of a client that trusts the system's authorities.
+fn call_by_name(address: &str) {
+    block_on(async {
+        let client = taskfork::Client::builder().address(address).min_workers(0).build().unwrap();
+        println!("{}", reason_or_sum(&client).await);
+    });
+}
+
+/// What [`call_by_name`] prints in a process for which the authorities in this file are the system's.
+pub(crate) fn call_with_system_authorities(address: &str, authorities: &Path) -> String {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["call-by-name", address])
+        .env("SSL_CERT_FILE", authorities)
+        .env_remove("SSL_CERT_DIR")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
 }
 
 fn start(arguments: &[&str]) -> Child {

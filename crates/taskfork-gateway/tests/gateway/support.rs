@@ -255,7 +255,7 @@ pub(crate) struct Running {
 impl Running {
     pub(crate) async fn start(builder: GatewayBuilder) -> Self {
         let gateway = builder.bind().await.unwrap();
-        let (address, reloader) = (gateway.local_addr(), gateway.reloader());
+        let (address, reloader) = (gateway.local_addr().unwrap(), gateway.reloader());
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(gateway.run(async { drop(stopped.await) }));
         Self { address, reloader, stop: Some(stop), task }
@@ -269,13 +269,26 @@ impl Running {
 
 /// What a call says that never got a worker. The client goes on trying until the time of the call is over.
 pub(crate) async fn reason(client: &Client) -> String {
+    let outcome = outcome(client).await;
+    outcome.expect_err("a call that gets no worker")
+}
+
+/// The same, or the sum that the call has returned.
+pub(crate) async fn reason_or_sum(client: &Client) -> String {
+    outcome(client).await.map_or_else(|reason| reason, |sum| sum.to_string())
+}
+
+async fn outcome(client: &Client) -> Result<i64, String> {
     let mut limit = Duration::from_millis(500);
     loop {
         let checkout = client.checkout().timeout(limit);
-        let error = checkout.call::<i64>("add", (1, 2)).await.unwrap_err();
+        let error = match checkout.call::<i64>("add", (1, 2)).await {
+            Ok(sum) => return Ok(sum),
+            Err(error) => error,
+        };
         match &error {
             Error::Fatal { cause: FatalError::CannotConnect { reason, .. }, .. } => {
-                return reason.to_string();
+                return Err(reason.to_string());
             }
             // The machine is busy.
             Error::Fatal { cause: FatalError::TimedOut { .. }, .. } => limit *= 2,

@@ -1,0 +1,166 @@
+//! Everything that works for a local client works through NATS.
+
+use std::time::Duration;
+
+use taskfork::blob::OpenFile;
+use taskfork::error::{FatalError, Stage};
+use taskfork::log_defer::Log;
+use taskfork::{Blob, BoxError, Error, ServerBuilder, ServerError};
+
+use crate::fixture::Fleet;
+use crate::support::{is_gone, trial, until};
+
+#[taskfork::interface]
+trait Adder {
+    fn add(&mut self, a: i64, b: i64) -> i64;
+    fn divide(&mut self, a: i64, b: i64) -> Result<i64, DivisionByZero>;
+}
+
+#[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize, thiserror::Error)]
+#[error("division by zero")]
+struct DivisionByZero;
+
+struct Adding;
+
+impl Adder for Adding {
+    fn add(&mut self, a: i64, b: i64) -> i64 {
+        a + b
+    }
+
+    fn divide(&mut self, a: i64, b: i64) -> Result<i64, DivisionByZero> {
+        a.checked_div(b).ok_or(DivisionByZero)
+    }
+}
+
+/// Serves the typed interface at the address that is its configuration.
+pub(crate) fn serve_typed(server: ServerBuilder) -> Result<(), ServerError> {
+    let address: String = server.config()?;
+    server.listen(address).setup(|| Ok::<_, BoxError>(Adding)).interface(AdderInterface).run()
+}
+
+trial!(a_call_is_answered, async || {
+    let (fleet, _node) = Fleet::with_node().await;
+    let client = fleet.client();
+    assert_eq!(client.call::<i64>("add", (2, 3)).await.unwrap(), 5);
+    let error = client.call::<()>("fail", ()).await.unwrap_err();
+    assert!(!error.is_fatal() && error.to_string().contains("it failed"), "{error}");
+    assert_eq!(client.call::<i64>("add", (2, 3)).await.unwrap(), 5);
+});
+
+trial!(typed_calls_are_answered, async || {
+    let fleet = Fleet::start_with("typed", "");
+    let _node = fleet.node("one", 8).start(&fleet.nats.url()).await.unwrap();
+    let client = fleet.client();
+    assert_eq!(client.add(2, 3).await.unwrap(), 5);
+    let error = client.divide(1, 0).await.unwrap_err();
+    assert_eq!(error.to_string(), "division by zero");
+});
+
+trial!(a_client_without_a_runtime_calls_too, async || {
+    let (fleet, _node) = Fleet::with_node().await;
+    let builder = fleet.client_builder();
+    let call = move || {
+        // One client after the other, each with a runtime of its own.
+        for _ in 0..2 {
+            let client = builder.clone().build_blocking().unwrap();
+            assert_eq!(client.call::<i64>("add", (2, 3)).unwrap(), 5);
+            let checkout = client.checkout();
+            assert_eq!(checkout.call::<i64>("add", (2, 3)).unwrap(), 5);
+        }
+    };
+    tokio::task::spawn_blocking(call).await.unwrap();
+});
+
+trial!(builders_are_used_in_several_runtimes, async || {
+    let (fleet, _node) = Fleet::with_node().await;
+    let builder = fleet.client_builder();
+    for _ in 0..3 {
+        let builder = builder.clone();
+        let run = move || {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let client = builder.build().unwrap();
+                client.call::<i64>("add", (2, 3)).await.unwrap()
+            })
+        };
+        assert_eq!(std::thread::spawn(run).join().unwrap(), 5);
+    }
+});
+
+trial!(calls_are_sent_ahead_and_answered_in_order, async || {
+    let (fleet, _node) = Fleet::with_node().await;
+    let checkout = fleet.client().checkout();
+    let calls: Vec<_> = (0..1000).map(|n: i64| checkout.call::<i64>("add", (n, 1))).collect();
+    for (n, call) in (0..).zip(calls) {
+        assert_eq!(call.await.unwrap(), n + 1);
+    }
+});
+
+trial!(many_tasks_call_at_the_same_time, async || {
+    let (fleet, _node) = Fleet::with_node().await;
+    let client = fleet.client();
+    let calls = (0..200_i64).map(|n| {
+        let client = client.clone();
+        tokio::spawn(async move { (n, client.call::<i64>("add", (n, n)).await.unwrap()) })
+    });
+    for call in calls.collect::<Vec<_>>() {
+        let (n, sum) = call.await.unwrap();
+        assert_eq!(sum, 2 * n);
+    }
+});
+
+trial!(long_arguments_and_results_pass, async || {
+    let (fleet, _node) = Fleet::with_node().await;
+    let client = fleet.client();
+    for length in [4096, (64 << 10) + 1, 100 << 20] {
+        let bytes: Vec<u8> = (0..length).map(|at: u32| (at ^ (at >> 8)) as u8).collect();
+        let blob = Blob::from(bytes);
+        let echo: Blob = client.call("echo", (&blob,)).await.unwrap();
+        assert!(echo == blob, "{length} bytes have changed");
+    }
+});
+
+trial!(a_workers_log_arrives, async || {
+    let (fleet, _node) = Fleet::with_node().await;
+    let log = Log::builder().start(drop);
+    fleet.client().checkout().log(&log).call::<()>("work", ("working",)).await.unwrap();
+    assert!(format!("{:?}", log.message()).contains("working"), "{log:?}");
+});
+
+trial!(a_deadline_ends_the_call_and_kills_the_worker, async || {
+    let (fleet, _node) = Fleet::with_node().await;
+    let checkout = fleet.client().checkout();
+    let worker: u32 = checkout.call("pid", ()).await.unwrap();
+    let checkout = checkout.timeout(Duration::from_millis(300));
+    let error = checkout.call::<()>("hang", ()).await.unwrap_err();
+    let Error::Fatal { cause: FatalError::TimedOut { stage, .. }, .. } = error else {
+        panic!("{error:?}")
+    };
+    assert_eq!(stage, Stage::Running);
+    until("the worker's end", || is_gone(worker)).await;
+});
+
+trial!(a_cancelled_call_kills_its_worker, async || {
+    let (fleet, _node) = Fleet::with_node().await;
+    let checkout = fleet.client().checkout();
+    let worker: u32 = checkout.call("pid", ()).await.unwrap();
+    let marker = fleet.folder.path().join("runs");
+    let call = tokio::spawn(checkout.call::<()>("hang_after", (&marker,)));
+    drop(checkout);
+    until("the call", || marker.exists()).await;
+    call.abort();
+    until("the worker's end", || is_gone(worker)).await;
+});
+
+trial!(open_files_are_an_error_that_says_why, async || {
+    let (fleet, _node) = Fleet::with_node().await;
+    let client = fleet.client();
+    let file = fleet.folder.path().join("file");
+    std::fs::write(&file, "text").unwrap();
+    let open = OpenFile::from(std::fs::File::open(&file).unwrap());
+    let error = client.call::<u64>("length", (open,)).await.unwrap_err();
+    assert!(!error.is_fatal() && error.to_string().contains("unix sockets only"), "{error}");
+    let error = client.call::<OpenFile>("open", (&file,)).await.unwrap_err();
+    assert!(!error.is_fatal() && error.to_string().contains("unix sockets only"), "{error}");
+});

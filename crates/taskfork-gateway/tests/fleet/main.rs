@@ -1,0 +1,33 @@
+//! Tests of clients that get their workers from nodes of a service at NATS, with real NATS servers, servers and workers. The
+//! binary has its own `main`: these tests start servers by executing the binary again, and such a program must call
+//! `taskfork::init` first.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(missing_docs, reason = "nothing here is for users")]
+
+mod bad_input;
+mod calls;
+mod deaths;
+#[cfg(feature = "nats")]
+mod direct;
+mod ends;
+mod fixture;
+#[path = "../../../taskfork-nats/tests/nats/server.rs"]
+#[allow(dead_code, reason = "other tests use more of it")]
+mod nats_server;
+mod nodes;
+mod outages;
+mod placement;
+mod program;
+#[path = "../gateway/support.rs"]
+#[allow(dead_code, reason = "other tests use more of it")]
+mod support;
+
+fn main() {
+    let [served] = support::ENTRIES else { unreachable!("there is one entry") };
+    taskfork::init(&[*served, ("typed", calls::serve_typed)]);
+    if program::run_requested() {
+        return;
+    }
+    let arguments = libtest_mimic::Arguments::from_args();
+    libtest_mimic::run(&arguments, support::trials()).exit();
+}

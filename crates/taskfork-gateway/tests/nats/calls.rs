@@ -1,0 +1,61 @@
+//! Calls of clients through the node, and what the server and the client learn.
+
+use rustix::process::Signal;
+use taskfork::Error;
+use taskfork::error::{Death, End, FatalError};
+
+use crate::fixture::NodeServed;
+use crate::support::{is_gone, signal, trial, until};
+
+fn death<T: std::fmt::Debug>(outcome: Result<T, Error>) -> (Death, bool) {
+    match outcome.unwrap_err() {
+        Error::Fatal { cause: FatalError::WorkerDied(death), may_have_run, .. } => {
+            (death, may_have_run)
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+trial!(the_server_knows_who_calls, async || {
+    let served = NodeServed::start().await;
+    let checkout = served.client().checkout();
+    assert_eq!(checkout.call::<i64>("add", (1, 2)).await.unwrap(), 3);
+    let status = served.server.status().unwrap();
+    let peer = status.workers[0].peer.clone().unwrap();
+    assert_eq!(peer.to_string(), "NATS client named `tester`");
+});
+
+trial!(a_death_is_reported_with_its_cause, async || {
+    let served = NodeServed::start().await;
+    let checkout = served.client().checkout();
+    let pid: u32 = checkout.call("pid", ()).await.unwrap();
+    let (exited, may_have_run) = death(checkout.call::<()>("exit", (3,)).await);
+    assert_eq!((exited.pid, exited.end, may_have_run), (pid, End::Exited(3), true));
+});
+
+trial!(a_call_that_was_not_read_has_not_run, async || {
+    let served = NodeServed::start().await;
+    let checkout = served.client().checkout();
+    let worker: u32 = checkout.call("pid", ()).await.unwrap();
+    signal(worker, Signal::STOP);
+    let call = tokio::spawn(checkout.call::<i64>("add", (1, 2)));
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    // Without any notice of the server.
+    signal(served.server.pid(), Signal::KILL);
+    until("the worker's end", || is_gone(worker)).await;
+    let (death, may_have_run) = death(call.await.unwrap());
+    assert_eq!(death.end, End::Unknown, "there was a notice");
+    assert!(!may_have_run);
+});
+
+trial!(a_cancelled_call_ends_its_worker, async || {
+    let served = NodeServed::start().await;
+    let checkout = served.client().checkout();
+    let worker: u32 = checkout.call("pid", ()).await.unwrap();
+    let marker = served.folder.path().join("runs");
+    let call = tokio::spawn(checkout.call::<()>("hang_after", (&marker,)));
+    until("the call", || marker.exists()).await;
+    call.abort();
+    drop(checkout);
+    until("the worker's end", || is_gone(worker)).await;
+});
