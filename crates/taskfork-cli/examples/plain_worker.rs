@@ -37,14 +37,17 @@ fn connection(descriptor: RawFd) -> UnixStream {
 
 fn serve(connection: &mut UnixStream) -> std::io::Result<()> {
     let mut incoming = Vec::new();
-    let mut buffer = [0; 4096];
+    let mut buffer = vec![0; 64 * 1024];
     loop {
         let length = connection.read(&mut buffer)?;
         if length == 0 {
             return Ok(());
         }
         incoming.extend_from_slice(&buffer[..length]);
-        // The stream may be cut anywhere.
+        // The stream may be cut anywhere. A long message is not read again and again before its end.
+        if buffer[length - 1] != b']' {
+            continue;
+        }
         let mut messages = serde_json::Deserializer::from_slice(&incoming).into_iter::<Value>();
         let (mut used, mut answers) = (0, String::new());
         while let Some(Ok(message)) = messages.next() {
@@ -72,6 +75,10 @@ fn answer(call: &Value) -> Value {
             Ok(bytes) => json!(["ok", {}, bytes.len()]),
             Err(error) => json!(["er", {}, error.to_string()]),
         },
+        (Some("record"), path) => match record(path, &call[4], &call[6]) {
+            Ok(()) => json!(["ok", {}, call[5]]),
+            Err(error) => json!(["er", {}, error.to_string()]),
+        },
         (Some("logged"), value) => json!(["ok", {"ld": log}, value]),
         (Some("sleep"), milliseconds) => {
             let milliseconds = milliseconds.as_u64().unwrap_or(0);
@@ -82,6 +89,16 @@ fn answer(call: &Value) -> Value {
         (Some("abort"), _) => std::process::abort(),
         (other, _) => json!(["er", {}, format!("no method {}", other.unwrap_or("given"))]),
     }
+}
+
+/// Appends a line to a file and waits some milliseconds: so a test knows that a call has begun, and how often.
+fn record(path: &Value, line: &Value, milliseconds: &Value) -> std::io::Result<()> {
+    let path = path.as_str().unwrap_or_default();
+    let mut file = std::fs::OpenOptions::new().append(true).open(path)?;
+    // At once, so that lines of several workers do not mix.
+    file.write_all(format!("{}\n", line.as_str().unwrap_or_default()).as_bytes())?;
+    std::thread::sleep(std::time::Duration::from_millis(milliseconds.as_u64().unwrap_or(0)));
+    Ok(())
 }
 
 /// What a value is, in the words of JSON.

@@ -11,6 +11,7 @@ use taskfork::client::{ClientBuilder, ConfigError, Value};
 
 use crate::config::ProtocolName;
 use crate::error::{CommandError, truncated};
+use crate::nats_options::{NatsFiles, NodeChoice};
 use crate::server_address::ServerAddress;
 use crate::units::Time;
 use crate::values::{self, CallArguments};
@@ -46,7 +47,8 @@ pub(crate) struct Options {
 /// The server, and how to call it: the options that `call` and `bench` share.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Target {
-    /// Where the server listens: unix:PATH, PATH, tcp:HOST:PORT or tls:HOST:PORT
+    /// Where the server listens: unix:PATH, PATH, tcp:HOST:PORT or tls:HOST:PORT; or nats://HOST:PORT/SERVICE for any
+    /// node of a service
     pub(crate) address: ServerAddress,
     /// Which protocol to speak
     #[arg(long, default_value = "native")]
@@ -66,6 +68,10 @@ pub(crate) struct Target {
     /// The name that the gateway's certificate must have [default: the host in the address]
     #[arg(long, value_name = "NAME")]
     tls_name: Option<String>,
+    #[command(flatten)]
+    nats: NatsFiles,
+    #[command(flatten)]
+    choice: NodeChoice,
 }
 
 impl Target {
@@ -96,7 +102,12 @@ impl Target {
         if let Some(name) = &self.tls_name {
             client = client.tls_name(name);
         }
-        client.build().map_err(|error| self.command_error(error))
+        if self.address.is_nats() || self.nats != NatsFiles::default() {
+            client = client.nats(self.nats.connect_options()?);
+        }
+        let client = self.choice.route(client).build();
+        let chosen = client.and_then(|client| self.choice.client(client));
+        chosen.map_err(|error| self.command_error(error))
     }
 }
 
@@ -110,6 +121,11 @@ impl Target {
             "tls_ca" => "--ca",
             "tls_identity" => "--cert and --key",
             "tls_name" => "--tls-name",
+            "nats" => "--creds, --nats-ca, --nats-cert and --nats-key",
+            "nats_route" => "--route",
+            "with_labels" => "--label",
+            "by_key" => "--by-key",
+            "protocol" => "--protocol",
             _ => return CommandError::usage(error),
         };
         CommandError::usage(format!("{option}: {reason}"))

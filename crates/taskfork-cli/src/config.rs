@@ -59,8 +59,40 @@ pub(crate) struct PoolOptions {
     /// be repeated [default: every certificate of --client-ca]
     #[arg(long, value_name = "NAME")]
     pub(crate) allow_name: Vec<String>,
+    /// Be a node of a service at NATS: nats://HOST:PORT or tls://HOST:PORT, or several with commas. Clients connect to
+    /// nats://HOST:PORT/SERVICE. Needs --service and a unix socket to listen at; --tls can be given too
+    #[arg(long, value_name = "URL")]
+    pub(crate) nats: Option<String>,
+    /// The name of that service: letters, digits, `-` and `_`
+    #[arg(long, value_name = "NAME")]
+    pub(crate) service: Option<String>,
+    /// The name of this node, which no other node of the service may have [default: the host's name]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: Option<String>,
+    /// A property of this node that clients can ask for, such as gpu=a100. May be repeated, up to 5 times
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) label: Vec<String>,
+    /// The version of the service that this node tells, three numbers such as 1.2.0 [default: that of taskfork]
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) service_version: Option<String>,
+    /// Where clients of the service reach --tls from their machines, for direct connections that do not pass through
+    /// NATS. `off` for none [default: the address of --tls, and none if that is a wildcard]
+    #[arg(long, value_name = "HOST:PORT|off")]
+    pub(crate) direct: Option<String>,
+    /// The file with the credentials for NATS. It is read at the start
+    #[arg(long, value_name = "FILE")]
+    pub(crate) creds: Option<PathBuf>,
+    /// The file with the authorities of the NATS servers, in PEM [default: those that the system trusts]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) nats_ca: Option<PathBuf>,
+    /// The certificate by which the NATS servers recognize this node, in PEM. Needs --nats-key
+    #[arg(long, value_name = "FILE")]
+    pub(crate) nats_cert: Option<PathBuf>,
+    /// The private key of that certificate, in PEM
+    #[arg(long, value_name = "FILE")]
+    pub(crate) nats_key: Option<PathBuf>,
     /// The user of gateways, by name or number, whose processes may relay clients of other machines to the unix
-    /// socket and do nothing else. The gateway of --tls runs as this user. Only root can start one, and
+    /// socket and do nothing else. The gateway of --tls and --nats runs as this user. Only root can start one, and
     /// --socket-mode must admit it [default: the server's own user]
     #[arg(long, value_name = "USER")]
     #[serde(deserialize_with = "deserialize_name")]
@@ -160,6 +192,9 @@ pub(crate) struct PoolOptions {
     /// Let sandboxed workers connect to the unix socket at this path
     #[arg(long, value_name = "PATH")]
     pub(crate) allow_unix: Vec<PathBuf>,
+    /// Let sandboxed workers accept connections at listening sockets that are open before the sandbox applies
+    #[arg(long)]
+    pub(crate) allow_accept: bool,
     /// Let sandboxed workers start processes, and the programs of --allow-execute in them
     #[arg(long)]
     pub(crate) allow_spawn: bool,

@@ -87,6 +87,16 @@ fn example_value(key: &str) -> &'static str {
         "protocol" => "\"native\"",
         "protocols" => "[\"native\", \"json\"]",
         "tls" => "\"0.0.0.0:7000\"",
+        "direct" => "\"gateway.example.com:7000\"",
+        "nats" => "\"nats://nats.example:4222\"",
+        "service" => "\"resize\"",
+        "node" => "\"node-1\"",
+        "label" => "[\"gpu=a100\"]",
+        "service_version" => "\"1.2.0\"",
+        "creds" => "\"/etc/resize/nats.creds\"",
+        "nats_ca" => "\"/etc/resize/nats-ca.pem\"",
+        "nats_cert" => "\"/etc/resize/nats-cert.pem\"",
+        "nats_key" => "\"/etc/resize/nats-key.pem\"",
         "cert" => "\"/etc/ssl/example.pem\"",
         "key" => "\"/etc/ssl/private/example.key\"",
         "client_ca" => "\"/etc/ssl/clients.pem\"",
@@ -124,7 +134,11 @@ fn example_value(key: &str) -> &'static str {
         "groups" => "[\"video\", 1000]",
         "clear_env" => "[\"PATH\", \"LANG\"]",
         "umask" => "\"077\"",
-        "allow_spawn" | "sandbox_best_effort" | "sandbox_kill" | "allow_new_privs" => "false",
+        "allow_accept"
+        | "allow_spawn"
+        | "sandbox_best_effort"
+        | "sandbox_kill"
+        | "allow_new_privs" => "false",
         // A test checks that there is no other key.
         _ => "",
     }

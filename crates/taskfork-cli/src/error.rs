@@ -101,6 +101,9 @@ impl CommandError {
                             .hint(format!("its last words were:\n{}", stderr.trim_end())),
                         None => command_error.hint("the server's log says more"),
                     },
+                    FatalError::NodeLost { .. } => {
+                        command_error.hint("`taskfork status` of the service shows its nodes")
+                    }
                     FatalError::Protocol { .. } => command_error
                         .hint("is this a server of taskfork? --protocol sets another protocol"),
                     _ => command_error,

@@ -10,16 +10,16 @@ use std::time::Duration;
 use nix::unistd::{initgroups, setgid, setuid};
 use taskfork::client::Address;
 use taskfork::sandbox::Sandbox;
-use taskfork_gateway::{Gateway, GatewayBuilder, GatewayError};
+use taskfork_gateway::{Gateway, GatewayBuilder, GatewayError, taskfork_nats};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::config::PoolOptions;
 use crate::error::CommandError;
-use crate::gateway_options::{Account, GatewayOptions, folder};
+use crate::gateway_options::{Account, GatewayOptions, TlsOptions, folder};
 use crate::pools;
-use crate::serve::OptionSource;
+use crate::serve::{OptionSource, Part};
 
 /// How long running checkouts may go on at a shutdown, unless the pool says otherwise. The server has the same
 /// default.
@@ -37,41 +37,75 @@ pub(crate) fn run(
     };
     // One thread: a sandbox cannot confine others.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let gateway = bind(&runtime, &options, source)?;
+    let replaced = std::env::var(pools::REPLACES).ok().filter(|_| only_check);
+    let gateway = bind(&runtime, &options, source, replaced.as_deref())?;
     if let Some(account) = &options.user {
         become_user(account)?;
     }
     if !only_check {
         // Only now, because the kernel forgets this when a process changes its user.
-        pools::end_with_parent()?;
+        pools::end_with_parent(Part::Gateway)?;
     }
     confine(&options, log_file)?;
     // The files have to be readable also for the user and in the sandbox of later days.
     gateway.reloader().reload().map_err(|error| command_error(error, &options, source))?;
     if only_check {
-        return Ok(());
+        let checked = runtime.block_on(gateway.check());
+        return check(checked, replaced.is_some(), &options, source);
     }
-    tracing::info!("the gateway listens at tls:{}", gateway.local_addr());
+    if let Some(address) = gateway.local_addr() {
+        tracing::info!("the gateway listens at tls:{address}");
+    }
     runtime.block_on(serve(gateway, log_file))?;
     tracing::info!("the gateway has ended");
     Ok(())
 }
 
-/// Listens at the first address of the host that works.
+/// What the node needs. NATS that is not there now is no error: the node waits for it. Nor is a node of the same name that
+/// this one replaces.
+fn check(
+    checked: Result<(), GatewayError>,
+    is_replacement: bool,
+    options: &GatewayOptions,
+    source: &OptionSource,
+) -> Result<(), CommandError> {
+    match checked {
+        Err(GatewayError::Nats(taskfork_nats::Error::NodeNameInUse { .. })) if is_replacement => {
+            Ok(())
+        }
+        Err(GatewayError::Nats(error)) if error.is_temporary() => {
+            tracing::warn!("the node serves nobody yet: {error}");
+            Ok(())
+        }
+        checked => checked.map_err(|error| command_error(error, options, source)),
+    }
+}
+
+/// Listens at the first address of the host that works. A gateway that is checked, and is to replace one that listens at
+/// the same address, listens at another port.
 fn bind(
     runtime: &Runtime,
     options: &GatewayOptions,
     source: &OptionSource,
+    replaced: Option<&str>,
 ) -> Result<Gateway, CommandError> {
-    let (tls, listen) = (source.option_name("tls"), &options.listen);
+    let Some(tls_options) = &options.tls else {
+        let bound = runtime.block_on(builder(options)?.bind());
+        return bound.map_err(|error| command_error(error, options, source));
+    };
+    let (tls, listen) = (source.option_name("tls"), &tls_options.listen);
     // The runtime would look the name up in a thread.
     let addresses = listen.to_socket_addrs().map_err(|error| {
         CommandError::usage(format!("{tls}: `{listen}` is no address to listen at: {error}"))
             .hint("write HOST:PORT, as in 0.0.0.0:7000 or [::]:7000")
     })?;
     let mut failed = None;
-    for address in addresses {
-        match runtime.block_on(builder(options, address)?.bind()) {
+    for mut address in addresses {
+        if replaced == Some(listen) {
+            address.set_port(0);
+        }
+        let builder = with_tls(builder(options)?, tls_options, address);
+        match runtime.block_on(builder.bind()) {
             Ok(gateway) => return Ok(gateway),
             Err(error @ GatewayError::Listen { .. }) => failed = Some(error),
             Err(error) => return Err(command_error(error, options, source)),
@@ -83,17 +117,14 @@ fn bind(
     })
 }
 
-fn builder(options: &GatewayOptions, address: SocketAddr) -> Result<GatewayBuilder, CommandError> {
+/// The options but those of TLS.
+fn builder(options: &GatewayOptions) -> Result<GatewayBuilder, CommandError> {
     let server = Address::unix(options.server.clone()).map_err(CommandError::usage)?;
     let mut builder = Gateway::builder()
         .server(server)
-        .tls(address.to_string(), &options.certificate, &options.key)
         .shutdown_grace(options.shutdown_grace.unwrap_or(SHUTDOWN_GRACE));
-    if let Some(file) = &options.client_ca {
-        builder = builder.client_ca(file);
-    }
-    for name in &options.allowed_names {
-        builder = builder.allow_name(name);
+    if let Some(node) = &options.node {
+        builder = builder.nats(node.options()?);
     }
     if let Some(time) = options.handshake_timeout {
         builder = builder.handshake_timeout(time);
@@ -104,22 +135,34 @@ fn builder(options: &GatewayOptions, address: SocketAddr) -> Result<GatewayBuild
     Ok(builder)
 }
 
+fn with_tls(builder: GatewayBuilder, options: &TlsOptions, address: SocketAddr) -> GatewayBuilder {
+    let mut builder = builder.tls(address.to_string(), &options.certificate, &options.key);
+    if let Some(file) = &options.client_ca {
+        builder = builder.client_ca(file);
+    }
+    for name in &options.allowed_names {
+        builder = builder.allow_name(name);
+    }
+    builder
+}
+
 /// The error of a gateway in terms of the command's options.
 fn command_error(
     error: GatewayError,
     options: &GatewayOptions,
     source: &OptionSource,
 ) -> CommandError {
-    let GatewayOptions { certificate, key, user, .. } = options;
+    let GatewayOptions { tls, user, .. } = options;
     match &error {
+        GatewayError::Nats(error) => node_error(error, source),
         GatewayError::Listen { .. } => CommandError::usage(&error).hint(format!(
             "choose an address of this machine and a free port for {}",
             source.option_name("tls")
         )),
         GatewayError::File { file, .. } => {
             let option = match file {
-                file if file == certificate => "cert",
-                file if file == key => "key",
+                file if tls.as_ref().is_some_and(|tls| tls.certificate == *file) => "cert",
+                file if tls.as_ref().is_some_and(|tls| tls.key == *file) => "key",
                 _ => "client_ca",
             };
             let option = source.option_name(option);
@@ -134,6 +177,23 @@ fn command_error(
     }
 }
 
+/// The error of a node. Its text says what to do, and this names the option.
+fn node_error(error: &taskfork_nats::Error, source: &OptionSource) -> CommandError {
+    use taskfork_nats::Error;
+
+    let option = match error {
+        Error::Credentials { .. } => "creds",
+        Error::Tls { .. } => "nats_ca",
+        Error::NodeNameInUse { .. } | Error::InvalidName { what: "node", .. } => "node",
+        Error::InvalidName { what: "service", .. } => "service",
+        Error::InvalidName { what: "label", .. } | Error::TooManyLabels { .. } => "label",
+        Error::InvalidName { .. } => "service_version",
+        _ => "nats",
+    };
+    CommandError::usage(format!("{}: {error}", source.option_name(option)))
+        .hint("`taskfork serve --help` says what each option takes")
+}
+
 /// Takes on the user and its groups.
 fn become_user(account: &Account) -> Result<(), CommandError> {
     let Account { name, user, group } = account;
@@ -146,7 +206,7 @@ fn become_user(account: &Account) -> Result<(), CommandError> {
 }
 
 /// Gives up everything but relaying: no programs, no files but the certificates, no other sockets than connections
-/// that come in, and those to the server.
+/// that come in, and those to the server. A node connects to the ports of NATS too, and looks names up.
 fn confine(options: &GatewayOptions, log_file: Option<&Path>) -> Result<(), CommandError> {
     let mut sandbox = Sandbox::compute()
         .accept_connections()
@@ -154,8 +214,13 @@ fn confine(options: &GatewayOptions, log_file: Option<&Path>) -> Result<(), Comm
         .unix_socket(folder(&options.server))
         // A kernel that cannot do all of it can do a part.
         .best_effort();
-    for folder in options.folders() {
+    for folder in options.tls.iter().flat_map(TlsOptions::folders) {
         sandbox = sandbox.read(folder);
+    }
+    if let Some(node) = &options.node {
+        sandbox = node.ports().into_iter().fold(sandbox, Sandbox::connect_tcp);
+        sandbox = node.readable().into_iter().fold(sandbox, Sandbox::read);
+        sandbox = node.status_folder().into_iter().fold(sandbox, Sandbox::unix_socket);
     }
     if let Some(file) = log_file {
         // SIGUSR1 makes a new one.

@@ -7,6 +7,7 @@ use nix::unistd::{Gid, Uid, User, getegid, geteuid};
 
 use crate::config::PoolOptions;
 use crate::error::CommandError;
+use crate::node_options::NodeOptions;
 use crate::serve::OptionSource;
 
 /// The permissions of the server's socket for its group and for others.
@@ -21,18 +22,26 @@ const DEFAULT_SOCKET_MODE: u32 = 0o600;
 pub(crate) struct GatewayOptions {
     /// The path of the server's socket.
     pub(crate) server: PathBuf,
-    /// `HOST:PORT`.
-    pub(crate) listen: String,
-    pub(crate) certificate: PathBuf,
-    pub(crate) key: PathBuf,
-    pub(crate) client_ca: Option<PathBuf>,
-    pub(crate) allowed_names: Vec<String>,
+    /// This, or the next, or both.
+    pub(crate) tls: Option<TlsOptions>,
+    pub(crate) node: Option<NodeOptions>,
     /// The user that the gateway runs as, if that is another than the server's.
     pub(crate) user: Option<Account>,
     /// These are the server's too.
     pub(crate) shutdown_grace: Option<Duration>,
     pub(crate) handshake_timeout: Option<Duration>,
     pub(crate) max_handshakes: Option<usize>,
+}
+
+/// Where and how clients come by TLS.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct TlsOptions {
+    /// `HOST:PORT`.
+    pub(crate) listen: String,
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
+    pub(crate) client_ca: Option<PathBuf>,
+    pub(crate) allowed_names: Vec<String>,
 }
 
 /// A user and its groups.
@@ -49,6 +58,36 @@ impl PoolOptions {
         &self,
         source: &OptionSource,
     ) -> Result<Option<GatewayOptions>, CommandError> {
+        let name = |option: &str| source.option_name(option);
+        let (tls, node) = (self.tls_gateway(source)?, self.node(source)?);
+        if tls.is_none() && node.is_none() {
+            return Ok(None);
+        }
+        let Some(server) = self.listen.as_ref().and_then(|address| address.socket_path()) else {
+            let option = if tls.is_some() { name("tls") } else { name("nats") };
+            let what = format!("{option} needs a server at a unix socket");
+            return Err(CommandError::usage(what).hint(format!(
+                "set {} to unix:PATH; the gateway stands beside it",
+                name("listen")
+            )));
+        };
+        let user = match &self.gateway_user {
+            Some(user) => Some(self.account(user, source)?),
+            None => None,
+        };
+        Ok(Some(GatewayOptions {
+            server,
+            tls,
+            node,
+            user,
+            shutdown_grace: self.shutdown_grace.map(|time| time.0),
+            handshake_timeout: self.handshake_timeout.map(|time| time.0),
+            max_handshakes: self.max_handshakes,
+        }))
+    }
+
+    /// The options for clients of TLS.
+    fn tls_gateway(&self, source: &OptionSource) -> Result<Option<TlsOptions>, CommandError> {
         let name = |option: &str| source.option_name(option);
         let Some(listen) = self.tls.clone() else {
             return match self.gateway_option_without_tls() {
@@ -71,34 +110,13 @@ impl PoolOptions {
         };
         let certificate = needed("cert", &self.cert)?;
         let key = needed("key", &self.key)?;
-        let Some(server) = self.listen.as_ref().and_then(|address| address.socket_path()) else {
-            let what = format!("{} needs a server at a unix socket", name("tls"));
-            return Err(CommandError::usage(what).hint(format!(
-                "set {} to unix:PATH; the gateway listens beside it",
-                name("listen")
-            )));
-        };
         if !self.allow_name.is_empty() && self.client_ca.is_none() {
             let (option, needs) = (name("allow_name"), name("client_ca"));
             return Err(CommandError::usage(format!("{option} needs {needs}"))
                 .hint("without it, no client has to prove its name"));
         }
-        let user = match &self.gateway_user {
-            Some(user) => Some(self.account(user, source)?),
-            None => None,
-        };
-        Ok(Some(GatewayOptions {
-            server,
-            listen,
-            certificate,
-            key,
-            client_ca: self.client_ca.clone(),
-            allowed_names: self.allow_name.clone(),
-            user,
-            shutdown_grace: self.shutdown_grace.map(|time| time.0),
-            handshake_timeout: self.handshake_timeout.map(|time| time.0),
-            max_handshakes: self.max_handshakes,
-        }))
+        let (client_ca, allowed_names) = (self.client_ca.clone(), self.allow_name.clone());
+        Ok(Some(TlsOptions { listen, certificate, key, client_ca, allowed_names }))
     }
 
     fn gateway_option_without_tls(&self) -> Option<&'static str> {
@@ -148,7 +166,7 @@ impl PoolOptions {
     }
 }
 
-impl GatewayOptions {
+impl TlsOptions {
     /// The folders of the files that the gateway reads again, with those that links lead to. New files take the
     /// place of old ones there.
     pub(crate) fn folders(&self) -> Vec<PathBuf> {
@@ -187,10 +205,14 @@ mod tests {
         let all = format!("{TLS}client_ca = \"/ca/f\"\nallow_name = [\"a\", \"b\"]");
         let options = gateway(&all).unwrap().unwrap();
         assert_eq!(options.server, Path::new("/run/a"));
-        assert_eq!((&*options.listen, options.allowed_names.len()), ("[::]:7000", 2));
-        let folders = options.folders();
+        assert_eq!((options.user, options.node), (None, None));
+        let tls = options.tls.unwrap();
+        assert_eq!((&*tls.listen, tls.allowed_names.len()), ("[::]:7000", 2));
+        let folders = tls.folders();
         assert!(folders.contains(&".".into()) && folders.contains(&"/ca".into()), "{folders:?}");
-        assert_eq!(options.user, None);
+        let node = "listen = \"unix:/run/a\"\nnats = \"nats://h\"\nservice = \"s\"";
+        let options = gateway(node).unwrap().unwrap();
+        assert!(options.tls.is_none() && options.node.is_some());
     }
 
     #[test]
@@ -202,6 +224,7 @@ mod tests {
             ("tls = \":1\"\ncert = \"c\"", "`tls` needs `key`"),
             (&TLS.replace("unix:/run/a", "tcp:h:1"), "`tls` needs a server at a unix socket"),
             (&TLS.replace("listen =", "name ="), "`tls` needs a server at a unix socket"),
+            ("nats = \"nats://h\"\nservice = \"s\"", "`nats` needs a server at a unix socket"),
             (&format!("{TLS}allow_name = [\"a\"]"), "`allow_name` needs `client_ca`"),
             (
                 &format!("{TLS}gateway_user = \"no-such-user\""),

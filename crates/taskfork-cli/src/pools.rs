@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use rustix::process::{
     Pid, Signal, WaitOptions, WaitStatus, getpid, getppid, kill_process, set_child_subreaper,
-    set_parent_process_death_signal, wait,
+    set_parent_process_death_signal, test_kill_process, wait,
 };
 use taskfork::__private::{
     Hangup, ServiceManager, block_signals_until_served, program_file, service_manager,
@@ -28,6 +28,9 @@ use crate::serve::{OptionSource, Part};
 
 /// The variable with the id of the process that forwards signals to the process of a pool.
 const PARENT: &str = "TASKFORK_PARENT";
+
+/// The variable with the address at which a gateway listens that another one, which is checked, is to replace.
+pub(crate) const REPLACES: &str = "TASKFORK_REPLACES";
 
 /// The delays before a process that has ended is started again: the first one, and the limit of its doubling.
 const MIN_RESTART_DELAY: Duration = Duration::from_millis(100);
@@ -88,6 +91,7 @@ pub(crate) fn serve(
         source,
         add_keep_pid,
         gateways,
+        replaced: BTreeMap::new(),
         running: HashMap::new(),
         pending_restarts: BTreeMap::new(),
         is_shutting_down: false,
@@ -152,6 +156,10 @@ impl Process {
     fn gateway(pool: &Option<String>) -> Self {
         Self { pool: pool.clone(), part: Part::Gateway }
     }
+
+    fn gateway_check(pool: &Option<String>) -> Self {
+        Self { pool: pool.clone(), part: Part::GatewayCheck }
+    }
 }
 
 impl fmt::Display for Process {
@@ -171,6 +179,8 @@ struct Pools {
     add_keep_pid: bool,
     /// All pools, with their gateways.
     gateways: Gateways,
+    /// The options of gateways that run while those that the file has now are checked.
+    replaced: BTreeMap<Option<String>, Option<GatewayOptions>>,
     /// The running processes by process id.
     running: HashMap<Pid, Running>,
     /// The processes that have ended.
@@ -201,7 +211,7 @@ impl Pools {
     /// Has each gateway checked by a process that is what the gateway will be, before anything serves.
     fn check_gateways(&self) -> Result<(), CommandError> {
         for pool in self.gateways.iter().filter(|(_, it)| it.is_some()).map(|(pool, _)| pool) {
-            let gateway = Process { pool: pool.clone(), part: Part::GatewayCheck };
+            let gateway = Process::gateway_check(pool);
             let status = self.command(&gateway).status()?;
             if !status.success() {
                 return Err(CommandError::usage(format!("{gateway} cannot start"))
@@ -246,6 +256,15 @@ impl Pools {
             command.env_remove(variable);
         });
         command.env(PARENT, std::process::id().to_string());
+        if let Some(replaced) = self.replaced.get(pool).filter(|_| *part == Part::GatewayCheck) {
+            let tls = replaced.as_ref().and_then(|replaced| replaced.tls.as_ref());
+            command.env(REPLACES, tls.map_or("", |tls| &tls.listen));
+        }
+        if *part != Part::Server {
+            // In its sandbox it can ask name servers by TCP only.
+            let options = std::env::var("RES_OPTIONS").unwrap_or_default();
+            command.env("RES_OPTIONS", format!("{options} use-vc").trim_start());
+        }
         if *part == Part::Gateway {
             // A terminal signals this process, which passes the signal on in the right order.
             command.process_group(0);
@@ -318,7 +337,8 @@ impl Pools {
             let how = failure_of(status);
             match ended.process.part {
                 Part::Server => self.handle_server_end(ended, status, how),
-                _ => self.handle_gateway_end(ended, how),
+                Part::GatewayCheck => self.handle_check_end(ended, how),
+                Part::Gateway => self.handle_gateway_end(ended, how),
             }
         }
         let has_gateway = self.running.values().any(|it| it.process.part == Part::Gateway);
@@ -366,6 +386,36 @@ impl Pools {
         }
     }
 
+    /// Replaces a gateway whose new options work. Otherwise it goes on with the old ones.
+    fn handle_check_end(&mut self, ended: Running, how: Option<String>) {
+        let Running { process, is_ending, .. } = ended;
+        if is_ending || self.is_shutting_down {
+            return;
+        }
+        let Process { pool, .. } = &process;
+        let gateway = Process::gateway(pool);
+        let replaced = self.replaced.remove(pool);
+        let Some(how) = how else { return self.replace(gateway) };
+        tracing::error!(
+            "{gateway} goes on as it is: one with the new options {how}, and its own message stands above"
+        );
+        // The next change is one of these options.
+        if let (Some(replaced), Some(options)) = (replaced, self.gateways.get_mut(pool)) {
+            *options = replaced;
+        }
+    }
+
+    /// Ends a gateway, and starts another one if the pool still has one.
+    fn replace(&mut self, gateway: Process) {
+        self.end(|process| *process == gateway);
+        self.pending_restarts.remove(&gateway);
+        if self.wants_gateway(&gateway.pool) {
+            // The old one has stopped listening by then.
+            let until = Instant::now() + MIN_RESTART_DELAY;
+            self.pending_restarts.insert(gateway, PendingRestart { until, deaths: 0 });
+        }
+    }
+
     /// Reads the file again. An invalid file changes nothing.
     fn reload(&mut self) {
         if self.is_shutting_down {
@@ -397,12 +447,16 @@ impl Pools {
                 // It reads its certificates again.
                 self.signal(&gateway, Signal::HUP);
             } else {
-                self.end(|process| *process == gateway);
-                self.pending_restarts.remove(&gateway);
-                if self.wants_gateway(&pool) {
-                    // The old one has stopped listening by then.
-                    let until = Instant::now() + MIN_RESTART_DELAY;
-                    self.pending_restarts.insert(gateway, PendingRestart { until, deaths: 0 });
+                let check = Process::gateway_check(&pool);
+                // It may have read an older file.
+                self.end(|process| *process == check);
+                if self.wants_gateway(&pool) && self.is_running(&gateway) {
+                    let options = before.get(&pool).cloned().flatten();
+                    self.replaced.entry(pool.clone()).or_insert(options);
+                    self.start(check, 0);
+                } else {
+                    self.replaced.remove(&pool);
+                    self.replace(gateway);
                 }
             }
         }
@@ -468,11 +522,19 @@ fn failure_of(status: WaitStatus) -> Option<String> {
     }
 }
 
-/// In the process of a pool: requests SIGTERM at the end of the command that has started it.
-pub(crate) fn end_with_parent() -> io::Result<()> {
+/// In the process of a pool: requests SIGTERM at the end of the command that has started it. An error if that has ended
+/// already.
+pub(crate) fn end_with_parent(part: Part) -> Result<(), CommandError> {
     let parent = std::env::var(PARENT).ok().and_then(|pid| pid.parse().ok());
-    if parent.is_some() && parent == getppid().map(|parent| parent.as_raw_nonzero().get()) {
-        set_parent_process_death_signal(Some(Signal::TERM))?;
+    let Some(parent) = parent.and_then(Pid::from_raw) else { return Ok(()) };
+    if getppid() == Some(parent) {
+        set_parent_process_death_signal(Some(Signal::TERM)).map_err(io::Error::from)?;
     }
-    Ok(())
+    // Only now: before the request, the end of the parent sends no signal. The server of a pool may be a child of an
+    // earlier version of itself.
+    let is_grandchild = || part == Part::Server && test_kill_process(parent).is_ok();
+    if getppid() == Some(parent) || is_grandchild() {
+        return Ok(());
+    }
+    Err(CommandError::fatal("the command that has started this process has ended"))
 }

@@ -50,6 +50,7 @@ impl PoolOptions {
             ("allow_execute", !self.allow_execute.is_empty()),
             ("allow_connect", !self.allow_connect.is_empty()),
             ("allow_unix", !self.allow_unix.is_empty()),
+            ("allow_accept", self.allow_accept),
             ("allow_spawn", self.allow_spawn),
             ("max_result", self.max_result.is_some()),
             ("sandbox_best_effort", self.sandbox_best_effort),
@@ -114,6 +115,9 @@ impl PoolOptions {
         if let Some(size) = self.max_result {
             sandbox = sandbox.max_result(usize::try_from(size.0).unwrap_or(usize::MAX));
         }
+        if self.allow_accept {
+            sandbox = sandbox.accept_connections();
+        }
         if self.allow_spawn {
             sandbox = sandbox.spawn_programs();
         }
@@ -146,7 +150,7 @@ mod tests {
         let pool = pool(
             "sandbox = \"compute\"\nallow_read = [\"/usr/share\"]\nallow_write = [\"/tmp\"]\n\
              allow_execute = [\"/bin/true\"]\nallow_connect = [5432]\nallow_unix = [\"/run/a\"]\n\
-             allow_spawn = true\nsandbox_best_effort = true\nsandbox_kill = true\nmax_result = \"1MiB\"",
+             allow_accept = true\nallow_spawn = true\nsandbox_best_effort = true\nsandbox_kill = true\nmax_result = \"1MiB\"",
         );
         let expected = Sandbox::compute()
             .read("/usr/share")
@@ -154,6 +158,7 @@ mod tests {
             .execute("/bin/true")
             .connect_tcp(5432)
             .unix_socket("/run/a")
+            .accept_connections()
             .spawn_programs()
             .best_effort()
             .kill()
@@ -165,6 +170,7 @@ mod tests {
     #[test]
     fn an_opening_needs_a_sandbox() {
         assert_eq!(pool("allow_connect = [80]").opening_without_sandbox(), Some("allow_connect"));
+        assert_eq!(pool("allow_accept = true").opening_without_sandbox(), Some("allow_accept"));
         let off = pool("sandbox = \"off\"\nallow_spawn = true");
         assert_eq!(off.opening_without_sandbox(), Some("allow_spawn"));
         assert_eq!(pool("user = \"nobody\"").opening_without_sandbox(), None);

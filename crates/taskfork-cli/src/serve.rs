@@ -131,8 +131,8 @@ pub(crate) fn run(options: Options, logging: &logging::Options) -> Result<(), Co
             pools::serve(pool_source, hangup(), !keep_pid, log_file)
         }
         part => {
-            if part.is_some() {
-                pools::end_with_parent()?;
+            if let Some(part) = part {
+                pools::end_with_parent(part)?;
             }
             serve(pool, &source, restart_options, logging)
         }

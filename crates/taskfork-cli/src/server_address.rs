@@ -38,9 +38,15 @@ impl ServerAddress {
     /// Whether the text begins with the scheme of an address.
     pub(crate) fn has_scheme(&self) -> bool {
         let bytes = self.0.as_bytes();
-        [&b"unix:"[..], b"unix-percent:", b"tcp:", b"tls:", b"fd:"]
+        [&b"unix:"[..], b"unix-percent:", b"tcp:", b"tls:", b"nats:", b"nats+tls:", b"fd:"]
             .iter()
             .any(|scheme| bytes.starts_with(scheme))
+    }
+
+    /// Whether it is that of a service at NATS.
+    pub(crate) fn is_nats(&self) -> bool {
+        let bytes = self.0.as_bytes();
+        bytes.starts_with(b"nats:") || bytes.starts_with(b"nats+tls:")
     }
 
     pub(crate) fn as_os_str(&self) -> &OsStr {

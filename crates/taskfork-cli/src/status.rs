@@ -7,8 +7,9 @@ use log_defer::{printable, printable_json, printable_lines};
 use taskfork::server::ServerStatus;
 
 use crate::error::CommandError;
-use crate::output;
+use crate::nats_options::NatsFiles;
 use crate::server_address::ServerAddress;
+use crate::{fleet_status, output};
 
 /// The server, and the format of its status.
 #[derive(Debug, clap::Args)]
@@ -21,13 +22,19 @@ pub(crate) struct Options {
     /// Print metrics for Prometheus
     #[arg(long, conflicts_with = "json")]
     metrics: bool,
+    /// For nats://HOST/SERVICE, show the workers of each node too
+    #[arg(long)]
+    workers: bool,
 }
 
 /// The server whose status is read.
 #[derive(Debug, clap::Args)]
 pub(crate) struct StatusAddress {
-    /// Where the server listens, unix:PATH or PATH, or the path of its status socket
-    address: ServerAddress,
+    /// Where the server listens, unix:PATH or PATH, or the path of its status socket; or nats://HOST:PORT/SERVICE for
+    /// the nodes of a service
+    pub(crate) address: ServerAddress,
+    #[command(flatten)]
+    pub(crate) nats: NatsFiles,
 }
 
 impl StatusAddress {
@@ -66,6 +73,20 @@ fn no_answer(socket: &Path, error: &std::io::Error) -> CommandError {
 }
 
 pub(crate) fn run(options: Options) -> Result<(), CommandError> {
+    let StatusAddress { address, nats } = &options.server;
+    if address.is_nats() {
+        if options.metrics {
+            return Err(CommandError::usage(
+                "the metrics of a service cannot be asked for by NATS",
+            )
+            .hint("ask each server at its own status socket"));
+        }
+        return fleet_status::print(address, nats, options.workers, options.json);
+    }
+    if options.workers {
+        return Err(CommandError::usage("--workers is for services at NATS")
+            .hint("without it, the workers of a server are shown"));
+    }
     let status = options.server.read()?;
     if options.json {
         output::line(&json(&status)?)
@@ -90,18 +111,8 @@ fn metrics(status: &ServerStatus) -> Result<String, CommandError> {
 }
 
 /// The status as text, with a table of the workers.
-fn text(status: &ServerStatus) -> String {
-    let mut out = format!("{}\n", headline(status));
-    let rows: Vec<[String; COLUMNS.len()]> =
-        std::iter::once(COLUMNS.map(str::to_owned)).chain(status.workers.iter().map(row)).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
-    let widths: Vec<usize> = (0..COLUMNS.len()).filter_map(width).collect();
-    for row in &rows {
-        let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}"));
-        out += cells.collect::<Vec<_>>().join("  ").trim_end();
-        out.push('\n');
-    }
-    out
+pub(crate) fn text(status: &ServerStatus) -> String {
+    format!("{}\n{}", headline(status), output::table(&COLUMNS, status.workers.iter().map(row)))
 }
 
 /// The headers of the columns of [`row`].

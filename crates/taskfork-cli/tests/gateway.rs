@@ -497,6 +497,53 @@ fn a_pool_of_a_file_has_a_gateway_which_follows_the_file() {
 }
 
 #[test]
+fn a_gateway_goes_on_if_one_with_new_options_cannot_start() {
+    let (folder, authority) = certificates();
+    let (port, other) = (free_port(), free_port());
+    pool(folder.path(), port);
+    let command = serve_pools(folder.path(), &["--pool", "tls"]);
+    let served = Served::run(folder, authority, port, command);
+    let gateway = served.gateway();
+    let file = served.path().join("pools.toml");
+    let works = fs::read_to_string(&file).unwrap();
+    let key = served.path().join("gateway.key").display().to_string();
+    // Another file, which has no key.
+    let wrong = served.path().join("ca.pem").display().to_string();
+    for refused in 1..=2 {
+        fs::write(&file, works.replace(&key, &wrong)).unwrap();
+        served.signal(Signal::HUP);
+        let (reason, told) =
+            ("must be a file in PEM", "the gateway of pool `tls` goes on as it is");
+        until("the reason", || served.log().matches(told).count() == refused);
+        assert!(served.log().contains(reason), "{}", served.log());
+        assert_prints(&served.call(&["echo", "7"]).output().unwrap(), "7");
+        assert_eq!(served.gateway(), gateway);
+    }
+
+    // Options that work take its place, at the same port and at another one.
+    fs::write(&file, works.replace("cert =", "handshake_timeout = \"7s\"\ncert =")).unwrap();
+    served.signal(Signal::HUP);
+    until("another gateway", || served.find_gateway().is_some_and(|pid| pid != gateway));
+    assert_prints(&served.call(&["echo", "8"]).output().unwrap(), "8");
+    pool(served.path(), other);
+    served.signal(Signal::HUP);
+    assert_prints(&served.call_at(other, "first.example", &["echo", "9"]).output().unwrap(), "9");
+}
+
+#[test]
+fn a_gateway_whose_parent_has_ended_does_not_serve() {
+    let (folder, _) = certificates();
+    let mut gone = Command::new("true").spawn().unwrap();
+    gone.wait().unwrap();
+    for part in ["gateway", "server"] {
+        let options = [tls_options(folder.path(), free_port()), words(&["--part", part])].concat();
+        let mut command = command(folder.path(), &options);
+        let output = command.env("TASKFORK_PARENT", gone.id().to_string()).output().unwrap();
+        assert_fails(&output, 3, "the command that has started this process has ended");
+    }
+}
+
+#[test]
 fn one_pool_of_a_file_has_its_gateway_too() {
     let (folder, authority) = certificates();
     let port = free_port();

@@ -11,6 +11,9 @@ use ratatui::crossterm::event::{self, Event, KeyEvent, KeyEventKind};
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
 use signal_hook::iterator::Signals;
 use taskfork::server::ServerStatus;
+use taskfork_gateway::taskfork_nats::NodeStatus;
+
+use crate::fleet_status::Service;
 
 /// An event that `top` handles.
 #[derive(Debug)]
@@ -24,6 +27,10 @@ pub(super) enum TopEvent {
     StatusRead(io::Result<ServerStatus>),
     /// The answer to a request to dismiss a worker.
     Dismissed(u64, io::Result<ServerStatus>),
+    /// The answers of the nodes of a service.
+    NodesRead(Result<Vec<NodeStatus>, String>),
+    /// The answer of one node with its workers.
+    NodeRead(Result<Option<NodeStatus>, String>),
     /// The terminal cannot be read.
     Unreadable(io::Error),
 }
@@ -33,6 +40,13 @@ pub(super) enum TopEvent {
 pub(super) enum Request {
     Status,
     Dismiss(u64),
+}
+
+/// A request to the thread that asks the nodes of a service.
+#[derive(Debug)]
+pub(super) enum FleetRequest {
+    /// Besides all nodes, ask for the workers of this one, or of none.
+    Workers(Option<String>),
 }
 
 /// Catches the signals that would end or stop this process without restoring the terminal.
@@ -93,6 +107,35 @@ pub(super) fn ask_server(
             };
             if sender.send(event).is_err() {
                 return;
+            }
+        }
+    })?;
+    Ok(requests)
+}
+
+/// Asks the nodes of a service after each `interval`, and at once on request.
+pub(super) fn ask_nodes(
+    sender: &Sender<TopEvent>,
+    service: Service,
+    interval: Duration,
+) -> io::Result<Sender<FleetRequest>> {
+    let (requests, receiver): (_, Receiver<FleetRequest>) = channel();
+    let sender = sender.clone();
+    thread::Builder::new().name("status".to_owned()).spawn(move || {
+        let mut shown: Option<String> = None;
+        loop {
+            match receiver.recv_timeout(interval) {
+                Ok(FleetRequest::Workers(node)) => shown = node,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            let node = shown.as_deref().map(|node| service.node(node));
+            let node = node.map(|it| TopEvent::NodeRead(it.map_err(|error| error.to_string())));
+            let nodes = service.nodes(false).map_err(|error| error.to_string());
+            for event in node.into_iter().chain([TopEvent::NodesRead(nodes)]) {
+                if sender.send(event).is_err() {
+                    return;
+                }
             }
         }
     })?;

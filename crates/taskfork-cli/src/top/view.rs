@@ -15,8 +15,9 @@ use ratatui::widgets::{Paragraph, Row, Table, TableState, Wrap};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use taskfork::server::{ServerStatus, WorkerStatus};
 
+use super::Shown;
 use super::cpu_usage::CpuUsage;
-use super::events::Request;
+use super::events::{Request, TopEvent};
 use super::table::{self, COUNT, Order};
 use crate::status;
 
@@ -79,82 +80,8 @@ const KEYS: [&str; 11] = [
 /// Below this height the header and the footer have one line each.
 const MIN_FULL_HEIGHT: u16 = 10;
 
-impl View {
-    pub(super) fn new(status: ServerStatus, requests: Sender<Request>) -> Self {
-        let mut view = Self {
-            status: status.clone(),
-            requests,
-            before: None,
-            rate: 0.0,
-            cpu: CpuUsage::default(),
-            order: Order::default(),
-            first: 1,
-            selected: None,
-            table: TableState::default(),
-            page: 1,
-            pending_kill: None,
-            help: None,
-            message: String::new(),
-        };
-        view.show(status);
-        view
-    }
-
-    pub(super) fn update(&mut self, answer: io::Result<ServerStatus>) {
-        match answer {
-            Ok(status) => self.show(status),
-            Err(error) => {
-                self.message =
-                    printable(&format!("the server does not answer: {error}")).into_owned();
-            }
-        }
-    }
-
-    pub(super) fn dismissed(&mut self, number: u64, answer: io::Result<ServerStatus>) {
-        match answer {
-            Ok(status) => {
-                self.message = format!("worker {number} leaves when its checkout is done");
-                self.show(status);
-            }
-            Err(error) => self.message = format!("worker {number} cannot be dismissed: {error}"),
-        }
-    }
-
-    fn show(&mut self, status: ServerStatus) {
-        let calls = status.workers.iter().map(|worker| worker.calls).sum();
-        if let Some((before, since)) = self.before {
-            let time = since.elapsed().as_secs_f64().max(0.001);
-            // The calls of workers that have ended are missing in the sum.
-            self.rate = u64::saturating_sub(calls, before) as f64 / time;
-        }
-        self.before = Some((calls, Instant::now()));
-        self.cpu.update(&status);
-        self.status = status;
-        self.sort();
-    }
-
-    fn sort(&mut self) {
-        let (order, cpu) = (self.order, &self.cpu);
-        self.status.workers.sort_by(|a, b| order.compare(cpu, a, b));
-        let at = self.selected_row();
-        self.select(at);
-    }
-
-    /// The row of the selected worker, or its last row if the worker has ended.
-    fn selected_row(&self) -> usize {
-        let number = |worker: &WorkerStatus| Some(worker.number) == self.selected;
-        let row = self.status.workers.iter().position(number);
-        row.or(self.table.selected()).unwrap_or(0)
-    }
-
-    /// Selects the worker of this row, or of the last row if there are fewer.
-    fn select(&mut self, row: usize) {
-        let row = row.min(self.status.workers.len().saturating_sub(1));
-        self.selected = self.status.workers.get(row).map(|worker| worker.number);
-        self.table.select(self.selected.map(|_| row));
-    }
-
-    pub(super) fn key(&mut self, key: KeyEvent) -> KeyEffect {
+impl Shown for View {
+    fn key(&mut self, key: KeyEvent) -> KeyEffect {
         let control = key.modifiers.contains(KeyModifiers::CONTROL);
         match key.code {
             KeyCode::Char('c') if control => return KeyEffect::Quit,
@@ -198,6 +125,110 @@ impl View {
             _ => {}
         }
         KeyEffect::None
+    }
+
+    fn draw(&mut self, frame: &mut Frame<'_>) {
+        let area = frame.area();
+        let (head, foot) = if area.height < MIN_FULL_HEIGHT { (1, 1) } else { (3, 2) };
+        let [head, body, foot] = Layout::vertical([
+            Constraint::Length(head),
+            Constraint::Fill(1),
+            Constraint::Length(foot),
+        ])
+        .areas(area);
+        self.draw_head(frame, head);
+        match self.help {
+            Some(line) => {
+                let keys: Vec<Line<'_>> = KEYS.into_iter().map(Line::from).collect();
+                frame.render_widget(Paragraph::new(keys).scroll((line, 0)), body);
+            }
+            None => self.draw_workers(frame, body),
+        }
+        self.draw_foot(frame, foot);
+    }
+
+    fn handle_answer(&mut self, event: TopEvent) {
+        match event {
+            TopEvent::StatusRead(answer) => self.update(answer),
+            TopEvent::Dismissed(worker, answer) => self.dismissed(worker, answer),
+            _ => {}
+        }
+    }
+}
+
+impl View {
+    pub(super) fn new(status: ServerStatus, requests: Sender<Request>) -> Self {
+        let mut view = Self {
+            status: status.clone(),
+            requests,
+            before: None,
+            rate: 0.0,
+            cpu: CpuUsage::default(),
+            order: Order::default(),
+            first: 1,
+            selected: None,
+            table: TableState::default(),
+            page: 1,
+            pending_kill: None,
+            help: None,
+            message: String::new(),
+        };
+        view.show(status);
+        view
+    }
+
+    fn update(&mut self, answer: io::Result<ServerStatus>) {
+        match answer {
+            Ok(status) => self.show(status),
+            Err(error) => {
+                self.message =
+                    printable(&format!("the server does not answer: {error}")).into_owned();
+            }
+        }
+    }
+
+    fn dismissed(&mut self, number: u64, answer: io::Result<ServerStatus>) {
+        match answer {
+            Ok(status) => {
+                self.message = format!("worker {number} leaves when its checkout is done");
+                self.show(status);
+            }
+            Err(error) => self.message = format!("worker {number} cannot be dismissed: {error}"),
+        }
+    }
+
+    fn show(&mut self, status: ServerStatus) {
+        let calls = status.workers.iter().map(|worker| worker.calls).sum();
+        if let Some((before, since)) = self.before {
+            let time = since.elapsed().as_secs_f64().max(0.001);
+            // The calls of workers that have ended are missing in the sum.
+            self.rate = u64::saturating_sub(calls, before) as f64 / time;
+        }
+        self.before = Some((calls, Instant::now()));
+        self.cpu.update(&status);
+        self.status = status;
+        self.sort();
+    }
+
+    fn sort(&mut self) {
+        let (order, cpu) = (self.order, &self.cpu);
+        self.status.workers.sort_by(|a, b| order.compare(cpu, a, b));
+        let at = self.selected_row();
+        self.select(at);
+    }
+
+    /// The row of the selected worker, or its last row if the worker has ended.
+    fn selected_row(&self) -> usize {
+        let number = |worker: &WorkerStatus| Some(worker.number) == self.selected;
+        let row = self.status.workers.iter().position(number);
+        row.or(self.table.selected()).unwrap_or(0)
+    }
+
+    /// Selects the worker of this row, or of the last row if there are fewer.
+    fn select(&mut self, row: usize) {
+        let row = row.min(self.status.workers.len().saturating_sub(1));
+        self.selected = self.status.workers.get(row).map(|worker| worker.number);
+        self.table.select(self.selected.map(|_| row));
     }
 
     fn order_by(&mut self, order: Order) {
@@ -250,26 +281,6 @@ impl View {
         if self.requests.send(request).is_err() {
             self.message = "the server is asked no more".to_owned();
         }
-    }
-
-    pub(super) fn draw(&mut self, frame: &mut Frame<'_>) {
-        let area = frame.area();
-        let (head, foot) = if area.height < MIN_FULL_HEIGHT { (1, 1) } else { (3, 2) };
-        let [head, body, foot] = Layout::vertical([
-            Constraint::Length(head),
-            Constraint::Fill(1),
-            Constraint::Length(foot),
-        ])
-        .areas(area);
-        self.draw_head(frame, head);
-        match self.help {
-            Some(line) => {
-                let keys: Vec<Line<'_>> = KEYS.into_iter().map(Line::from).collect();
-                frame.render_widget(Paragraph::new(keys).scroll((line, 0)), body);
-            }
-            None => self.draw_workers(frame, body),
-        }
-        self.draw_foot(frame, foot);
     }
 
     fn draw_head(&self, frame: &mut Frame<'_>, area: Rect) {
