@@ -115,6 +115,12 @@ pub fn goals(rows: &[Row]) -> Vec<Goal> {
     add("one call through a gateway by a bare exchange by TLS", most(1.3), remote);
     let remote = figures.ratio("remote_payload_16m", "taskfork tls", "floor tls");
     add("16 MiB through a gateway by a bare exchange by TLS", least(0.8), remote);
+    let nats = figures.ratio("nats_latency", "taskfork nats", "floor nats");
+    add("one call through a session at NATS by a bare request and its reply", most(1.3), nats);
+    let nats = figures.ratio("nats_payload_16m", "taskfork nats", "floor nats");
+    add("16 MiB through a session at NATS by bare messages", least(0.8), nats);
+    let nodes = figures.ratio("nats_nodes", "taskfork on 3 nodes", "taskfork on 1 node");
+    add("calls/s of 3 nodes by 1, on work that sleeps", least(2.5), nodes);
     let server = figures.median("memory_server", "taskfork");
     add("KiB of the server for each live worker", most(1.0), server);
     let client = figures.median("memory_client", "taskfork");
@@ -250,6 +256,6 @@ mod tests {
         });
         let mut rows: Vec<Row> = all.collect();
         rows.push(row("instructions", "taskfork", 1.0));
-        assert_eq!(goals(&rows).len(), 58);
+        assert_eq!(goals(&rows).len(), 61);
     }
 }

@@ -7,6 +7,7 @@ mod goals;
 mod hand_written;
 mod many_workers;
 mod measure;
+mod nats;
 mod picture;
 mod pools;
 mod processor_time;

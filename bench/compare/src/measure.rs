@@ -10,7 +10,7 @@ use crate::many_workers::{ManyWorkers, check_limits};
 use crate::pools::{Blocking, Ours, Pool, Procspawn, Threads};
 use crate::sample::{Sample, micros};
 use crate::system_calls::{self, Side};
-use crate::{floors, remote, tasks};
+use crate::{floors, nats, remote, tasks};
 
 /// A pool with `workers` workers. `None` if no pool has that name.
 fn make(name: &str, work: &str, workers: usize) -> Option<Box<dyn Pool>> {
@@ -39,13 +39,19 @@ pub fn measure(name: &str, work: &str, scale: usize) -> Sample {
     if MANY_WORKERS.iter().any(|start| work.starts_with(start)) {
         return measure_many(name, work, scale).unwrap_or_else(Sample::failed);
     }
-    if let Some(floor) = name.strip_prefix("floor ").filter(|_| !work.starts_with("remote_")) {
+    if let Some(floor) = name
+        .strip_prefix("floor ")
+        .filter(|_| !work.starts_with("remote_") && !work.starts_with("nats_"))
+    {
         return measure_floor(floor, work, scale);
     }
     match work {
         "latency_pinned" => pin(),
         "remote_latency" => return remote::latency(name, scale),
         "remote_payload_16m" => return remote::payload(name, scale << 10),
+        "nats_latency" => return nats::latency(name, scale),
+        "nats_payload_16m" => return nats::payload(name, scale << 10),
+        "nats_nodes" => return nats::nodes(name, scale),
         "queued" => {
             let took = Ours::new("plain", 1, BusyPoll::Adaptive).queued(scale);
             return Sample::of(scale as f64 / took.as_secs_f64());

@@ -58,6 +58,10 @@ pub fn methods<S: 'static>() -> Methods<S> {
         .function("bytes", |bytes: Blob| Ok(bytes))
         .function("hash", || Ok(hash()))
         .function("pid", || Ok(std::process::id()))
+        .function("sleep", || {
+            std::thread::sleep(crate::nats::SLEEP);
+            Ok(())
+        })
 }
 
 pub const LIMIT: usize = 300 << 20;

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command, Stdio};
 
-use crate::{hand_written, remote, system_calls};
+use crate::{hand_written, nats, remote, system_calls};
 
 /// Starts a copy of this program in a role, with its socket as standard input.
 pub fn start(role: &[&str], socket: OwnedFd) -> Child {
@@ -16,7 +16,7 @@ pub fn start(role: &[&str], socket: OwnedFd) -> Child {
 /// Runs the role that the command line names. Returns false if it names none.
 pub fn run(arguments: &[String]) -> bool {
     let stdin = || std::io::stdin().as_fd().try_clone_to_owned().expect("standard input");
-    if remote::run(arguments, stdin) {
+    if remote::run(arguments, stdin) || nats::run(arguments) {
         return true;
     }
     match arguments {

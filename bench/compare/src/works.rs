@@ -74,6 +74,7 @@ const REPLACE: &[&str] = &[
 const SIZES: &[&str] = &[RUST[0], RUST[3], OTHERS[1], OTHERS[2], OTHERS[3], OTHERS[4]];
 const HASHES: &[&str] = &[RUST[0], RUST[2], RUST[3], OTHERS[0], OTHERS[1], OTHERS[2], OTHERS[3]];
 const REMOTE: &[&str] = &["taskfork tls", "floor tls", "floor tls through a relay"];
+const NATS: &[&str] = &["taskfork nats", "floor nats"];
 const ONE_MORE: &[&str] = &["taskfork", "floor fork"];
 const THREADS: &[&str] = &[
     "taskfork on 1 thread",
@@ -125,6 +126,10 @@ pub const WORKS: &[Work] = works! {
     "payload_256m", "256 MiB there and back", "MB/s", true, [256 << 10, 64 << 10], PAYLOAD;
     "remote_latency", "one call of 64 bytes through a gateway by TLS, median", "µs", false, [3000, 1000], REMOTE;
     "remote_payload_16m", "16 MiB there and back through a gateway by TLS", "MB/s", true, [16 << 10, 16 << 10], REMOTE;
+    "nats_latency", "one call of 64 bytes to a node at NATS, median", "µs", false, [3000, 1000], NATS;
+    "nats_payload_16m", "16 MiB there and back through NATS", "MB/s", true, [16 << 10, 16 << 10], NATS;
+    "nats_nodes", "calls that sleep for 5 ms, nodes with 4 sessions each", "calls/s", true, [4000, 1000],
+        &["taskfork on 1 node", "taskfork on 3 nodes"];
     "cold", "from nothing to the first result", "µs", false, [1, 1], ALL;
     "new_worker", "connect, fork and first answer of a new worker", "µs", false, [1, 1],
         &["taskfork", "floor fork"];
