@@ -31,6 +31,8 @@ mod connect;
 mod direct;
 mod error;
 mod fleet;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod link;
 mod names;
 mod node;

@@ -7,12 +7,14 @@ mod json;
 mod memory;
 mod messages;
 mod records;
+mod relay;
 mod texts;
 
 pub use json::{json, json_scan};
 pub use memory::{arguments, gather_frame, rings, shm};
 pub use messages::{errors, frames, from_client, from_worker, hellos};
 pub use records::{log_messages, telemetry, traces};
+pub use relay::{relayed_hellos, relayed_streams};
 pub use texts::{addresses, status};
 
 /// Reads numbers from the front of an input, and zeros after its end.

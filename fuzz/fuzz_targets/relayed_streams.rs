@@ -1,0 +1,6 @@
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use taskfork_fuzz::bounded;
+
+fuzz_target!(|data: &[u8]| bounded(taskfork::fuzz::relayed_streams, 16, data));

@@ -1,0 +1,6 @@
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use taskfork_fuzz::bounded;
+
+fuzz_target!(|data: &[u8]| bounded(taskfork_nats::fuzz::session_requests, 32, data));
