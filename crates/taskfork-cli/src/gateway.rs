@@ -208,8 +208,7 @@ fn become_user(account: &Account) -> Result<(), CommandError> {
 /// Gives up everything but relaying: no programs, no files but the certificates, no other sockets than connections
 /// that come in, and those to the server. A node connects to the ports of NATS too, and looks names up.
 fn confine(options: &GatewayOptions, log_file: Option<&Path>) -> Result<(), CommandError> {
-    let mut sandbox = Sandbox::compute()
-        .accept_connections()
+    let mut sandbox = Sandbox::gateway()
         // The file of the socket is another after a restart of the server.
         .unix_socket(folder(&options.server))
         // A kernel that cannot do all of it can do a part.

@@ -19,6 +19,8 @@ pub(crate) enum SandboxLevel {
     Files,
     /// No files, no network, no programs, no other processes
     Compute,
+    /// As compute, and accepts connections
+    Gateway,
     /// As compute, and what Python needs to start
     Python,
     /// As compute, and what Node needs to start
@@ -34,6 +36,7 @@ impl From<SandboxLevel> for Level {
             SandboxLevel::NoNetwork => Self::NoNetwork,
             SandboxLevel::Files => Self::Files,
             SandboxLevel::Compute => Self::Compute,
+            SandboxLevel::Gateway => Self::Gateway,
             SandboxLevel::Python => Self::Python,
             SandboxLevel::Node => Self::Node,
             SandboxLevel::Perl => Self::Perl,

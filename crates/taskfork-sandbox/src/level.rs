@@ -25,6 +25,8 @@ pub enum Level {
     Files,
     /// See [`Sandbox::compute`](crate::Sandbox::compute).
     Compute,
+    /// See [`Sandbox::gateway`](crate::Sandbox::gateway).
+    Gateway,
     /// See [`Sandbox::python`](crate::Sandbox::python).
     Python,
     /// See [`Sandbox::node`](crate::Sandbox::node).
@@ -34,12 +36,13 @@ pub enum Level {
 }
 
 impl Level {
-    /// All levels, from the weakest to the strongest, and then those of interpreters.
-    pub const ALL: [Self; 7] = [
+    /// All levels: from the weakest to the strongest, then that of gateways, then those of interpreters.
+    pub const ALL: [Self; 8] = [
         Self::Off,
         Self::NoNetwork,
         Self::Files,
         Self::Compute,
+        Self::Gateway,
         Self::Python,
         Self::Node,
         Self::Perl,
@@ -52,6 +55,7 @@ impl Level {
             Self::NoNetwork => "no-network",
             Self::Files => "files",
             Self::Compute => "compute",
+            Self::Gateway => "gateway",
             Self::Python => "python",
             Self::Node => "node",
             Self::Perl => "perl",
@@ -106,7 +110,7 @@ mod tests {
         let error = "Compute".parse::<Level>().unwrap_err().to_string();
         assert_eq!(
             error,
-            "`Compute` is not a level of a sandbox; the levels are off, no-network, files, compute, python, node, perl"
+            "`Compute` is not a level of a sandbox; the levels are off, no-network, files, compute, gateway, python, node, perl"
         );
     }
 }

@@ -43,6 +43,8 @@
 //! | capabilities of root | yes | yes | no | no | no |
 //! | mount, namespaces, io_uring, bpf, keys, modules | yes | no | no | no | no |
 //!
+//! `gateway` is `compute`, and accepts connections.
+//!
 //! [`read`](Sandbox::read), [`write`](Sandbox::write), [`execute`](Sandbox::execute),
 //! [`connect_tcp`](Sandbox::connect_tcp), [`unix_socket`](Sandbox::unix_socket),
 //! [`accept_connections`](Sandbox::accept_connections) and [`spawn_programs`](Sandbox::spawn_programs) open one

@@ -450,7 +450,7 @@ impl List {
         self.decide(libc::SYS_sendmsg, Allow.only_if(2, no_connect));
         self.decide(libc::SYS_sendmmsg, Allow.only_if(3, no_connect));
 
-        if sandbox.accepts_connections {
+        if sandbox.accepts_connections || sandbox.level == Level::Gateway {
             self.allow(&[libc::SYS_accept, libc::SYS_accept4]);
         }
 

@@ -137,7 +137,7 @@ impl Rules {
         for path in &sandbox.unix_sockets {
             self.add(path, AccessFs::ResolveUnix.into())?;
         }
-        if sandbox.level != Level::Compute {
+        if !matches!(sandbox.level, Level::Compute | Level::Gateway) {
             for (path, access) in NULL_DEVICES {
                 self.add_if_present(path, *access);
             }

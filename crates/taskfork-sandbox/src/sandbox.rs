@@ -61,6 +61,15 @@ impl Sandbox {
         Self::new(Level::Compute)
     }
 
+    /// For a process that passes on what others send: [`compute`](Self::compute), and it accepts connections from
+    /// listening sockets that are open before the sandbox applies.
+    ///
+    /// Where it passes them on is opened by [`unix_socket`](Self::unix_socket) or [`connect_tcp`](Self::connect_tcp), and
+    /// its certificates by [`read`](Self::read).
+    pub fn gateway() -> Self {
+        Self::new(Level::Gateway)
+    }
+
     /// For code that works on a few files: [`compute`](Self::compute), and each of `paths` is opened as
     /// by [`write`](Self::write).
     ///

@@ -9,7 +9,7 @@ use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
-use taskfork_sandbox::Level::{self, Compute, Files, NoNetwork, Node, Off, Perl, Python};
+use taskfork_sandbox::Level::{self, Compute, Files, Gateway, NoNetwork, Node, Off, Perl, Python};
 
 /// One thing to try.
 pub(super) struct Attempt {
@@ -19,10 +19,11 @@ pub(super) struct Attempt {
     pub(super) run: fn() -> io::Result<()>,
 }
 
-const ALL: &[Level] = &[Off, NoNetwork, Files, Compute, Python, Node, Perl];
+const ALL: &[Level] = &[Off, NoNetwork, Files, Compute, Gateway, Python, Node, Perl];
 const OPEN_FILES: &[Level] = &[Off, NoNetwork];
 const NULL_DEVICES: &[Level] = &[Off, NoNetwork, Files, Python, Node, Perl];
 const UNCONFINED: &[Level] = &[Off];
+const ACCEPTING: &[Level] = &[Off, Gateway];
 const EXECUTABLE_MEMORY: &[Level] = &[Off, NoNetwork, Python, Node, Perl];
 
 macro_rules! attempts {
@@ -45,7 +46,7 @@ pub(super) const ATTEMPTS: &[Attempt] = attempts! {
     renice_another_process UNCONFINED call(libc::SYS_setpriority, [0, victim_id(), 19, 0]);
     move_another_process UNCONFINED move_victim();
     listen_on_tcp UNCONFINED TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map(drop);
-    accept_a_connection UNCONFINED accept_a_connection();
+    accept_a_connection ACCEPTING accept_a_connection();
     ask_for_unread_bytes ALL ask_for_unread_bytes();
     connect_by_tcp UNCONFINED connect_to(1);
     connect_to_another_port UNCONFINED connect_to(2);
