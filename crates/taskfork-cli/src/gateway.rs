@@ -51,12 +51,16 @@ pub(crate) fn run(
     gateway.reloader().reload().map_err(|error| command_error(error, &options, source))?;
     if only_check {
         let checked = runtime.block_on(gateway.check());
+        runtime.shutdown_background();
         return check(checked, replaced.is_some(), &options, source);
     }
     if let Some(address) = gateway.local_addr() {
         tracing::info!("the gateway listens at tls:{address}");
     }
-    runtime.block_on(serve(gateway, log_file))?;
+    let served = runtime.block_on(serve(gateway, log_file));
+    // A look-up of a name, or a question to a server that hangs, may go on in a thread of its own.
+    runtime.shutdown_background();
+    served?;
     tracing::info!("the gateway has ended");
     Ok(())
 }

@@ -41,6 +41,8 @@ impl Calls {
         let checkout = self.client.checkout().timeout(self.timeout);
         let call = checkout.call::<Value>(&method, &arguments);
         drop(checkout);
+        // They have been encoded, and occupy far more memory than as JSON.
+        drop(arguments);
         let value = call.await.map_err(|error| failed(code(&error), text(&error)))?;
         let json = json::of(&value).map_err(|what| failed(500, format!("the result {what}")))?;
         Ok(json.to_string().into())

@@ -11,7 +11,7 @@ use taskfork::server::ServerStatus;
 use taskfork_nats::{Direct, NodeBuilder};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::NatsOptions;
 use super::calls::Calls;
@@ -26,6 +26,9 @@ use crate::server;
 const MIN_DELAY: Duration = Duration::from_millis(100);
 const PATIENCE: Duration = Duration::from_secs(1);
 const MAX_DELAY: Duration = Duration::from_secs(5);
+
+/// How much longer than its grace a node may take to leave.
+const LEAVING: Duration = Duration::from_secs(10);
 
 /// A node that may serve.
 #[derive(Debug)]
@@ -80,7 +83,14 @@ impl Node {
             };
             tokio::select! {
                 () = node.ended() => tracing::error!("the node has lost NATS, and joins again"),
-                () = begins(&mut draining) => return node.drain(grace).await,
+                () = begins(&mut draining) => {
+                    // While NATS is away, the node cannot say that it leaves, and could wait for that without limit.
+                    let limit = grace.saturating_add(LEAVING);
+                    if timeout(limit, node.drain(grace)).await.is_err() {
+                        tracing::warn!("the node has ended without telling NATS");
+                    }
+                    return;
+                }
             }
         }
     }

@@ -217,9 +217,15 @@ impl Fleet {
         while let Some(left) = wait.checked_sub(began.elapsed()) {
             check_connected(client)?;
             place.renew(&request()?).await?;
-            match attempt.answer(left.min(RENEWAL)).await? {
-                Answer::Accepted(accepted) => return Ok(attempt.acquired(accepted)),
-                Answer::NoResponders | Answer::Refused { .. } | Answer::None => {}
+            let renewed = Instant::now();
+            // The rest of the time passes also if nobody is there, or a node refuses. Otherwise clients of a service without
+            // nodes would ask as fast as NATS answers.
+            while let Some(time) = left.min(RENEWAL).checked_sub(renewed.elapsed()) {
+                match attempt.answer(time).await? {
+                    Answer::Accepted(accepted) => return Ok(attempt.acquired(accepted)),
+                    Answer::NoResponders | Answer::Refused { .. } => {}
+                    Answer::None => break,
+                }
             }
         }
         Err(error)

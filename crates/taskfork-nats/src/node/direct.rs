@@ -51,9 +51,11 @@ impl Shared {
         if matches!(Message::decode(first.payload.clone()), Ok((_, Message::End(_)))) {
             return Ok(None);
         }
-        // The client is connected with the server only now: usually it does not need that.
-        let stream = self.connect(&invitation.request).await;
+        // The session begins first: it sends heartbeats while the server takes its time.
+        let request = invitation.request.clone();
         let session = invitation.begin(first.payload);
+        // The client is connected with the server only now: usually it does not need that.
+        let stream = self.connect(&request).await;
         match stream {
             Ok(stream) => Ok(Some(Begun::Session(session, stream))),
             Err(error) => {

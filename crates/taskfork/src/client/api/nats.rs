@@ -74,15 +74,15 @@ impl ClientBuilder {
     /// Sets which way the bytes of a session take. A node may offer a direct connection by TLS, which other
     /// processes and machines do not see, and which is faster than the way through NATS.
     ///
-    /// * [`NatsRoute::Auto`]: directly, if the node offers it and can be reached there; otherwise through NATS. This is the
+    /// * [`NatsRoute::Auto`](crate::client::NatsRoute::Auto): directly, if the node offers it and can be reached there; otherwise through NATS. This is the
     ///   default with the feature `tls`.
-    /// * [`NatsRoute::Direct`]: only directly. Nodes that do not offer it are not used. It needs the
+    /// * [`NatsRoute::Direct`](crate::client::NatsRoute::Direct): only directly. Nodes that do not offer it are not used. It needs the
     ///   feature `tls`.
-    /// * [`NatsRoute::Relayed`]: through NATS. This is the default without the feature `tls`.
+    /// * [`NatsRoute::Relayed`](crate::client::NatsRoute::Relayed): through NATS. This is the default without the feature `tls`.
     ///
     /// If gateways want certificates of clients, set one with `tls_identity`. A client without an address
     /// `nats://HOST:PORT/SERVICE` is an error of [`build`](Self::build), and so is
-    /// [`NatsRoute::Direct`] without the feature `tls`.
+    /// [`NatsRoute::Direct`](crate::client::NatsRoute::Direct) without the feature `tls`.
     ///
     /// ```
     /// use taskfork::client::NatsRoute;
