@@ -1,8 +1,14 @@
 //! A fleet over NATS: this program starts a NATS server and three nodes, has 200 pictures converted, and kills a
 //! node meanwhile. The README beside this file says more.
 //!
-//! ```text
-//! cargo run --example fleet
+//! In a crate of your own it needs:
+//!
+//! ```sh
+//! cargo add taskfork --features nats
+//! cargo add taskfork-gateway --features nats
+//! cargo add image --no-default-features --features png,jpeg
+//! cargo add tempfile
+//! cargo add tokio --features full
 //! ```
 
 use std::collections::BTreeMap;
