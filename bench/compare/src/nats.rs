@@ -27,9 +27,6 @@ pub const SLEEP: Duration = Duration::from_millis(5);
 /// The length of a bare message. The server takes 1 MiB; shorter ones keep both sides busy.
 const PIECE: usize = 128 << 10;
 
-/// How many bare bytes are on their way, as in a session.
-const WINDOW: usize = 1 << 20;
-
 /// A process that ends with this value.
 struct Process(Child);
 
@@ -97,9 +94,14 @@ pub fn run(arguments: &[String]) -> bool {
         [role, url] if role == "answer_nats" => runtime().block_on(async {
             let client = async_nats::connect(url).await.expect("a NATS server");
             let mut requests = client.subscribe("bare").await.expect("a subscription");
+            // A request may have several pieces. As a worker, this answers when it has all of them.
+            let mut pieces = Vec::new();
             while let Some(message) = requests.next().await {
-                let reply = message.reply.expect("a reply subject");
-                client.publish(reply, message.payload).await.expect("a NATS server");
+                pieces.push(message.payload);
+                let Some(reply) = message.reply else { continue };
+                for piece in pieces.drain(..) {
+                    client.publish(reply.clone(), piece).await.expect("a NATS server");
+                }
             }
         }),
         [role, url, server, name] if role == "node" => runtime().block_on(async {
@@ -147,7 +149,7 @@ impl Bare {
         })
     }
 
-    /// Sends so many bytes in pieces, and gets them back, with a window of them on their way.
+    /// Sends requests of so many bytes in pieces, and gets them back.
     fn exchanges(&self, bytes: usize, times: usize) -> Vec<Duration> {
         let piece = bytes::Bytes::from(vec![b'x'; PIECE]);
         self.runtime.block_on(async {
@@ -156,14 +158,14 @@ impl Bare {
             let mut all = Vec::new();
             for _ in 0..times {
                 let start = Instant::now();
-                let (mut sent, mut received) = (0, 0);
+                for _ in 1..bytes / PIECE {
+                    let publish = self.client.publish("bare", piece.clone());
+                    publish.await.expect("a NATS server");
+                }
+                let publish = self.client.publish_with_reply("bare", inbox.clone(), piece.clone());
+                publish.await.expect("a NATS server");
+                let mut received = 0;
                 while received < bytes {
-                    while sent < bytes && sent - received < WINDOW {
-                        let (inbox, piece) = (inbox.clone(), piece.clone());
-                        let publish = self.client.publish_with_reply("bare", inbox, piece);
-                        publish.await.expect("a NATS server");
-                        sent += PIECE;
-                    }
                     received += answers.next().await.expect("an answer").payload.len();
                 }
                 all.push(start.elapsed());
