@@ -103,6 +103,15 @@ tuples! {
     (A B C D E F G H)
 }
 
+/// The items of a line: texts unchanged, values as JSON.
+pub(crate) fn line_of(items: &[Value]) -> String {
+    let texts: Vec<String> = items
+        .iter()
+        .map(|item| item.as_str().map_or_else(|| item.to_string(), str::to_owned))
+        .collect();
+    texts.join(" ")
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;

@@ -36,6 +36,7 @@
 //!
 //! # Crate features
 //!
+//! - `timeline` (on by default): [`timeline`] and [`Style`].
 //! - `tracing` (off by default): `emit` emits a message as an event of `tracing`.
 
 mod bounds;
@@ -46,6 +47,7 @@ mod message;
 mod printable;
 mod sink;
 mod structure;
+#[cfg(feature = "timeline")]
 mod timeline;
 mod trace;
 
@@ -57,6 +59,7 @@ pub use printable::{printable, printable_bytes, printable_json, printable_lines}
 pub use sink::JsonLines;
 #[cfg(feature = "tracing")]
 pub use sink::emit;
+#[cfg(feature = "timeline")]
 pub use timeline::{Style, timeline};
 pub use trace::chrome_trace;
 

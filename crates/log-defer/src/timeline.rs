@@ -5,9 +5,9 @@ use std::io::IsTerminal;
 use std::time::{Duration, UNIX_EPOCH};
 
 use anstyle::{AnsiColor, Style as Ansi};
-use serde_json::Value;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
+use crate::items::line_of;
 use crate::level::Level;
 use crate::message::Message;
 use crate::printable::printable;
@@ -99,15 +99,6 @@ pub fn timeline(message: &Message, style: Style) -> String {
         add_line(&mut out, &[(level_style(Level::WARN), &note)], width, style.color);
     }
     out
-}
-
-/// The items of a line: texts unchanged, values as JSON.
-pub(crate) fn line_of(items: &[Value]) -> String {
-    let texts: Vec<String> = items
-        .iter()
-        .map(|item| item.as_str().map_or_else(|| item.to_string(), str::to_owned))
-        .collect();
-    texts.join(" ")
 }
 
 /// The text without characters of unknown width.

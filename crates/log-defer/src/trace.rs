@@ -49,7 +49,7 @@ fn add(events: &mut Vec<Value>, pid: usize, message: &Message) {
         events.push(slice(&timer.name, "timer", track + 1, timer.from, to, json!({})));
     }
     for entry in &message.logs {
-        let name = crate::timeline::line_of(&entry.items);
+        let name = crate::items::line_of(&entry.items);
         events.push(json!({
             "name": name, "cat": entry.level.to_string(), "ph": "i", "s": "t", "pid": pid,
             "tid": 0, "ts": micros(entry.time), "args": { "items": entry.items },

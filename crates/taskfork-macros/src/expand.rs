@@ -13,8 +13,10 @@ pub(crate) fn expand(item: &ItemTrait, interface: &Interface) -> TokenStream {
     let calls = calls(item, interface);
     let blocking = blocking_calls(item, interface);
     quote! {
+        // Without the feature `server` nothing implements it.
+        #[allow(dead_code)]
         #item
-        #dispatch
+        ::taskfork::__with_server! { #dispatch }
         #calls
         #blocking
     }

@@ -8,7 +8,7 @@ use syn::spanned::Spanned;
 use syn::visit::Visit;
 use syn::{
     Attribute, Error, FnArg, GenericArgument, Ident, ItemTrait, LitStr, Pat, PathArguments,
-    Receiver, ReturnType, Signature, TraitItem, TraitItemFn, Type,
+    Receiver, ReceiverKind, ReturnType, Safety, Signature, TraitItem, TraitItemFn, Type,
 };
 
 use crate::attributes;
@@ -205,7 +205,7 @@ fn check_signature(signature: &Signature, mistakes: &mut Mistakes) {
             "a worker runs one call at a time and may block: write `fn` without `async`",
         );
     }
-    if let Some(unsafety) = &signature.unsafety {
+    if let Safety::Unsafe(unsafety) = &signature.safety {
         mistakes.add(
             unsafety.span(),
             "a caller in another process cannot uphold safety conditions: remove `unsafe`",
@@ -223,10 +223,7 @@ fn check_signature(signature: &Signature, mistakes: &mut Mistakes) {
 }
 
 fn check_receiver(receiver: &Receiver, mistakes: &mut Mistakes) {
-    let fits = receiver.reference.as_ref().is_some_and(|(_, lifetime)| lifetime.is_none())
-        && receiver.mutability.is_some()
-        && receiver.colon_token.is_none();
-    if !fits {
+    if !matches!(receiver.kind, ReceiverKind::Reference(_, None, Some(_))) {
         mistakes.add(
             receiver.span(),
             "a method takes the worker's state by mutable reference: write `&mut self`",
@@ -383,7 +380,7 @@ impl<'ast> Visit<'ast> for TypeCheck<'_> {
                 "the other process must know the type behind `impl Trait`: name a concrete type"
                     .to_owned(),
             ),
-            Type::BareFn(_) => Some("a function cannot be sent to another process".to_owned()),
+            Type::FnPtr(_) => Some("a function cannot be sent to another process".to_owned()),
             Type::TraitObject(_) => Some(
                 "a trait object cannot be sent to another process: name a concrete type".to_owned(),
             ),

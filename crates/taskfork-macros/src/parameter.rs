@@ -16,7 +16,7 @@ enum Passing {
     /// Any other value.
     Value,
     /// A reference to a value of this type.
-    Reference(Type),
+    Reference(Box<Type>),
     /// A reference that an owner of this type gives: `str`, `Path`, a slice.
     Unsized(TokenStream),
     /// A slice of bytes.
@@ -36,7 +36,7 @@ impl Parameter {
                     Passing::Unsized(quote!(::std::string::String))
                 }
                 other if is_path(other) => Passing::Unsized(quote!(::std::path::PathBuf)),
-                other => Passing::Reference(other.clone()),
+                other => Passing::Reference(Box::new(other.clone())),
             },
             other if is(other, "String") => Passing::Text,
             _ => Passing::Value,

@@ -13,7 +13,24 @@ use crate::display::{debug_as_text, seconds};
 use crate::report;
 pub use crate::report::{CallSite, Report};
 pub use crate::wire::call_error::InterfaceError;
-pub use crate::worker::interface::BoxError;
+
+/// The error that functions of an untyped interface return. `?` converts any error to it, and `into`
+/// converts a text.
+///
+/// Its message and those of its causes reach the caller as a [`Failure`](Failure).
+///
+/// ```
+/// use taskfork::BoxError;
+///
+/// fn port(text: &str) -> Result<u16, BoxError> {
+///     if text.is_empty() {
+///         return Err("there is no port".into());
+///     }
+///     Ok(text.parse()?)
+/// }
+/// # assert!(port("").is_err() && port("80").is_ok());
+/// ```
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The error of a call.
 ///

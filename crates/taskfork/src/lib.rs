@@ -75,6 +75,7 @@
 //!
 //! | feature | effect |
 //! |---|---|
+//! | `server` (on by default) | Servers and workers. A program that only calls servers compiles half as much without it: `cargo add taskfork --no-default-features` |
 //! | `spans` | Spans and events that workers record with `tracing` reach the caller's subscriber, and error reports list the spans around a call. Adds [`worker::tracing_layer`] |
 //! | `metrics` | Clients and servers publish their statistics through the recorder of the crate `metrics` |
 //! | `opentelemetry` | A call carries the trace of the caller's OpenTelemetry span. Adds conversions of [`trace_context::TraceContext`] |
@@ -86,6 +87,8 @@
 //! in other languages and on other systems can connect to a server through TCP.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
+// Both sides share modules. What only a server uses of them is compiled without the feature too.
+#![cfg_attr(not(feature = "server"), allow(dead_code, unreachable_pub, unused_imports))]
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("taskfork needs Linux: it uses epoll, memfd and parent-death signals");
@@ -100,31 +103,37 @@ mod busy_poll;
 pub mod client;
 mod clock;
 mod connection_error;
+#[cfg(feature = "server")]
 mod context;
 mod death;
-#[cfg(test)]
+#[cfg(all(test, feature = "server"))]
 mod debug_tests;
 mod display;
 pub mod error;
-#[cfg(fuzzing)]
+#[cfg(all(fuzzing, feature = "server"))]
 #[doc(hidden)]
 pub mod fuzz;
+#[cfg(feature = "server")]
 mod log_output;
 mod peer;
 mod report;
 mod ring;
+#[cfg(feature = "server")]
 pub mod sandbox;
+#[cfg(feature = "server")]
 pub mod server;
 mod shm_pool;
-#[cfg(test)]
+#[cfg(all(test, feature = "server"))]
 #[path = "../tests/simulation/mod.rs"]
 mod simulation;
 mod sync;
 mod sys;
+#[cfg(feature = "server")]
 mod test_support;
 mod time_limit;
 pub mod trace_context;
 mod wire;
+#[cfg(feature = "server")]
 pub mod worker;
 
 #[doc(inline)]
@@ -132,12 +141,14 @@ pub use blob::Blob;
 #[doc(inline)]
 pub use client::{Call, Checkout, Client};
 #[doc(inline)]
-pub use error::Error;
+pub use error::{BoxError, Error};
 pub use log_defer;
+#[cfg(feature = "server")]
 #[doc(inline)]
 pub use server::{Server, ServerBuilder, ServerError, init};
+#[cfg(feature = "server")]
 #[doc(inline)]
-pub use worker::{BoxError, Methods};
+pub use worker::Methods;
 
 /// Defines a typed interface for the methods of a trait.
 ///
@@ -211,44 +222,31 @@ pub use taskfork_macros::interface;
 /// For the code that [`macro@interface`] generates, for the command, for the gateway and for benchmarks.
 #[doc(hidden)]
 pub mod __private {
+    #[cfg(feature = "server")]
+    pub use crate::server::private::*;
     pub use crate::wire::byte_slice::ByteSlice;
     pub use crate::wire::{bench, relay};
+    #[cfg(feature = "server")]
     pub use crate::worker::interface::{Reply, Request};
-
-    pub use crate::server::{Hangup, ServiceManager};
-
-    /// What SIGHUP does in this process, given the server's option `restart_on_hangup`.
-    pub fn meaning_of_hangup(restart: Option<bool>) -> Hangup {
-        crate::server::meaning_of_hangup(restart)
-    }
 
     /// Whether the other end of a unix socket has ended, or is shut down, and has left bytes unread.
     pub fn has_unread(socket: &impl std::os::fd::AsFd) -> bool {
         crate::sys::has_unread(socket)
     }
+}
 
-    /// The service manager that started this process.
-    pub fn service_manager() -> ServiceManager {
-        crate::server::service_manager()
-    }
+/// Code that needs the feature `server`.
+#[cfg(feature = "server")]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __with_server {
+    ($($code:tt)*) => { $($code)* };
+}
 
-    /// Makes `command` start a server with its signals blocked until the server handles them.
-    pub fn block_signals_until_served(
-        command: &mut std::process::Command,
-    ) -> &mut std::process::Command {
-        crate::server::block_signals_until_served(command)
-    }
-
-    /// For [`test_support!`](crate::test_support).
-    pub fn register_test_servers(
-        module: &'static str,
-        entries: &[(&'static str, crate::server::Entry)],
-    ) {
-        crate::server::register_test_servers(module, entries);
-    }
-
-    /// The file that a server executes to start this program again.
-    pub fn program_file() -> &'static std::path::Path {
-        crate::server::program_file::path()
-    }
+/// Code that needs the feature `server`.
+#[cfg(not(feature = "server"))]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __with_server {
+    ($($code:tt)*) => {};
 }

@@ -10,6 +10,7 @@ mod observe;
 mod pool;
 mod proto;
 mod session;
+pub(crate) mod spawned_server;
 
 #[cfg(test)]
 pub(crate) use io::transport::memory;

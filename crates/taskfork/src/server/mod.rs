@@ -46,6 +46,7 @@ mod oom;
 mod options;
 mod orphans;
 mod parent;
+pub(crate) mod private;
 mod privileges;
 mod probe;
 mod proc_status;

@@ -2,6 +2,7 @@
 //! what a worker or a client is.
 #![allow(unsafe_code)]
 
+#[cfg(feature = "server")]
 mod alarm;
 mod descriptor;
 mod exit_mirror;
@@ -29,6 +30,7 @@ mod user;
 mod vec_pages;
 mod violation;
 
+#[cfg(feature = "server")]
 pub(crate) use alarm::{
     MAX_STACK_FRAMES, StackSink, disable_stack_capture, install_stack_handler, wake_server,
 };

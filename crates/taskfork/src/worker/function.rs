@@ -4,7 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::interface::{BoxError, Interface, Reply, Request};
+use super::interface::{Interface, Reply, Request};
+use crate::error::BoxError;
 use crate::wire::arguments::Arguments;
 
 /// An untyped interface: one function for all calls. It gets the worker's state, the method's name if

@@ -4,27 +4,9 @@ use serde::Serialize;
 
 use super::error_reply::ErrorReply;
 use crate::blob;
-use crate::error::Failure;
+use crate::error::{BoxError, Failure};
 use crate::wire::arguments::{Arguments, ArgumentsError, FromArguments};
 use crate::wire::values::encode;
-
-/// The error that functions of an untyped interface return. `?` converts any error to it, and `into`
-/// converts a text.
-///
-/// Its message and those of its causes reach the caller as a [`Failure`](crate::error::Failure).
-///
-/// ```
-/// use taskfork::BoxError;
-///
-/// fn port(text: &str) -> Result<u16, BoxError> {
-///     if text.is_empty() {
-///         return Err("there is no port".into());
-///     }
-///     Ok(text.parse()?)
-/// }
-/// # assert!(port("").is_err() && port("80").is_ok());
-/// ```
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The calls that a server's workers answer: [`Methods`](crate::Methods), a
 /// [`Function`](crate::worker::Function), or the type that [`interface`](macro@crate::interface) defines

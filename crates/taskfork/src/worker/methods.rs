@@ -6,7 +6,8 @@ use std::fmt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::interface::{BoxError, Interface, Reply, Request};
+use super::interface::{Interface, Reply, Request};
+use crate::error::BoxError;
 use crate::wire::arguments::Arguments;
 
 type Entry<S> = Box<dyn Fn(&mut S, Request<'_>) -> Reply>;

@@ -41,7 +41,7 @@ mod user_code;
 
 pub use executable::Executable;
 pub use function::Function;
-pub use interface::{BoxError, Interface};
+pub use interface::Interface;
 pub use logger::logger;
 pub use methods::{Method, Methods, Stateless};
 /// A value of any type, as serde can decode it from a call or a result.

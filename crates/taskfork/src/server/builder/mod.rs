@@ -16,10 +16,11 @@ pub use self::preload::Preloaded;
 use super::error::ServerError;
 use super::options::{Options, PreloadFn};
 use super::run::Server;
+use crate::error::BoxError;
 use crate::error::Failure;
 use crate::wire::values::{ValueFormat, decode};
 use crate::worker::executable::{Executable, Program};
-use crate::worker::interface::{BoxError, Interface};
+use crate::worker::interface::Interface;
 use crate::worker::{Confined, Handlers, serve};
 
 /// Collects the options of a server. [`interface`](Self::interface) or

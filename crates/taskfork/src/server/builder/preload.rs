@@ -5,7 +5,7 @@ use std::fmt;
 use std::rc::Rc;
 
 use super::{ServerBuilder, failure};
-use crate::worker::interface::BoxError;
+use crate::error::BoxError;
 
 /// A builder whose server loads a value before it forks workers. [`setup`](Self::setup) receives the
 /// value. [`ServerBuilder::preload`] makes it.

@@ -12,7 +12,8 @@ use std::ffi::OsString;
 pub(crate) use program::Program;
 
 use super::WorkerSandbox;
-use super::interface::{BoxError, Interface, Reply, Request};
+use super::interface::{Interface, Reply, Request};
+use crate::error::BoxError;
 use crate::sys;
 use crate::wire::Protocol;
 use crate::wire::frame::{DEFAULT_MAX_BLOB, DEFAULT_MAX_FRAME};

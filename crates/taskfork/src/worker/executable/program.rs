@@ -15,6 +15,7 @@ use super::Executable;
 use super::translate;
 use crate::blob;
 use crate::context::context;
+use crate::error::BoxError;
 use crate::error::Failure;
 use crate::sys;
 use crate::wire::attachments::Attachments;
@@ -26,7 +27,7 @@ use crate::wire::perl::{self, Scanner};
 use crate::wire::{Protocol, WireError};
 use crate::worker::WorkerSandbox;
 use crate::worker::error_reply::ErrorReply;
-use crate::worker::interface::{BoxError, Reply, Request};
+use crate::worker::interface::{Reply, Request};
 
 /// The environment variable with the number of the program's descriptor.
 const FD_VARIABLE: &str = "TASKFORK_FD";
