@@ -310,6 +310,23 @@ impl Checkout {
         Self { inner: self.inner.timeout(timeout), ..self }
     }
 
+    /// Sets the time limit of each call that is made from now on, counted from when the call begins to run. See
+    /// [`crate::Checkout::run_timeout`].
+    ///
+    /// ```no_run
+    /// # fn example(client: taskfork::blocking::Client) -> Result<(), taskfork::BoxError> {
+    /// use std::time::Duration;
+    ///
+    /// let checkout = client.checkout().timeout(None).run_timeout(Duration::from_secs(2));
+    /// checkout.call::<()>("begin", ())?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use = "it returns the checkout, which is released when it is dropped"]
+    pub fn run_timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
+        Self { inner: self.inner.run_timeout(timeout), ..self }
+    }
+
     /// Records each call that is made from now on in `log`. See [`crate::Checkout::log`].
     ///
     /// ```no_run

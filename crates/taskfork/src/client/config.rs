@@ -22,6 +22,7 @@ pub(crate) struct Config {
     pub(crate) name: String,
     pub(crate) limits: PoolLimits,
     pub(crate) timeout: TimeLimit,
+    pub(crate) run_timeout: TimeLimit,
     pub(crate) grace: TimeLimit,
     pub(crate) busy_poll: BusyPoll,
     /// The number of CPUs.
@@ -41,11 +42,25 @@ pub(crate) struct Config {
     pub(crate) peer: Option<Vec<u8>>,
 }
 
+/// What the checkouts of a handle of a client have in common. Handles of one client may differ in it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CheckoutOptions {
+    /// The time limit of calls, from when they are made.
+    pub(crate) timeout: TimeLimit,
+    /// The time limit of calls, from when they begin to run.
+    pub(crate) run_timeout: TimeLimit,
+}
+
 impl Config {
-    pub(crate) fn session_options(&self) -> SessionOptions {
+    pub(crate) fn checkout_options(&self) -> CheckoutOptions {
+        CheckoutOptions { timeout: self.timeout, run_timeout: self.run_timeout }
+    }
+
+    pub(crate) fn session_options(&self, checkout: CheckoutOptions) -> SessionOptions {
         SessionOptions {
             reuse_after_error: self.reuse_after_error,
-            timeout: self.timeout,
+            timeout: checkout.timeout,
+            run_timeout: checkout.run_timeout,
             grace: self.grace,
             connect_timeout: self.connect_timeout,
             is_native: self.protocol == Protocol::Native,

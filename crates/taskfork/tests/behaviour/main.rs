@@ -54,6 +54,7 @@ mod reports;
 mod restart;
 mod ring_peers;
 mod rings;
+mod run_timeout;
 mod sandbox;
 mod scratch;
 mod server;

@@ -48,6 +48,7 @@ pub struct ClientBuilder {
     max_queue: Option<usize>,
     overload: Overload,
     timeout: TimeLimit,
+    run_timeout: TimeLimit,
     grace: TimeLimit,
     busy_poll: BusyPoll,
     connect_timeout: TimeLimit,
@@ -146,6 +147,7 @@ impl Client {
             max_queue: None,
             overload: Overload::default(),
             timeout: TimeLimit::new(Duration::from_secs(30)),
+            run_timeout: TimeLimit::NEVER,
             grace: DEFAULT_GRACE,
             busy_poll: BusyPoll::default(),
             connect_timeout: TimeLimit::new(Duration::from_secs(5)),
@@ -317,6 +319,38 @@ impl ClientBuilder {
     /// ```
     pub fn timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.timeout = timeout.into().into();
+        self
+    }
+
+    /// Sets the time limit of each call, from when it begins to run to when its answer arrives. `None` means no
+    /// limit, and so does a limit of 100 years or more. The [`timeout`](Self::timeout) holds as well: what is over
+    /// first ends the call, and the error names it.
+    ///
+    /// Defaults to `None`. 0 is an error of [`build`](Self::build).
+    /// [`Checkout::run_timeout`](crate::Checkout::run_timeout) and
+    /// [`Client::with_run_timeout`](crate::Client::with_run_timeout) set another limit for some calls.
+    ///
+    /// A call begins to run when the worker begins it. The wait for a worker does not count, nor does the
+    /// worker's `setup`, nor the calls that were made before on the same checkout. So a client can make hundreds of
+    /// calls at once, each of which has its own time.
+    ///
+    /// The worker and its server keep the time, as they do for `timeout`: at the limit the worker is told, and
+    /// killed after [`grace`](Self::grace). The client ends a call by itself if the server has not done so 2
+    /// seconds later. For that it takes a call to run when the worker has all of it and has answered the calls before
+    /// it. For the first call of a checkout it relies on `timeout`, because it does not learn when `setup`, or
+    /// `checkout_done` of the checkout before, has ended. A server in Perl keeps no time. There the client ends
+    /// each call at the limit.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let client = taskfork::Client::builder()
+    ///     .timeout(Duration::from_secs(600))
+    ///     .run_timeout(Duration::from_secs(2));
+    /// # let _ = client;
+    /// ```
+    pub fn run_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.run_timeout = timeout.into().into();
         self
     }
 
@@ -589,6 +623,11 @@ impl ClientBuilder {
                 "with 0, every call would be late: set a longer time, or `None` for no limit";
             return wrong("timeout", reason.to_owned());
         }
+        if self.run_timeout.is_zero() {
+            let reason =
+                "with 0, every call would be late: set a longer time, or `None` for no limit";
+            return wrong("run_timeout", reason.to_owned());
+        }
         if self.connect_timeout.is_zero() {
             let reason = "with 0, no server could answer in time: set a longer time";
             return wrong("connect_timeout", reason.to_owned());
@@ -631,6 +670,7 @@ impl ClientBuilder {
                 overload: self.overload,
             },
             timeout: self.timeout,
+            run_timeout: self.run_timeout,
             grace: self.grace,
             busy_poll: self.busy_poll,
             cores: sys::available_cores(),

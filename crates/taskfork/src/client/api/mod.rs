@@ -4,6 +4,7 @@ pub(super) mod builder;
 pub(super) mod call;
 pub(super) mod checkout;
 pub(super) mod handle;
+mod handle_options;
 #[cfg(feature = "nats")]
 mod nats;
 #[cfg(feature = "nats")]

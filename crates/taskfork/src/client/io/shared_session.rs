@@ -16,6 +16,7 @@ use super::driver_queue::{Driven, DriverEvent};
 use super::effects::{Effects, PoolCommand, Waiter};
 use super::spin::SpinGuard;
 use super::time;
+use crate::client::config::CheckoutOptions;
 use crate::client::now::Now;
 use crate::client::observe::replay::Replay;
 use crate::client::pool::timers::TimerKey;
@@ -24,7 +25,7 @@ use crate::client::pool::{CheckedOut, Lease, Loss};
 use crate::client::proto::io_types::Transmit;
 use crate::client::session::calls::{MethodName, Operation, Outcome, Seq};
 use crate::client::session::{Event, Return, Session, Step};
-use crate::error::{FatalError, Stage};
+use crate::error::{FatalError, Stage, TimeoutOption};
 use crate::shm_pool::ShmBufferMut;
 use crate::sync::lock;
 use crate::time_limit::TimeLimit;
@@ -75,8 +76,8 @@ impl State {
 
 impl SharedSession {
     /// Starts a checkout with an idle worker or a place in the queue.
-    pub(crate) fn new(core: Arc<Core>) -> Arc<Self> {
-        let session = Self::with(core, false);
+    pub(crate) fn new(core: Arc<Core>, options: CheckoutOptions) -> Arc<Self> {
+        let session = Self::with(core, options, false);
         session.update(|state, effects| session.check_out(state, effects));
         session
     }
@@ -84,11 +85,12 @@ impl SharedSession {
     /// Makes a call in a checkout of its own, which ends with that call.
     pub(crate) fn call_once(
         core: Arc<Core>,
+        options: CheckoutOptions,
         method: MethodName,
         operation: Operation,
         replay: Option<Arc<Replay>>,
     ) -> (Arc<Self>, Seq) {
-        let session = Self::with(core, true);
+        let session = Self::with(core, options, true);
         let now = now();
         let mut state = session.lock();
         let mut effects = Effects::default();
@@ -129,17 +131,17 @@ impl SharedSession {
     }
 
     /// Starts a checkout if a worker is idle.
-    pub(crate) fn try_new(core: Arc<Core>) -> Option<Arc<Self>> {
+    pub(crate) fn try_new(core: Arc<Core>, options: CheckoutOptions) -> Option<Arc<Self>> {
         let lease = core.pool().check_out_idle()?;
         core.counters.count_checkout(Duration::ZERO);
-        let session = Self::with(core, false);
+        let session = Self::with(core, options, false);
         session.update(|state, _| session.attach_worker(state, lease));
         Some(session)
     }
 
-    fn with(core: Arc<Core>, is_single: bool) -> Arc<Self> {
+    fn with(core: Arc<Core>, options: CheckoutOptions, is_single: bool) -> Arc<Self> {
         let state = State {
-            session: Session::new(core.config.session_options(), is_single),
+            session: Session::new(core.config.session_options(options), is_single),
             place: Place::None,
             timer: None,
             waiting_since: None,
@@ -170,6 +172,10 @@ impl SharedSession {
 
     pub(crate) fn set_timeout(&self, timeout: TimeLimit) {
         self.lock().session.set_timeout(timeout);
+    }
+
+    pub(crate) fn set_run_timeout(&self, timeout: TimeLimit) {
+        self.lock().session.set_run_timeout(timeout);
     }
 
     pub(crate) fn set_log(&self, log: Log) {
@@ -212,6 +218,7 @@ impl SharedSession {
     fn send_first(self: &Arc<Self>, state: &mut State, now: &Now) -> bool {
         let Some((session, link)) = state.linked() else { return false };
         self.send(session, link, now);
+        session.begin_run(now);
         let is_waiting = session.connection().is_some_and(|it| !it.waits_for_arrived());
         if !is_waiting || session.has_events() {
             return false;
@@ -507,7 +514,12 @@ impl SharedSession {
                 unreachable_for: time::now().saturating_duration_since(unreachable.since),
                 after,
             },
-            None => FatalError::TimedOut { after, stage: Stage::Waiting, hung: None },
+            None => FatalError::TimedOut {
+                after,
+                limit: TimeoutOption::Timeout,
+                stage: Stage::Waiting,
+                hung: None,
+            },
         }
     }
 

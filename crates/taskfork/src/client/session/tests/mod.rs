@@ -29,6 +29,7 @@ use crate::wire::values::ValueFormat;
 mod calls;
 mod gateway;
 mod handshake;
+mod run_timeout;
 mod violations;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -60,6 +61,7 @@ impl Checkout {
             SessionOptions {
                 reuse_after_error: true,
                 timeout: TimeLimit::new(TIMEOUT),
+                run_timeout: TimeLimit::NEVER,
                 grace: TimeLimit::new(GRACE),
                 connect_timeout: TimeLimit::new(CONNECT_TIMEOUT),
                 is_native: true,

@@ -1,0 +1,43 @@
+//! Handles of one client whose checkouts have different options.
+
+use std::time::Duration;
+
+use super::handle::Client;
+
+impl Client {
+    /// Returns a handle of the same client whose calls have this time limit, counted from when they are made. `None`
+    /// means no limit. With 0, a call succeeds only if its answer is there at once.
+    ///
+    /// The handle shares workers and queue with this one, which stays as it is. The limit holds for calls of the
+    /// handle itself and on its checkouts, unless [`Checkout::timeout`](crate::Checkout::timeout) sets another.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    /// # async fn example(client: taskfork::Client) -> Result<(), taskfork::Error> {
+    /// let quick = client.with_timeout(Duration::from_millis(200));
+    /// let page: String = quick.call("render", ("page",)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn with_timeout(&self, timeout: impl Into<Option<Duration>>) -> Self {
+        let timeout = timeout.into().into();
+        self.with_options(|options| options.timeout = timeout)
+    }
+
+    /// Returns a handle of the same client whose calls have this time limit, counted from when they begin to run. See
+    /// [`ClientBuilder::run_timeout`](crate::client::ClientBuilder::run_timeout), and for the handle
+    /// [`with_timeout`](Self::with_timeout).
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    /// # async fn example(client: taskfork::Client) -> Result<(), taskfork::Error> {
+    /// let patient = client.with_timeout(None).with_run_timeout(Duration::from_secs(1));
+    /// let page: String = patient.call("render", ("page",)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn with_run_timeout(&self, timeout: impl Into<Option<Duration>>) -> Self {
+        let timeout = timeout.into().into();
+        self.with_options(|options| options.run_timeout = timeout)
+    }
+}
