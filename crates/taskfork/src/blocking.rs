@@ -20,6 +20,10 @@
 //! # }
 //! ```
 
+mod handle_options;
+mod map;
+mod resize;
+
 use std::io;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::pin::pin;
@@ -37,6 +41,8 @@ use crate::display::debug_as_text;
 use crate::error::{Error, Failure};
 use crate::wire::arguments::IntoArguments;
 use crate::wire::call_error::InterfaceError;
+
+pub use self::map::MapCalls;
 
 /// A pool of connections to the workers of a server, for threads that may block.
 ///

@@ -2,7 +2,7 @@
 
 use super::io::transport::Connector;
 use super::pool::PoolLimits;
-use super::session::SessionOptions;
+use super::session::{SessionOptions, TimeKeeper};
 use crate::address::Address;
 use crate::busy_poll::BusyPoll;
 use crate::error::FatalError;
@@ -24,6 +24,7 @@ pub(crate) struct Config {
     pub(crate) timeout: TimeLimit,
     pub(crate) run_timeout: TimeLimit,
     pub(crate) grace: TimeLimit,
+    pub(crate) time_keeper: TimeKeeper,
     pub(crate) busy_poll: BusyPoll,
     /// The number of CPUs.
     pub(crate) cores: usize,
@@ -49,11 +50,12 @@ pub(crate) struct CheckoutOptions {
     pub(crate) timeout: TimeLimit,
     /// The time limit of calls, from when they begin to run.
     pub(crate) run_timeout: TimeLimit,
+    pub(crate) priority: i8,
 }
 
 impl Config {
     pub(crate) fn checkout_options(&self) -> CheckoutOptions {
-        CheckoutOptions { timeout: self.timeout, run_timeout: self.run_timeout }
+        CheckoutOptions { timeout: self.timeout, run_timeout: self.run_timeout, priority: 0 }
     }
 
     pub(crate) fn session_options(&self, checkout: CheckoutOptions) -> SessionOptions {
@@ -63,7 +65,7 @@ impl Config {
             run_timeout: checkout.run_timeout,
             grace: self.grace,
             connect_timeout: self.connect_timeout,
-            is_native: self.protocol == Protocol::Native,
+            time_keeper: self.time_keeper,
         }
     }
 

@@ -14,6 +14,7 @@ use crate::busy_poll::BusyPoll;
 use crate::client::config::Config;
 use crate::client::io::transport::Connector;
 use crate::client::pool::{Overload, PoolLimits};
+use crate::client::session::TimeKeeper;
 use crate::display::debug_as_text;
 use crate::server::SpawnedServer;
 use crate::shm_pool::DEFAULT_SHARED_MEMORY;
@@ -47,6 +48,7 @@ pub struct ClientBuilder {
     max_checkouts: Option<u64>,
     max_queue: Option<usize>,
     overload: Overload,
+    aging: Duration,
     timeout: TimeLimit,
     run_timeout: TimeLimit,
     grace: TimeLimit,
@@ -146,6 +148,7 @@ impl Client {
             max_checkouts: None,
             max_queue: None,
             overload: Overload::default(),
+            aging: Duration::from_secs(1),
             timeout: TimeLimit::new(Duration::from_secs(30)),
             run_timeout: TimeLimit::NEVER,
             grace: DEFAULT_GRACE,
@@ -298,6 +301,22 @@ impl ClientBuilder {
     /// ```
     pub fn overload(mut self, overload: Overload) -> Self {
         self.overload = overload;
+        self
+    }
+
+    /// Sets how much waiting one level of priority is worth. See
+    /// [`Client::with_priority`](crate::Client::with_priority).
+    ///
+    /// Defaults to 1 second. With 0, priorities have no effect.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let builder = taskfork::Client::builder().priority_aging(Duration::from_millis(100));
+    /// # let _ = builder;
+    /// ```
+    pub fn priority_aging(mut self, level: Duration) -> Self {
+        self.aging = level;
         self
     }
 
@@ -607,13 +626,8 @@ impl ClientBuilder {
             return Err(ConfigError::NotConnectable { address: address.to_string() });
         }
         let max_workers = self.max_workers;
-        if max_workers == 0 {
-            return Err(ConfigError::NoWorkers);
-        }
         let min_workers = self.min_workers.unwrap_or(2.min(max_workers));
-        if max_workers < min_workers {
-            return Err(ConfigError::MaxBelowMin { min_workers, max_workers });
-        }
+        check_workers(min_workers, max_workers)?;
         if self.max_checkouts == Some(0) {
             return Err(ConfigError::NoCheckouts);
         }
@@ -639,6 +653,16 @@ impl ClientBuilder {
             );
             return wrong("max_frame", reason);
         }
+        let is_in_process = addresses.iter().any(|address| address.0.is_in_process());
+        let time_keeper = match self.protocol {
+            Protocol::Perl if is_in_process => {
+                let reason = "workers on threads of this process speak the native protocol only";
+                return wrong("protocol", reason.to_owned());
+            }
+            Protocol::Perl => TimeKeeper::Client,
+            Protocol::Native if is_in_process => TimeKeeper::ClientAfterGrace,
+            Protocol::Native => TimeKeeper::Server,
+        };
         let connector = Connector {
             #[cfg(feature = "tls")]
             tls: self
@@ -668,10 +692,12 @@ impl ClientBuilder {
                 max_checkouts: self.max_checkouts,
                 max_queue: self.max_queue,
                 overload: self.overload,
+                aging: self.aging,
             },
             timeout: self.timeout,
             run_timeout: self.run_timeout,
             grace: self.grace,
+            time_keeper,
             busy_poll: self.busy_poll,
             cores: sys::available_cores(),
             connect_timeout: self.connect_timeout,
@@ -685,4 +711,15 @@ impl ClientBuilder {
             peer: self.peer,
         })
     }
+}
+
+/// Checks how many workers a client is to have.
+pub(super) fn check_workers(min_workers: usize, max_workers: usize) -> Result<(), ConfigError> {
+    if max_workers == 0 {
+        return Err(ConfigError::NoWorkers);
+    }
+    if max_workers < min_workers {
+        return Err(ConfigError::MaxBelowMin { min_workers, max_workers });
+    }
+    Ok(())
 }

@@ -40,4 +40,26 @@ impl Client {
         let timeout = timeout.into().into();
         self.with_options(|options| options.run_timeout = timeout)
     }
+
+    /// Returns a handle of the same client whose checkouts have this priority while they wait for a worker. The default
+    /// is 0, and a higher one is served first.
+    ///
+    /// Waiting makes up for a lower priority: each level is worth one second (see
+    /// [`priority_aging`](crate::client::ClientBuilder::priority_aging)). A checkout of priority 5 is served before
+    /// those of priority 0 that were made up to 5 seconds earlier, and after those that have waited longer. So no
+    /// checkout waits for ever: those of priority `q` overtake one of priority `p` only if they are made within
+    /// `q - p` seconds behind it. Within one priority the first made is the first served.
+    ///
+    /// Calls that run are not interrupted, and other clients of the same server are not concerned.
+    ///
+    /// ```no_run
+    /// # async fn example(client: taskfork::Client) -> Result<(), taskfork::Error> {
+    /// let urgent = client.with_priority(5);
+    /// let page: String = urgent.call("render", ("page",)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn with_priority(&self, priority: i8) -> Self {
+        self.with_options(|options| options.priority = priority)
+    }
 }

@@ -5,6 +5,9 @@ pub(super) mod call;
 pub(super) mod checkout;
 pub(super) mod handle;
 mod handle_options;
+pub(super) mod map;
+mod map_futures;
+mod resize;
 #[cfg(feature = "nats")]
 mod nats;
 #[cfg(feature = "nats")]

@@ -20,7 +20,7 @@ use crate::client::config::CheckoutOptions;
 use crate::client::now::Now;
 use crate::client::observe::replay::Replay;
 use crate::client::pool::timers::TimerKey;
-use crate::client::pool::wait_queue::Ticket;
+use crate::client::pool::priority_queue::QueuePlace;
 use crate::client::pool::{CheckedOut, Lease, Loss};
 use crate::client::proto::io_types::Transmit;
 use crate::client::session::calls::{MethodName, Operation, Outcome, Seq};
@@ -60,7 +60,7 @@ struct State {
 #[derive(Debug)]
 enum Place {
     None,
-    Queue(Ticket),
+    Queue(QueuePlace),
     Worker(Lease<Box<Link>>),
 }
 
@@ -78,7 +78,7 @@ impl SharedSession {
     /// Starts a checkout with an idle worker or a place in the queue.
     pub(crate) fn new(core: Arc<Core>, options: CheckoutOptions) -> Arc<Self> {
         let session = Self::with(core, options, false);
-        session.update(|state, effects| session.check_out(state, effects));
+        session.update(|state, effects| session.check_out(options.priority, state, effects));
         session
     }
 
@@ -94,7 +94,7 @@ impl SharedSession {
         let now = now();
         let mut state = session.lock();
         let mut effects = Effects::default();
-        session.check_out(&mut state, &mut effects);
+        session.check_out(options.priority, &mut state, &mut effects);
         let seq = state.session.submit(method, operation, replay, &now);
         state.session.close();
         let is_sent = match &mut state.place {
@@ -110,20 +110,26 @@ impl SharedSession {
         (session.clone(), seq)
     }
 
-    fn check_out(self: &Arc<Self>, state: &mut State, effects: &mut Effects) {
+    fn check_out(self: &Arc<Self>, priority: i8, state: &mut State, effects: &mut Effects) {
         let core = &self.core;
-        let taken = core.pool().check_out(|| self.clone() as Arc<dyn Waiter>);
+        let mut waiting_since = None;
+        let waiter = || {
+            let now = time::now();
+            waiting_since = Some(now);
+            (self.clone() as Arc<dyn Waiter>, now)
+        };
+        let taken = core.pool().check_out(priority, waiter);
         match taken {
             CheckedOut::Worker(lease) => {
                 core.counters.count_checkout(Duration::ZERO);
                 self.attach_worker(state, lease);
             }
-            CheckedOut::Queued(ticket, evicted) => {
-                state.waiting_since = Some(time::now());
+            CheckedOut::Queued(place, evicted) => {
+                state.waiting_since = waiting_since;
                 if let Some(evicted) = evicted {
                     effects.rare().evicted.push(evicted);
                 }
-                self.enter_queue(state, ticket);
+                self.enter_queue(state, place);
             }
             CheckedOut::Refused => state.session.end(core.overloaded(), Loss::Used),
             CheckedOut::Closed => state.session.end(FatalError::ClientClosed, Loss::Used),
@@ -464,15 +470,15 @@ impl SharedSession {
                 }
                 Event::NeedsWorker => {
                     // The pool still counts the lost worker as held, so it cannot return the same one.
-                    let taken = self.core.pool().check_out_again(self.clone());
+                    let taken = self.core.pool().check_out_again(self.clone(), time::now());
                     match taken {
                         Ok((_, lease)) => self.attach_worker(state, lease),
-                        Err(ticket) => self.enter_queue(state, ticket),
+                        Err(place) => self.enter_queue(state, place),
                     }
                 }
                 Event::LeavesQueue => {
-                    if let Place::Queue(ticket) = std::mem::replace(&mut state.place, Place::None) {
-                        drop(self.core.pool().leave_queue(ticket));
+                    if let Place::Queue(place) = std::mem::replace(&mut state.place, Place::None) {
+                        drop(self.core.pool().leave_queue(place));
                     }
                 }
                 Event::WaitTimedOut { after } => {
@@ -493,8 +499,8 @@ impl SharedSession {
 
     /// Records the place in the queue, or fails if no worker will ever come. The flag is read after
     /// the place is taken. So either this sees the flag, or the thread that sets it sees the place.
-    fn enter_queue(&self, state: &mut State, ticket: Ticket) {
-        state.place = Place::Queue(ticket);
+    fn enter_queue(&self, state: &mut State, place: QueuePlace) {
+        state.place = Place::Queue(place);
         state.session.enter_queue();
         // The driver is woken only if it may connect a worker: most checkouts wait for one that others hold.
         if self.core.pool().needs_worker() {

@@ -95,8 +95,18 @@ pub(crate) struct SessionOptions {
     /// How long a worker may go on after the deadline of its call.
     pub(crate) grace: TimeLimit,
     pub(crate) connect_timeout: TimeLimit,
-    /// Whether servers speak the native protocol, so that they enforce deadlines.
-    pub(crate) is_native: bool,
+    pub(crate) time_keeper: TimeKeeper,
+}
+
+/// Who ends a call whose time is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TimeKeeper {
+    /// The server kills the worker after the grace, and sends a notice.
+    Server,
+    /// The client, after the grace: the worker knows the time, and nobody can kill it.
+    ClientAfterGrace,
+    /// The client, at once: the server's protocol has no time limits.
+    Client,
 }
 
 /// Who serves the session.
@@ -232,7 +242,8 @@ impl Session {
         if head.run_timeout == TimeLimit::NEVER || head.run_deadline.is_some() {
             return;
         }
-        let is_known = !self.options.is_native || self.usage != Usage::Unused;
+        let is_known =
+            self.options.time_keeper != TimeKeeper::Server || self.usage != Usage::Unused;
         let sent = connection.calls_sent();
         if is_known
             && connection.is_established()
@@ -315,17 +326,18 @@ impl Session {
             return;
         }
         self.check_at = None;
-        let can_hang = self.options.is_native
-            && self
-                .connection()
-                .is_some_and(|connection| connection.is_established() && !connection.is_flooding());
+        let can_hang = self
+            .connection()
+            .is_some_and(|connection| connection.is_established() && !connection.is_flooding());
         let Some((_, head)) = self.calls.head() else { return };
         let Some(deadline) = head.ends_at() else { return };
         // A worker that has the call may go on for the grace period. Then its server kills it, and the notice says
         // where it was. A worker that floods this side with messages does not hang.
-        let wait = match can_hang && head.number().is_some() {
-            true => self.options.grace.plus(NOTICE_WAIT),
-            false => TimeLimit::new(Duration::ZERO),
+        let is_running = can_hang && head.number().is_some();
+        let wait = match self.options.time_keeper {
+            TimeKeeper::Server if is_running => self.options.grace.plus(NOTICE_WAIT),
+            TimeKeeper::ClientAfterGrace if is_running => self.options.grace,
+            _ => TimeLimit::new(Duration::ZERO),
         };
         let Some(end) = wait.after(deadline) else { return };
         if end > now.get() {

@@ -7,7 +7,7 @@ use bytes::BytesMut;
 use proptest::prelude::*;
 
 use super::calls::{Operation, Outcome, Seq};
-use super::{Event, Return, Session, SessionOptions, Step};
+use super::{Event, Return, Session, SessionOptions, Step, TimeKeeper};
 use crate::client::now::Now;
 use crate::client::pool::Loss;
 use crate::client::proto::connection::{Connection, ConnectionConfig};
@@ -64,7 +64,7 @@ impl Checkout {
                 run_timeout: TimeLimit::NEVER,
                 grace: TimeLimit::new(GRACE),
                 connect_timeout: TimeLimit::new(CONNECT_TIMEOUT),
-                is_native: true,
+                time_keeper: TimeKeeper::Server,
             },
             is_single,
         );

@@ -8,14 +8,14 @@ const RUN: Duration = Duration::from_secs(1);
 const NOTICE_WAIT: Duration = Duration::from_secs(2);
 
 /// A checkout whose calls have `RUN` to run, and `timeout` in all.
-fn checkout(timeout: TimeLimit, is_native: bool) -> Checkout {
+fn checkout(timeout: TimeLimit, time_keeper: TimeKeeper) -> Checkout {
     let options = SessionOptions {
         reuse_after_error: true,
         timeout,
         run_timeout: TimeLimit::new(RUN),
         grace: TimeLimit::new(GRACE),
         connect_timeout: TimeLimit::new(CONNECT_TIMEOUT),
-        is_native,
+        time_keeper,
     };
     Checkout {
         session: Session::new(options, false),
@@ -35,7 +35,7 @@ fn timed_out(outcome: Option<Outcome>) -> Option<(Duration, TimeoutOption)> {
 
 #[test]
 fn the_wait_for_a_worker_and_for_earlier_calls_does_not_count() {
-    let mut checkout = checkout(TimeLimit::NEVER, true);
+    let mut checkout = checkout(TimeLimit::NEVER, TimeKeeper::Server);
     checkout.session.enter_queue();
     let (first, second) = (checkout.call(1), checkout.call(1));
     assert_eq!(checkout.session.poll_timeout(), None);
@@ -60,7 +60,7 @@ fn the_wait_for_a_worker_and_for_earlier_calls_does_not_count() {
 
 #[test]
 fn a_call_that_is_not_sent_in_full_does_not_run() {
-    let mut checkout = checkout(TimeLimit::NEVER, true);
+    let mut checkout = checkout(TimeLimit::NEVER, TimeKeeper::Server);
     checkout.session.assign(connection());
     checkout.call(1);
     checkout.send_all();
@@ -77,7 +77,7 @@ fn a_call_that_is_not_sent_in_full_does_not_run() {
 
 #[test]
 fn a_server_without_time_limits_has_the_client_end_the_call() {
-    let mut checkout = checkout(TimeLimit::NEVER, false);
+    let mut checkout = checkout(TimeLimit::NEVER, TimeKeeper::Client);
     checkout.session.assign(connection());
     let call = checkout.call(1);
     checkout.send_all();
@@ -96,7 +96,7 @@ fn what_is_over_first_ends_the_call_and_is_named() {
         (soon, soon, TimeoutOption::Timeout),
         (RUN * 10, RUN, TimeoutOption::RunTimeout),
     ] {
-        let mut checkout = checkout(TimeLimit::new(timeout), false);
+        let mut checkout = checkout(TimeLimit::new(timeout), TimeKeeper::Client);
         checkout.session.assign(connection());
         let call = checkout.call(1);
         checkout.send_all();
@@ -115,7 +115,7 @@ fn the_notice_of_a_kill_says_which_time_was_over() {
         // It had waited for most of its time.
         (both, RUN / 2 + GRACE, (TIMEOUT, TimeoutOption::Timeout)),
     ] {
-        let mut checkout = checkout(timeout, true);
+        let mut checkout = checkout(timeout, TimeKeeper::Server);
         checkout.session.assign(connection());
         let call = checkout.call(1);
         checkout.send_all();
@@ -129,4 +129,19 @@ fn the_notice_of_a_kill_says_which_time_was_over() {
         checkout.process(Duration::ZERO);
         assert_eq!(timed_out(checkout.outcome(call)), Some(expected));
     }
+}
+
+#[test]
+fn a_worker_that_nobody_can_kill_has_the_grace() {
+    let mut checkout = checkout(TimeLimit::NEVER, TimeKeeper::ClientAfterGrace);
+    checkout.session.assign(connection());
+    let call = checkout.call(1);
+    checkout.send_all();
+    checkout.process(Duration::ZERO);
+    checkout.session.handle_timeout(&checkout.after(RUN));
+    assert!(checkout.outcome(call).is_none());
+    assert_eq!(checkout.session.poll_timeout(), Some(checkout.start + RUN + GRACE));
+    checkout.session.handle_timeout(&checkout.after(RUN + GRACE));
+    let outcome = checkout.outcome(call);
+    assert_eq!(timed_out(outcome), Some((RUN, TimeoutOption::RunTimeout)));
 }
