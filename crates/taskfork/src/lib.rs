@@ -109,6 +109,7 @@ pub mod error;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzz;
+mod in_process;
 mod log_output;
 mod peer;
 mod report;
