@@ -171,11 +171,8 @@ async fn the_method_knows_its_time_and_the_client_ends_the_wait() {
     let checkout = checkout.timeout(Duration::from_secs(100));
     let (left, _) = checkout.call::<Left>("left", ()).await.unwrap();
     assert!(left.is_some_and(|left| left > Duration::from_secs(50)), "{left:?}");
-    let (left, _) = client
-        .with_run_timeout(Duration::from_secs(9))
-        .call::<Left>("left", ())
-        .await
-        .unwrap();
+    let (left, _) =
+        client.with_run_timeout(Duration::from_secs(9)).call::<Left>("left", ()).await.unwrap();
     assert!(left.is_some_and(|left| left <= Duration::from_secs(9)), "{left:?}");
 
     // The answer of a method that sees the end of its time counts.

@@ -75,7 +75,10 @@ impl Turns {
 
     /// One more waits.
     pub fn wait(&mut self) {
-        assert!(matches!(black_box(self.pool.check_out(0, || (0, self.now))), CheckedOut::Queued(..)));
+        assert!(matches!(
+            black_box(self.pool.check_out(0, || (0, self.now))),
+            CheckedOut::Queued(..)
+        ));
     }
 
     /// The worker goes from one to the next.

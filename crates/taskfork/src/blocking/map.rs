@@ -7,7 +7,6 @@ use futures_core::Stream;
 use super::{Client, RuntimeThread, block_on};
 use crate::client::{Items, MapCalls as AsyncMapCalls};
 
-
 impl Client {
     /// Makes a call for each item, a bounded number of them at a time, and returns an iterator of their results. See
     /// [`crate::Client::map`].

@@ -73,8 +73,8 @@ pub(super) struct ThreadLog(());
 impl ThreadLog {
     /// Begins the log, with the level that the caller wants. Without one, nothing is recorded.
     pub(super) fn begin(level: Option<Level>) -> Self {
-        let log = level
-            .map(|level| Log::builder().verbosity(level).max_bytes(MAX_BYTES).start(drop));
+        let log =
+            level.map(|level| Log::builder().verbosity(level).max_bytes(MAX_BYTES).start(drop));
         ON_THREAD.set(log);
         Self(())
     }

@@ -64,7 +64,9 @@ pub(crate) fn serve<S, I: Interface<S>>(
             | FromClient::Files(_)
             | FromClient::Shm(_)
             | FromClient::Rings => {
-                return Err(WireError::malformed("a worker on a thread takes only calls".to_owned()));
+                return Err(WireError::malformed(
+                    "a worker on a thread takes only calls".to_owned(),
+                ));
             }
         }
     }

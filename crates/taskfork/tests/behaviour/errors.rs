@@ -193,7 +193,10 @@ trial!(the_timeout_covers_the_wait_and_belongs_to_the_checkout, async || {
     busy.ready().await.unwrap();
     let waiting = client.checkout().timeout(Duration::from_millis(100));
     let error = waiting.call::<()>("nothing", ()).await.unwrap_err();
-    assert_eq!(error.to_string(), "timed out after 0.1 seconds while waiting for a worker (timeout)");
+    assert_eq!(
+        error.to_string(),
+        "timed out after 0.1 seconds while waiting for a worker (timeout)"
+    );
     assert!(!error.may_have_run());
     assert_eq!(client.stats().queued, 0);
     busy.call::<()>("sleep", (150,)).await.unwrap();

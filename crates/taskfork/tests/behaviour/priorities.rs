@@ -27,8 +27,8 @@ trial!(a_higher_priority_is_served_first_and_equal_ones_in_order, async || {
     let held = client.checkout();
     held.ready().await.unwrap();
     let (low, high) = (client.with_priority(-1), client.with_priority(3));
-    let calls = [&low, &client, &high, &low, &client, &high]
-        .map(|client| client.call::<u64>("turn", ()));
+    let calls =
+        [&low, &client, &high, &low, &client, &high].map(|client| client.call::<u64>("turn", ()));
     drop(held);
     assert_eq!(places(client, calls).await, [4, 2, 0, 5, 3, 1]);
 });
@@ -59,9 +59,8 @@ trial!(a_full_queue_drops_the_oldest_of_the_lowest_priority, async || {
     let first = high.call::<u64>("turn", ());
     let second = client.call::<u64>("turn", ());
     let third = high.call::<u64>("turn", ());
-    let is_overload = |error: Error| {
-        matches!(error, Error::Fatal { cause: FatalError::Overloaded { .. }, .. })
-    };
+    let is_overload =
+        |error: Error| matches!(error, Error::Fatal { cause: FatalError::Overloaded { .. }, .. });
     assert!(is_overload(second.await.unwrap_err()), "its priority is the lowest");
     let lower = client.call::<u64>("turn", ());
     assert!(is_overload(lower.await.unwrap_err()), "all others have a higher one");

@@ -13,7 +13,8 @@ use crate::support::{start_with, trial};
 fn limit(error: &Error) -> (TimeoutOption, Duration) {
     match error {
         Error::Fatal {
-            cause: FatalError::TimedOut { after, limit, stage: Stage::Running, .. }, ..
+            cause: FatalError::TimedOut { after, limit, stage: Stage::Running, .. },
+            ..
         } => (*limit, *after),
         error => panic!("{error:?}"),
     }

@@ -148,8 +148,8 @@ where
     /// }
     /// # }
     /// ```
-    pub fn next(&mut self) -> impl Future<Output = Option<Fut::Output>> {
-        poll_fn(|context| Pin::new(&mut *self).poll_next(context))
+    pub async fn next(&mut self) -> Option<Fut::Output> {
+        poll_fn(|context| Pin::new(&mut *self).poll_next(context)).await
     }
 
     /// Begins as many items as may begin.

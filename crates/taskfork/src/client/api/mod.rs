@@ -7,13 +7,13 @@ pub(super) mod handle;
 mod handle_options;
 pub(super) mod map;
 mod map_futures;
-mod resize;
 #[cfg(feature = "nats")]
 mod nats;
 #[cfg(feature = "nats")]
 mod nats_options;
 #[cfg(feature = "nats")]
 mod placement;
+mod resize;
 #[cfg(feature = "tls")]
 mod tls;
 #[cfg(feature = "tls")]

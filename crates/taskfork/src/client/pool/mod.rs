@@ -409,8 +409,7 @@ impl<C, W, E> Pool<C, W, E> {
         let connected = self.workers.len() - self.connecting;
         let one_at_a_time = self.backoff.next.is_some() || self.closed;
         let is_too_many = self.workers.len() > self.limits.max_workers;
-        self.connecting > 0
-            && (is_too_many || one_at_a_time && connected >= self.target_size())
+        self.connecting > 0 && (is_too_many || one_at_a_time && connected >= self.target_size())
     }
 
     /// Ends an attempt that was cancelled.

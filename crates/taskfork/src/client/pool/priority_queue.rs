@@ -119,7 +119,8 @@ impl<T> PriorityQueue<T> {
 
     /// Whether the first of two elements is served before the second, which has another priority.
     fn is_before(&self, (one, since): (i8, Instant), (other, other_since): (i8, Instant)) -> bool {
-        let lead = |higher: i8, lower: i8| self.aging.saturating_mul(u32::from(higher.abs_diff(lower)));
+        let lead =
+            |higher: i8, lower: i8| self.aging.saturating_mul(u32::from(higher.abs_diff(lower)));
         match one > other {
             true => since.saturating_duration_since(other_since) <= lead(one, other),
             false => other_since.saturating_duration_since(since) > lead(other, one),
@@ -148,7 +149,10 @@ mod tests {
         /// When it would have come with priority 0, in milliseconds behind `start`.
         fn rank(&self, start: Instant) -> (i128, i16) {
             let since = (self.since - start).as_millis() as i128;
-            (since - i128::from(self.priority) * AGING.as_millis() as i128, -i16::from(self.priority))
+            (
+                since - i128::from(self.priority) * AGING.as_millis() as i128,
+                -i16::from(self.priority),
+            )
         }
     }
 

@@ -104,7 +104,8 @@ impl Session {
 
     /// Ends the session because the time of its first call is over.
     pub(super) fn time_out(&mut self) {
-        let is_run = |head: &Entry| head.run_deadline.is_some() && head.run_deadline == head.ends_at();
+        let is_run =
+            |head: &Entry| head.run_deadline.is_some() && head.run_deadline == head.ends_at();
         let (after, limit) = self.limit(self.calls.first().is_some_and(is_run));
         match &self.assignment {
             Assignment::Worker(connection) if connection.is_established() => {

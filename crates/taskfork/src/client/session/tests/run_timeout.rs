@@ -17,11 +17,7 @@ fn checkout(timeout: TimeLimit, time_keeper: TimeKeeper) -> Checkout {
         connect_timeout: TimeLimit::new(CONNECT_TIMEOUT),
         time_keeper,
     };
-    Checkout {
-        session: Session::new(options, false),
-        events: Vec::new(),
-        start: Instant::now(),
-    }
+    Checkout { session: Session::new(options, false), events: Vec::new(), start: Instant::now() }
 }
 
 fn timed_out(outcome: Option<Outcome>) -> Option<(Duration, TimeoutOption)> {
@@ -92,10 +88,9 @@ fn a_server_without_time_limits_has_the_client_end_the_call() {
 #[test]
 fn what_is_over_first_ends_the_call_and_is_named() {
     let soon = RUN / 2;
-    for (timeout, after, limit) in [
-        (soon, soon, TimeoutOption::Timeout),
-        (RUN * 10, RUN, TimeoutOption::RunTimeout),
-    ] {
+    for (timeout, after, limit) in
+        [(soon, soon, TimeoutOption::Timeout), (RUN * 10, RUN, TimeoutOption::RunTimeout)]
+    {
         let mut checkout = checkout(TimeLimit::new(timeout), TimeKeeper::Client);
         checkout.session.assign(connection());
         let call = checkout.call(1);
