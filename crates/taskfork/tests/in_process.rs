@@ -249,7 +249,7 @@ async fn logs_and_traces_arrive() {
         .start(move |message| kept.lock().unwrap().push(message));
     client.checkout().log(&log).call::<()>("log", ()).await.unwrap();
     drop(log);
-    let messages = lines.lock().unwrap();
+    let messages = std::mem::take(&mut *lines.lock().unwrap());
     let logs = &messages[0].logs;
     assert_eq!((messages.len(), logs.len()), (1, 1), "{logs:?}");
 

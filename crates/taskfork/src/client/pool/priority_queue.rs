@@ -47,11 +47,11 @@ impl<T> PriorityQueue<T> {
     /// Adds an element that waits since this time, which is not before that of earlier elements.
     pub(crate) fn push(&mut self, priority: i8, since: Instant, value: T) -> QueuePlace {
         let waiting = Waiting { value, since };
-        let queue = match priority {
-            0 => &mut self.normal,
-            _ => self.others.entry(priority).or_insert_with(Queue::new),
+        let ticket = match priority {
+            0 => self.normal.push_back(waiting),
+            _ => self.push_other(priority, waiting),
         };
-        QueuePlace { priority, ticket: queue.push_back(waiting) }
+        QueuePlace { priority, ticket }
     }
 
     /// Adds an element behind the earlier ones of this method, and before all others of any priority.
@@ -61,11 +61,10 @@ impl<T> PriorityQueue<T> {
 
     /// Removes the element that is served next.
     pub(crate) fn pop(&mut self) -> Option<T> {
-        let priority = match self.others.is_empty() || self.normal.has_ahead() {
-            true => 0,
-            false => self.next_priority()?,
-        };
-        self.pop_of(priority)
+        match self.others.is_empty() {
+            true => self.normal.pop_front().map(|waiting| waiting.value),
+            false => self.pop_best(),
+        }
     }
 
     /// Removes the oldest element of the lowest priority, unless that is higher than this one.
@@ -79,6 +78,18 @@ impl<T> PriorityQueue<T> {
     /// Removes an element. Returns `None` if it is gone already.
     pub(crate) fn remove(&mut self, place: QueuePlace) -> Option<T> {
         self.take(place.priority, |queue| queue.remove(place.ticket))
+    }
+
+    #[cold]
+    fn push_other(&mut self, priority: i8, waiting: Waiting<T>) -> Ticket {
+        self.others.entry(priority).or_insert_with(Queue::new).push_back(waiting)
+    }
+
+    /// Removes the element that is served next, if other priorities than 0 wait.
+    #[cold]
+    fn pop_best(&mut self) -> Option<T> {
+        let priority = if self.normal.has_ahead() { 0 } else { self.next_priority()? };
+        self.pop_of(priority)
     }
 
     fn pop_of(&mut self, priority: i8) -> Option<T> {
