@@ -85,6 +85,11 @@ pub(crate) enum AddressKind {
 }
 
 impl AddressKind {
+    /// Whether workers are threads of this process.
+    pub(crate) fn is_in_process(&self) -> bool {
+        matches!(self, Self::Spawned(server) if server.runs_in_this_process())
+    }
+
     /// Whether connections can carry open files.
     pub(crate) fn carries_files(&self) -> bool {
         match self {
@@ -104,7 +109,7 @@ impl AddressKind {
 #[cfg(test)]
 pub(crate) trait MemoryServer: Any + Send + Sync + UnwindSafe + RefUnwindSafe {}
 
-/// A server that this program started. The trait lets an address refer to one without knowing the module `server`,
+/// A server that this program started, or threads of it that serve. The trait lets an address refer to one without knowing the module `server`,
 /// which parses addresses itself.
 pub(crate) trait LocalServer: Any + Send + Sync + UnwindSafe + RefUnwindSafe {
     /// Returns the id of the server's process.
@@ -122,6 +127,11 @@ pub(crate) trait LocalServer: Any + Send + Sync + UnwindSafe + RefUnwindSafe {
     /// # Errors
     /// If the server does not run.
     fn pass(&self, connection: &OwnedFd) -> io::Result<()>;
+
+    /// Whether its workers are threads of this process, so that nobody can kill them.
+    fn runs_in_this_process(&self) -> bool {
+        false
+    }
 }
 
 /// Why a text or a path is not a valid address.
@@ -475,6 +485,9 @@ impl fmt::Display for Address {
             #[cfg(feature = "nats")]
             AddressKind::Nats(address) => address.fmt(out),
             AddressKind::Inherited(descriptor) => write!(out, "fd:{descriptor}"),
+            AddressKind::Spawned(server) if server.runs_in_this_process() => {
+                out.write_str("threads of this process")
+            }
             AddressKind::Spawned(server) => write!(out, "the server in process {}", server.pid()),
             #[cfg(test)]
             AddressKind::Memory(_) => out.write_str("a server of a test"),

@@ -20,6 +20,10 @@
 //! # }
 //! ```
 
+mod handle_options;
+mod map;
+mod resize;
+
 use std::io;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::pin::pin;
@@ -37,6 +41,8 @@ use crate::display::debug_as_text;
 use crate::error::{Error, Failure};
 use crate::wire::arguments::IntoArguments;
 use crate::wire::call_error::InterfaceError;
+
+pub use self::map::MapCalls;
 
 /// A pool of connections to the workers of a server, for threads that may block.
 ///
@@ -308,6 +314,23 @@ impl Checkout {
     #[must_use = "it returns the checkout, which is released when it is dropped"]
     pub fn timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
         Self { inner: self.inner.timeout(timeout), ..self }
+    }
+
+    /// Sets the time limit of each call that is made from now on, counted from when the call begins to run. See
+    /// [`crate::Checkout::run_timeout`].
+    ///
+    /// ```no_run
+    /// # fn example(client: taskfork::blocking::Client) -> Result<(), taskfork::BoxError> {
+    /// use std::time::Duration;
+    ///
+    /// let checkout = client.checkout().timeout(None).run_timeout(Duration::from_secs(2));
+    /// checkout.call::<()>("begin", ())?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use = "it returns the checkout, which is released when it is dropped"]
+    pub fn run_timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
+        Self { inner: self.inner.run_timeout(timeout), ..self }
     }
 
     /// Records each call that is made from now on in `log`. See [`crate::Checkout::log`].

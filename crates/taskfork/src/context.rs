@@ -1,5 +1,6 @@
 //! What code in a worker can ask about the current call: its deadline and its client.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
@@ -33,6 +34,11 @@ static SCRATCH: Mutex<Option<&'static Path>> = Mutex::new(None);
 #[expect(unsafe_code, reason = "the section is plain data, and nothing runs because of its name")]
 #[unsafe(link_section = "taskfork_worker")]
 static DEADLINE: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    /// The deadline of the call that this thread runs, if it is a worker in the process of its client.
+    static ON_THREAD: Cell<Option<Option<Duration>>> = const { Cell::new(None) };
+}
 
 /// The current call of this worker. Returned by [`context`].
 ///
@@ -73,6 +79,9 @@ pub struct Context {
 /// # let _: Methods<()> = methods;
 /// ```
 pub fn context() -> Context {
+    if let Some(deadline) = ON_THREAD.get() {
+        return Context { deadline };
+    }
     let nanoseconds = DEADLINE.load(Ordering::Relaxed);
     Context { deadline: (nanoseconds != 0).then(|| Duration::from_nanos(nanoseconds)) }
 }
@@ -176,6 +185,11 @@ impl Context {
 #[taskfork_macros::startup_code]
 pub(crate) fn set(deadline: Option<Duration>) {
     DEADLINE.store(deadline.map_or(0, nanoseconds), Ordering::Relaxed);
+}
+
+/// Sets the deadline of the call that begins on this thread of a client's process, or clears it after a call.
+pub(crate) fn set_on_thread(deadline: Option<Option<Duration>>) {
+    ON_THREAD.set(deadline);
 }
 
 /// Sets this worker's private directory, if it has one.

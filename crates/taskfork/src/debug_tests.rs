@@ -8,7 +8,7 @@ use crate::blocking::BuildError;
 use crate::client::{AddressError, ConfigError};
 use crate::error::{
     Activity, CallError, CallSite, ConnectionError, Death, End, Error, Failure, FatalError, Hung,
-    Location, Panic, Stage,
+    Location, Panic, Stage, TimeoutOption,
 };
 use crate::server::ServerError;
 use crate::worker::ArgumentsError;
@@ -78,8 +78,18 @@ fn fatal_errors() -> Vec<FatalError> {
         hung: None,
     };
     vec![
-        FatalError::TimedOut { after, stage: Stage::Running, hung: hung.clone() },
-        FatalError::TimedOut { after, stage: Stage::Waiting, hung: None },
+        FatalError::TimedOut {
+            after,
+            limit: TimeoutOption::RunTimeout,
+            stage: Stage::Running,
+            hung: hung.clone(),
+        },
+        FatalError::TimedOut {
+            after,
+            limit: TimeoutOption::Timeout,
+            stage: Stage::Waiting,
+            hung: None,
+        },
         FatalError::WorkerDied(death.clone()),
         FatalError::WorkerDied(Death { hung, ..death }),
         FatalError::Aborted { message: text() },

@@ -141,10 +141,12 @@ pub enum CallError<E = Failure> {
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FatalError {
-    /// The call missed its deadline, which counts from when the call was made.
+    /// A time limit of the call is over.
     TimedOut {
-        /// The call's time limit.
+        /// The time limit.
         after: Duration,
+        /// The option that sets it.
+        limit: TimeoutOption,
         /// What the call was doing at the deadline.
         stage: Stage,
         /// Where the worker was when the server killed it.
@@ -220,6 +222,37 @@ pub enum Stage {
     Waiting,
     /// Running in a worker, or on its way there.
     Running,
+}
+
+/// The option whose time limit is over. See [`FatalError::TimedOut`].
+///
+/// ```
+/// use taskfork::Error;
+/// use taskfork::error::{FatalError, TimeoutOption};
+///
+/// /// Whether the method itself was too slow, however long the call had waited before.
+/// fn is_slow_method(error: &Error) -> bool {
+///     use TimeoutOption::RunTimeout;
+///     matches!(error, Error::Fatal { cause: FatalError::TimedOut { limit: RunTimeout, .. }, .. })
+/// }
+/// # let _ = is_slow_method;
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TimeoutOption {
+    /// [`timeout`](crate::client::ClientBuilder::timeout), which counts from when the call was made.
+    Timeout,
+    /// [`run_timeout`](crate::client::ClientBuilder::run_timeout), which counts from when the call began to run.
+    RunTimeout,
+}
+
+impl fmt::Display for TimeoutOption {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Timeout => "timeout",
+            Self::RunTimeout => "run_timeout",
+        })
+    }
 }
 
 /// A panic in a worker.
@@ -544,12 +577,12 @@ impl<E: std::error::Error + 'static> std::error::Error for CallError<E> {
 impl fmt::Display for FatalError {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TimedOut { after, stage, .. } => {
+            Self::TimedOut { after, limit, stage, .. } => {
                 let doing = match stage {
                     Stage::Waiting => "while waiting for a worker",
                     Stage::Running => "while running",
                 };
-                write!(out, "timed out after {} {doing}", seconds(*after))
+                write!(out, "timed out after {} {doing} ({limit})", seconds(*after))
             }
             Self::WorkerDied(death) => write!(out, "worker connection suddenly died: {death}"),
             Self::Aborted { message } => out.write_str(message),
@@ -641,8 +674,12 @@ mod tests {
     #[test]
     fn time_out_and_cannot_connect_are_told_apart() {
         let after = Duration::from_millis(1500);
-        let slow = FatalError::TimedOut { after, stage: Stage::Running, hung: None };
-        assert_eq!(slow.to_string(), "timed out after 1.5 seconds while running");
+        let timed_out =
+            |limit| FatalError::TimedOut { after, limit, stage: Stage::Running, hung: None };
+        let slow = timed_out(TimeoutOption::Timeout);
+        assert_eq!(slow.to_string(), "timed out after 1.5 seconds while running (timeout)");
+        let slow = timed_out(TimeoutOption::RunTimeout);
+        assert_eq!(slow.to_string(), "timed out after 1.5 seconds while running (run_timeout)");
 
         let gone = FatalError::CannotConnect {
             address: "unix:/a".into(),

@@ -114,6 +114,8 @@ pub mod error;
 #[doc(hidden)]
 pub mod fuzz;
 #[cfg(feature = "server")]
+mod in_process;
+#[cfg(feature = "server")]
 mod log_output;
 mod peer;
 mod report;

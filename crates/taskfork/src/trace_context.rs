@@ -4,6 +4,7 @@
 //! [`Checkout::trace_context`](crate::Checkout::trace_context) sets one. In the worker, [`current`]
 //! returns it.
 
+use std::cell::RefCell;
 use std::sync::{Mutex, MutexGuard};
 
 use crate::sync;
@@ -182,6 +183,11 @@ fn stored() -> MutexGuard<'static, Option<TraceContext>> {
     sync::lock(&CURRENT)
 }
 
+thread_local! {
+    /// That of the call that this thread runs, if it is a worker in the process of its client.
+    static ON_THREAD: RefCell<Option<TraceContext>> = const { RefCell::new(None) };
+}
+
 /// Returns the trace context of the call that this worker runs, on any thread of it. Returns `None`
 /// outside calls and workers, and if the caller sent none.
 ///
@@ -189,7 +195,12 @@ fn stored() -> MutexGuard<'static, Option<TraceContext>> {
 /// assert_eq!(taskfork::trace_context::current(), None);
 /// ```
 pub fn current() -> Option<TraceContext> {
-    stored().clone()
+    ON_THREAD.with_borrow(Option::clone).or_else(|| stored().clone())
+}
+
+/// Sets the context of the call that begins on this thread of a client's process, or clears it after a call.
+pub(crate) fn set_on_thread(context: Option<TraceContext>) {
+    ON_THREAD.set(context);
 }
 
 /// Sets the context of the call that begins, or clears it after a call.

@@ -11,7 +11,7 @@
 mod pool;
 
 use std::hint::black_box;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pool::{CheckedOut, Lease, Overload, Pool, PoolLimits, Released};
 use taskfork::__private::bench::{decode_answer, decode_call, encode_answer, encode_call};
@@ -42,6 +42,7 @@ impl Codec {
 pub struct Turns {
     pool: Pool<u64, u64, ()>,
     held: Option<Lease<u64>>,
+    now: Instant,
 }
 
 impl Turns {
@@ -52,17 +53,18 @@ impl Turns {
             max_checkouts: None,
             max_queue: None,
             overload: Overload::RefuseNewest,
+            aging: Duration::from_secs(1),
         });
         let now = Instant::now();
         for number in 0..=waiting {
-            assert!(matches!(pool.check_out(|| number), CheckedOut::Queued(..)));
+            assert!(matches!(pool.check_out(0, || (number, now)), CheckedOut::Queued(..)));
         }
         let permit = pool.permit(now).unwrap();
         let held = match pool.connected(permit, 0, now) {
             Released::Assigned(_, lease) => Some(lease),
             _ => None,
         };
-        Self { pool, held }
+        Self { pool, held, now }
     }
 
     /// One more waits, and the worker goes from one to the next.
@@ -73,7 +75,10 @@ impl Turns {
 
     /// One more waits.
     pub fn wait(&mut self) {
-        assert!(matches!(black_box(self.pool.check_out(|| 0)), CheckedOut::Queued(..)));
+        assert!(matches!(
+            black_box(self.pool.check_out(0, || (0, self.now))),
+            CheckedOut::Queued(..)
+        ));
     }
 
     /// The worker goes from one to the next.

@@ -2,7 +2,7 @@
 
 use super::io::transport::Connector;
 use super::pool::PoolLimits;
-use super::session::SessionOptions;
+use super::session::{SessionOptions, TimeKeeper};
 use crate::address::Address;
 use crate::busy_poll::BusyPoll;
 use crate::client::spawned_server::SpawnedServer;
@@ -22,7 +22,9 @@ pub(crate) struct Config {
     pub(crate) name: String,
     pub(crate) limits: PoolLimits,
     pub(crate) timeout: TimeLimit,
+    pub(crate) run_timeout: TimeLimit,
     pub(crate) grace: TimeLimit,
+    pub(crate) time_keeper: TimeKeeper,
     pub(crate) busy_poll: BusyPoll,
     /// The number of CPUs.
     pub(crate) cores: usize,
@@ -41,14 +43,29 @@ pub(crate) struct Config {
     pub(crate) peer: Option<Vec<u8>>,
 }
 
+/// What the checkouts of a handle of a client have in common. Handles of one client may differ in it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CheckoutOptions {
+    /// The time limit of calls, from when they are made.
+    pub(crate) timeout: TimeLimit,
+    /// The time limit of calls, from when they begin to run.
+    pub(crate) run_timeout: TimeLimit,
+    pub(crate) priority: i8,
+}
+
 impl Config {
-    pub(crate) fn session_options(&self) -> SessionOptions {
+    pub(crate) fn checkout_options(&self) -> CheckoutOptions {
+        CheckoutOptions { timeout: self.timeout, run_timeout: self.run_timeout, priority: 0 }
+    }
+
+    pub(crate) fn session_options(&self, checkout: CheckoutOptions) -> SessionOptions {
         SessionOptions {
             reuse_after_error: self.reuse_after_error,
-            timeout: self.timeout,
+            timeout: checkout.timeout,
+            run_timeout: checkout.run_timeout,
             grace: self.grace,
             connect_timeout: self.connect_timeout,
-            is_native: self.protocol == Protocol::Native,
+            time_keeper: self.time_keeper,
         }
     }
 

@@ -96,8 +96,7 @@ pub(crate) fn register_test_servers(module: &'static str, entries: &[(&'static s
 /// Becomes the server `name`, and ends this process with it.
 fn end_as_server(name: String, entry: Option<Entry>) -> ! {
     let status = become_server(name, entry);
-    sys::flush_stdio();
-    sys::exit_now(status)
+    sys::exit_flushed(status)
 }
 
 fn become_server(name: String, entry: Option<Entry>) -> i32 {
@@ -231,8 +230,7 @@ impl Server {
                 drop(ours);
                 spawned_server::close_inherited();
                 let status = serve(ControlChannel::new(theirs), SpawnData::default(), entry);
-                sys::flush_stdio();
-                sys::exit_now(status)
+                sys::exit_flushed(status)
             }
             Err(ForkError::Threads { threads }) => Err(ServerError::Threads { threads }),
             Err(ForkError::Kernel(source)) => {

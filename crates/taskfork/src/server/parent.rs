@@ -151,8 +151,7 @@ pub(super) fn keep_pid(
                 }
                 Err(_) => 101,
             };
-            sys::flush_stdio();
-            sys::exit_now(status)
+            sys::exit_flushed(status)
         }
         Err(ForkError::Threads { threads }) => Err(ServerError::Threads { threads }),
         Err(ForkError::Kernel(source)) => {

@@ -4,6 +4,8 @@
 
 #[cfg(feature = "server")]
 mod alarm;
+#[cfg(coverage)]
+mod coverage;
 mod descriptor;
 mod exit_mirror;
 mod files;
@@ -61,9 +63,9 @@ pub(crate) use peer::{
     Credentials, group_id_of, has_unread, peer_address, peer_credentials, peer_groups, user_id_of,
 };
 pub(crate) use process::{
-    ForkError, Forked, ThreadCount, available_cores, exit_now, exited_child, flush_stdio, fork,
-    remove_variables, reseed_c_random, set_variable, spawn_with_own_arguments, take_variable,
-    thread_count,
+    ForkError, Forked, ThreadCount, available_cores, exit_flushed, exit_now, exited_child,
+    flush_stdio, fork, remove_variables, reseed_c_random, set_variable, spawn_with_own_arguments,
+    take_variable, thread_count,
 };
 pub(crate) use sealed_memory::{Sealed, SealedError, Writable};
 pub(crate) use shared_atomics::SharedAtomics;

@@ -102,6 +102,15 @@ pub(crate) fn flush_stdio() {
     unsafe { libc::fflush(std::ptr::null_mut()) };
 }
 
+/// Exits as a program that has done its work: what it has written to standard output goes out, and the profile of its
+/// coverage, if it has one. It runs no `atexit` handlers.
+pub(crate) fn exit_flushed(status: i32) -> ! {
+    flush_stdio();
+    #[cfg(coverage)]
+    super::coverage::write_profile();
+    exit_now(status)
+}
+
 /// Exits at once, without `atexit` handlers, which belong to the process that was forked.
 pub(crate) fn exit_now(status: i32) -> ! {
     // SAFETY: `_exit` accesses no memory and does not return.

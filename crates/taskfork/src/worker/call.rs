@@ -34,8 +34,8 @@ const KEPT_BUFFER: usize = 1 << 20;
 impl<S: 'static> Worker<'_, S> {
     /// Runs a call and leaves its telemetry and its answer in `out`.
     ///
-    /// `begun` is the current time. `sent` is when the client sent the call, from which its timeout
-    /// counts.
+    /// `begun` is the current time. `sent` is when the client sent the call, from which its `timeout`
+    /// counts. Its `run_timeout` counts from now.
     pub(super) fn serve_call(
         &mut self,
         method: Option<&str>,
@@ -46,7 +46,9 @@ impl<S: 'static> Worker<'_, S> {
     ) -> Result<(), ExitReason> {
         let grace = meta.grace.map_or(DEFAULT_GRACE, TimeLimit::from_microseconds);
         let timeout = meta.timeout.map_or(TimeLimit::NEVER, TimeLimit::from_microseconds);
-        let deadline = timeout.after_time(sent);
+        let run_timeout = meta.run_timeout.map_or(TimeLimit::NEVER, TimeLimit::from_microseconds);
+        let ends = [timeout.after_time(sent), run_timeout.after_time(begun)];
+        let deadline = ends.into_iter().flatten().min();
         let hard_deadline = deadline.and_then(|deadline| grace.after_time(deadline));
         self.slot.set_call(method.unwrap_or_default(), deadline, hard_deadline);
         self.slot.enter_at(Phase::Busy, Some(begun))?;

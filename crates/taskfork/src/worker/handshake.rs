@@ -65,7 +65,7 @@ impl<S: 'static> Worker<'_, S> {
 
 /// Checks that this worker can serve the client.
 #[taskfork_macros::startup_code]
-fn check_client(client: &ClientHello<'_>) -> Result<(), ErrorReply> {
+pub(super) fn check_client(client: &ClientHello<'_>) -> Result<(), ErrorReply> {
     if client.versions.iter().any(|version| VERSIONS.contains(version)) {
         return client.incompatibility().map_or(Ok(()), |reason| Err(ErrorReply::hello(reason)));
     }

@@ -1,7 +1,10 @@
 //! The log of the current call, which is created when it is first used.
 
+use std::cell::RefCell;
+
 use log_defer::{Level, Log};
 
+use super::log_frames;
 use super::telemetry::{self, RecorderState};
 
 /// About how many bytes of a log are kept until they are sent.
@@ -33,6 +36,9 @@ const MAX_BYTES: usize = 1 << 20;
 /// # let _: Methods<()> = methods;
 /// ```
 pub fn logger() -> Log {
+    if let Some(log) = ON_THREAD.with_borrow(Option::clone) {
+        return log;
+    }
     let mut recorder = telemetry::lock();
     if let Some(log) = &recorder.log {
         return log.clone();
@@ -54,6 +60,33 @@ pub fn logger() -> Log {
     recorder.log = Some(log.clone());
     recorder.schedule_send();
     log
+}
+
+thread_local! {
+    /// The log of the call that this thread runs, if it is a worker in the process of its client.
+    static ON_THREAD: RefCell<Option<Log>> = const { RefCell::new(None) };
+}
+
+/// The log of a call that a thread of its client's process runs.
+pub(super) struct ThreadLog(());
+
+impl ThreadLog {
+    /// Begins the log, with the level that the caller wants. Without one, nothing is recorded.
+    pub(super) fn begin(level: Option<Level>) -> Self {
+        let log =
+            level.map(|level| Log::builder().verbosity(level).max_bytes(MAX_BYTES).start(drop));
+        ON_THREAD.set(log);
+        Self(())
+    }
+
+    /// Ends the log, and appends frames with it.
+    pub(super) fn end(self, out: &mut Vec<u8>, limit: usize) {
+        let Some(log) = ON_THREAD.take() else { return };
+        let message = log.close();
+        if !log_frames::is_empty(&message) {
+            log_frames::write(out, limit, vec![message]);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ pub(crate) mod interface;
 mod log_frames;
 pub(crate) mod logger;
 pub(crate) mod methods;
+pub(crate) mod on_thread;
 mod panic;
 mod perl;
 mod phase;

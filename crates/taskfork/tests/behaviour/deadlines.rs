@@ -184,7 +184,7 @@ trial!(the_error_of_a_hung_call_has_its_stack, async || {
         let pid: u32 = checkout.call("pid", ()).await.unwrap();
         let checkout = checkout.timeout(Duration::from_millis(100));
         let error = checkout.call::<()>("hang", ()).await.unwrap_err();
-        assert_eq!(error.to_string(), "timed out after 0.1 seconds while running");
+        assert_eq!(error.to_string(), "timed out after 0.1 seconds while running (timeout)");
         (hung(&error).is_some_and(|hung| hung.stack.is_some()), (pid, error))
     })
     .await;

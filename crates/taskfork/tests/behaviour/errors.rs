@@ -181,7 +181,7 @@ trial!(a_timeout_kills_the_worker_and_names_the_time, async || {
     let checkout = client.checkout();
     let pid: u32 = checkout.call("pid", ()).await.unwrap();
     let error = checkout.call::<()>("hang", ()).await.unwrap_err();
-    assert_eq!(error.to_string(), "timed out after 0.25 seconds while running");
+    assert_eq!(error.to_string(), "timed out after 0.25 seconds while running (timeout)");
     assert!(error.is_fatal() && error.may_have_run());
     until("the worker's end", || !is_alive(pid)).await;
     assert_ne!(client.call::<u32>("pid", ()).await.unwrap(), pid);
@@ -193,7 +193,10 @@ trial!(the_timeout_covers_the_wait_and_belongs_to_the_checkout, async || {
     busy.ready().await.unwrap();
     let waiting = client.checkout().timeout(Duration::from_millis(100));
     let error = waiting.call::<()>("nothing", ()).await.unwrap_err();
-    assert_eq!(error.to_string(), "timed out after 0.1 seconds while waiting for a worker");
+    assert_eq!(
+        error.to_string(),
+        "timed out after 0.1 seconds while waiting for a worker (timeout)"
+    );
     assert!(!error.may_have_run());
     assert_eq!(client.stats().queued, 0);
     busy.call::<()>("sleep", (150,)).await.unwrap();

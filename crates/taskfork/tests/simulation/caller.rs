@@ -50,7 +50,7 @@ pub(crate) struct Caller {
     client_number: usize,
     client_timeout: Duration,
     monitor: Monitor,
-    checkout: Option<(Checkout, Duration)>,
+    checkout: Option<(Checkout, Duration, Option<Duration>)>,
     checkouts: u64,
     calls: u64,
     pending: VecDeque<(u64, Pending)>,
@@ -167,15 +167,21 @@ impl Caller {
                 self.checkout = None;
             }
             Step::Abort {} => {
-                if let Some((checkout, _)) = &self.checkout {
+                if let Some((checkout, ..)) = &self.checkout {
                     self.monitor.aborted((self.number, self.checkouts));
                     checkout.abort("aborted by a step");
                 }
             }
             Step::Limit { timeout } => {
-                if let Some((checkout, _)) = self.checkout.take() {
+                if let Some((checkout, _, run_limit)) = self.checkout.take() {
                     let limit = milliseconds(timeout);
-                    self.checkout = Some((checkout.timeout(limit), limit));
+                    self.checkout = Some((checkout.timeout(limit), limit, run_limit));
+                }
+            }
+            Step::RunLimit { timeout } => {
+                if let Some((checkout, limit, _)) = self.checkout.take() {
+                    let run_limit = milliseconds(timeout);
+                    self.checkout = Some((checkout.run_timeout(run_limit), limit, Some(run_limit)));
                 }
             }
             Step::Pause { time } => sleep(milliseconds(time)).await,
@@ -197,7 +203,7 @@ impl Caller {
             limit = milliseconds(timeout);
             checkout = checkout.timeout(limit);
         }
-        self.checkout = Some((checkout, limit));
+        self.checkout = Some((checkout, limit, None));
     }
 
     fn call(&mut self, step: Step) {
@@ -209,9 +215,11 @@ impl Caller {
             self.checkouts += 1;
             self.monitor.begins((self.number, self.checkouts));
         }
-        let (maker, timeout) = match &self.checkout {
-            Some((checkout, timeout)) => (Maker::Checkout(checkout), *timeout),
-            None => (Maker::Client(&self.client), self.client_timeout),
+        let (maker, timeout, run_timeout) = match &self.checkout {
+            Some((checkout, timeout, run_timeout)) => {
+                (Maker::Checkout(checkout), *timeout, *run_timeout)
+            }
+            None => (Maker::Client(&self.client), self.client_timeout, None),
         };
         self.calls += 1;
         let call = (self.number + 1) * 1000 + self.calls;
@@ -221,6 +229,7 @@ impl Caller {
             client: self.client_number,
             step,
             timeout,
+            run_timeout,
         });
         let pending = match step {
             Step::Send { length } => {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::retry_on_intr;
 use taskfork::blob::OpenFile;
-use taskfork::error::{CallError, FatalError, Stage};
+use taskfork::error::{CallError, FatalError, Stage, TimeoutOption};
 use taskfork::{Client, Error};
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -59,6 +59,7 @@ pub(crate) struct Made {
     pub(crate) client: usize,
     pub(crate) step: Step,
     pub(crate) timeout: Duration,
+    pub(crate) run_timeout: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -69,6 +70,7 @@ struct Record {
     made_after: u64,
     ended_after: Option<u64>,
     is_begun: bool,
+    begun_at: Option<Instant>,
     has_failed: bool,
     end: Option<End>,
 }
@@ -87,6 +89,12 @@ impl Record {
     /// Whether its time was over.
     fn is_late(&self) -> bool {
         self.at.elapsed() >= self.made.timeout
+    }
+
+    /// Whether it may have run for this time, which was its limit.
+    fn has_run_for(&self, time: Duration) -> bool {
+        let since = self.begun_at.unwrap_or(self.at);
+        self.made.run_timeout == Some(time) && since.elapsed() >= time
     }
 
     /// Whether its outcome was not taken when another call was made.
@@ -409,6 +417,7 @@ impl Monitor {
                     made_after: state.counts.steps,
                     ended_after: None,
                     is_begun: false,
+                    begun_at: None,
                     has_failed: false,
                     end: None,
                 };
@@ -638,7 +647,10 @@ impl State {
                 return Err(format!("call {call} is begun behind one of a later checkout"));
             }
         }
-        self.calls.entry(call).and_modify(|record| record.is_begun = true);
+        self.calls.entry(call).and_modify(|record| {
+            record.is_begun = true;
+            record.begun_at = Some(Instant::now());
+        });
         Ok(())
     }
 
@@ -720,6 +732,9 @@ impl State {
                     if self.is_brisk && *after >= BRISK =>
                 {
                     false
+                }
+                FatalError::TimedOut { after, limit: TimeoutOption::RunTimeout, .. } => {
+                    self.others(record).chain([record]).any(|call| call.has_run_for(*after))
                 }
                 FatalError::TimedOut { after, .. } => is_late(Some(*after)),
                 FatalError::CannotConnect { .. } => is_late(None) && happened(Trouble::Unreachable),

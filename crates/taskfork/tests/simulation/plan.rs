@@ -76,6 +76,8 @@ words! {
         TakeBoth "both" {},
         /// Changes the time limit of further calls of the checkout.
         Limit "limit" { timeout },
+        /// Changes their time limit that counts from when they begin to run.
+        RunLimit "run-limit" { timeout },
         /// Drops the call with this place among those whose outcome was not taken.
         Drop "drop" { place },
         /// Drops the checkout. Its calls go on.
@@ -268,7 +270,8 @@ impl Step {
             89..92 => Self::TakeWithin { time: random.below(20) },
             92..96 => Self::Drop { place: random.below(3) },
             96..97 => Self::Checkout { timeout: 1 + random.below(40) },
-            97..98 => Self::Limit { timeout: random.pick([20, 300, 2000]) },
+            97..98 if random.once_in(2) => Self::Limit { timeout: random.pick([20, 300, 2000]) },
+            97..98 => Self::RunLimit { timeout: random.pick([20, 300, 2000]) },
             98..99 => Self::Abort {},
             _ if random.once_in(6) => Self::Close {},
             _ => Self::Fail {},

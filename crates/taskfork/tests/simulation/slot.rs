@@ -134,7 +134,9 @@ impl Slot {
         let mut slot = lock(&self.contents);
         let grace = meta.grace.map_or(DEFAULT_GRACE, TimeLimit::from_microseconds);
         let timeout = meta.timeout.map_or(TimeLimit::NEVER, TimeLimit::from_microseconds);
-        slot.deadline = timeout.after_time(slot.sent);
+        let run_timeout = meta.run_timeout.map_or(TimeLimit::NEVER, TimeLimit::from_microseconds);
+        let ends = [timeout.after_time(slot.sent), run_timeout.after_time(slot.start.elapsed())];
+        slot.deadline = ends.into_iter().flatten().min();
         slot.hard_deadline = slot.deadline.and_then(|deadline| grace.after_time(deadline));
     }
 

@@ -14,6 +14,7 @@ use crate::busy_poll::BusyPoll;
 use crate::client::config::Config;
 use crate::client::io::transport::Connector;
 use crate::client::pool::{Overload, PoolLimits};
+use crate::client::session::TimeKeeper;
 use crate::client::spawned_server::SpawnedServer;
 use crate::display::debug_as_text;
 use crate::shm_pool::DEFAULT_SHARED_MEMORY;
@@ -47,7 +48,9 @@ pub struct ClientBuilder {
     max_checkouts: Option<u64>,
     max_queue: Option<usize>,
     overload: Overload,
+    aging: Duration,
     timeout: TimeLimit,
+    run_timeout: TimeLimit,
     grace: TimeLimit,
     busy_poll: BusyPoll,
     connect_timeout: TimeLimit,
@@ -145,7 +148,9 @@ impl Client {
             max_checkouts: None,
             max_queue: None,
             overload: Overload::default(),
+            aging: Duration::from_secs(1),
             timeout: TimeLimit::new(Duration::from_secs(30)),
+            run_timeout: TimeLimit::NEVER,
             grace: DEFAULT_GRACE,
             busy_poll: BusyPoll::default(),
             connect_timeout: TimeLimit::new(Duration::from_secs(5)),
@@ -299,6 +304,22 @@ impl ClientBuilder {
         self
     }
 
+    /// Sets how much waiting one level of priority is worth. See
+    /// [`Client::with_priority`](crate::Client::with_priority).
+    ///
+    /// Defaults to 1 second. With 0, priorities have no effect.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let builder = taskfork::Client::builder().priority_aging(Duration::from_millis(100));
+    /// # let _ = builder;
+    /// ```
+    pub fn priority_aging(mut self, level: Duration) -> Self {
+        self.aging = level;
+        self
+    }
+
     /// Sets the time limit of each call, from when it is made to when its answer arrives. The wait for a
     /// worker counts, and the decoding of the answer does not (see [`max_frame`](Self::max_frame)).
     /// `None` means no limit, and so does a limit of 100 years or more.
@@ -317,6 +338,38 @@ impl ClientBuilder {
     /// ```
     pub fn timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.timeout = timeout.into().into();
+        self
+    }
+
+    /// Sets the time limit of each call, from when it begins to run to when its answer arrives. `None` means no
+    /// limit, and so does a limit of 100 years or more. The [`timeout`](Self::timeout) holds as well: what is over
+    /// first ends the call, and the error names it.
+    ///
+    /// Defaults to `None`. 0 is an error of [`build`](Self::build).
+    /// [`Checkout::run_timeout`](crate::Checkout::run_timeout) and
+    /// [`Client::with_run_timeout`](crate::Client::with_run_timeout) set another limit for some calls.
+    ///
+    /// A call begins to run when the worker begins it. The wait for a worker does not count, nor does the
+    /// worker's `setup`, nor the calls that were made before on the same checkout. So a client can make hundreds of
+    /// calls at once, each of which has its own time.
+    ///
+    /// The worker and its server keep the time, as they do for `timeout`: at the limit the worker is told, and
+    /// killed after [`grace`](Self::grace). The client ends a call by itself if the server has not done so 2
+    /// seconds later. For that it takes a call to run when the worker has all of it and has answered the calls before
+    /// it. For the first call of a checkout it relies on `timeout`, because it does not learn when `setup`, or
+    /// `checkout_done` of the checkout before, has ended. A server in Perl keeps no time. There the client ends
+    /// each call at the limit.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let client = taskfork::Client::builder()
+    ///     .timeout(Duration::from_secs(600))
+    ///     .run_timeout(Duration::from_secs(2));
+    /// # let _ = client;
+    /// ```
+    pub fn run_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.run_timeout = timeout.into().into();
         self
     }
 
@@ -573,13 +626,8 @@ impl ClientBuilder {
             return Err(ConfigError::NotConnectable { address: address.to_string() });
         }
         let max_workers = self.max_workers;
-        if max_workers == 0 {
-            return Err(ConfigError::NoWorkers);
-        }
         let min_workers = self.min_workers.unwrap_or(2.min(max_workers));
-        if max_workers < min_workers {
-            return Err(ConfigError::MaxBelowMin { min_workers, max_workers });
-        }
+        check_workers(min_workers, max_workers)?;
         if self.max_checkouts == Some(0) {
             return Err(ConfigError::NoCheckouts);
         }
@@ -588,6 +636,11 @@ impl ClientBuilder {
             let reason =
                 "with 0, every call would be late: set a longer time, or `None` for no limit";
             return wrong("timeout", reason.to_owned());
+        }
+        if self.run_timeout.is_zero() {
+            let reason =
+                "with 0, every call would be late: set a longer time, or `None` for no limit";
+            return wrong("run_timeout", reason.to_owned());
         }
         if self.connect_timeout.is_zero() {
             let reason = "with 0, no server could answer in time: set a longer time";
@@ -600,6 +653,16 @@ impl ClientBuilder {
             );
             return wrong("max_frame", reason);
         }
+        let is_in_process = addresses.iter().any(|address| address.0.is_in_process());
+        let time_keeper = match self.protocol {
+            Protocol::Perl if is_in_process => {
+                let reason = "workers on threads of this process speak the native protocol only";
+                return wrong("protocol", reason.to_owned());
+            }
+            Protocol::Perl => TimeKeeper::Client,
+            Protocol::Native if is_in_process => TimeKeeper::ClientAfterGrace,
+            Protocol::Native => TimeKeeper::Server,
+        };
         let connector = Connector {
             #[cfg(feature = "tls")]
             tls: self
@@ -629,9 +692,12 @@ impl ClientBuilder {
                 max_checkouts: self.max_checkouts,
                 max_queue: self.max_queue,
                 overload: self.overload,
+                aging: self.aging,
             },
             timeout: self.timeout,
+            run_timeout: self.run_timeout,
             grace: self.grace,
+            time_keeper,
             busy_poll: self.busy_poll,
             cores: sys::available_cores(),
             connect_timeout: self.connect_timeout,
@@ -645,4 +711,15 @@ impl ClientBuilder {
             peer: self.peer,
         })
     }
+}
+
+/// Checks how many workers a client is to have.
+pub(super) fn check_workers(min_workers: usize, max_workers: usize) -> Result<(), ConfigError> {
+    if max_workers == 0 {
+        return Err(ConfigError::NoWorkers);
+    }
+    if max_workers < min_workers {
+        return Err(ConfigError::MaxBelowMin { min_workers, max_workers });
+    }
+    Ok(())
 }

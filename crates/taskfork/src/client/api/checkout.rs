@@ -10,6 +10,7 @@ use log_defer::{Level, Log};
 
 use super::call::Call;
 use crate::blob::BlobMut;
+use crate::client::config::CheckoutOptions;
 use crate::client::io::core::Core;
 use crate::client::io::effects::Waiter;
 use crate::client::io::shared_session::SharedSession;
@@ -68,21 +69,22 @@ struct CallOptions {
     /// Whether calls have a time limit. The field in the message is filled in when the call is
     /// sent.
     has_timeout: bool,
+    run_timeout: TimeLimit,
     grace: TimeLimit,
     protocol: Protocol,
 }
 
 impl Checkout {
-    pub(crate) fn new(core: &Arc<Core>) -> Self {
-        Self::of(core, SharedSession::new(core.clone()))
+    pub(crate) fn new(core: &Arc<Core>, options: CheckoutOptions) -> Self {
+        Self::of(core, options, SharedSession::new(core.clone(), options))
     }
 
-    pub(crate) fn try_new(core: &Arc<Core>) -> Option<Self> {
-        Some(Self::of(core, SharedSession::try_new(core.clone())?))
+    pub(crate) fn try_new(core: &Arc<Core>, options: CheckoutOptions) -> Option<Self> {
+        Some(Self::of(core, options, SharedSession::try_new(core.clone(), options)?))
     }
 
-    fn of(core: &Arc<Core>, session: Arc<SharedSession>) -> Self {
-        Self { session, options: CallOptions::of(core) }
+    fn of(core: &Core, options: CheckoutOptions, session: Arc<SharedSession>) -> Self {
+        Self { session, options: CallOptions::of(core, options) }
     }
 
     /// Sets the time limit of each call that is made from now on. It counts from when the call is
@@ -104,6 +106,28 @@ impl Checkout {
         let timeout = TimeLimit::from(timeout.into());
         self.options.has_timeout = timeout != TimeLimit::NEVER;
         self.session.set_timeout(timeout);
+        self
+    }
+
+    /// Sets the time limit of each call that is made from now on, counted from when the call begins to run. `None`
+    /// means no limit.
+    ///
+    /// Defaults to the client's [`run_timeout`](crate::client::ClientBuilder::run_timeout), which says what it
+    /// means to run. The [`timeout`](Self::timeout) holds as well.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    /// # async fn example(client: taskfork::Client) -> Result<(), taskfork::Error> {
+    /// let checkout = client.checkout().timeout(None).run_timeout(Duration::from_millis(200));
+    /// let page: String = checkout.call("render", ("page",)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use = "it returns the checkout, which is released when it is dropped"]
+    pub fn run_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        let timeout = TimeLimit::from(timeout.into());
+        self.options.run_timeout = timeout;
+        self.session.set_run_timeout(timeout);
         self
     }
 
@@ -284,22 +308,24 @@ impl Checkout {
 #[track_caller]
 pub(super) fn call_once<T, E>(
     core: &Arc<Core>,
+    options: CheckoutOptions,
     method: MethodName,
     args: impl IntoArguments,
 ) -> Call<T, E> {
-    let (operation, replay) = CallOptions::of(core).encode(method.as_deref(), args);
-    let (session, seq) = SharedSession::call_once(core.clone(), method, operation, replay);
+    let (operation, replay) = CallOptions::of(core, options).encode(method.as_deref(), args);
+    let (session, seq) = SharedSession::call_once(core.clone(), options, method, operation, replay);
     Call::new(session, seq)
 }
 
 impl CallOptions {
-    fn of(core: &Core) -> Self {
+    fn of(core: &Core, options: CheckoutOptions) -> Self {
         let config = &core.config;
         Self {
             max_frame: config.max_frame,
             log: None,
             trace: None,
-            has_timeout: config.timeout != TimeLimit::NEVER,
+            has_timeout: options.timeout != TimeLimit::NEVER,
+            run_timeout: options.run_timeout,
             grace: config.grace,
             protocol: config.protocol,
         }
@@ -314,12 +340,14 @@ impl CallOptions {
         let of_caller = if self.trace.is_none() { TraceContext::of_caller() } else { None };
         let trace = self.trace.as_ref().or(of_caller.as_ref());
         let replay = Replay::for_caller();
+        let has_limit = self.has_timeout || self.run_timeout != TimeLimit::NEVER;
         let meta = CallMeta {
             log: self.log.map(Level::rounded_up),
             trace: replay.as_ref().map(|(level, _)| *level),
             timeout: self.has_timeout.then_some(0),
+            run_timeout: self.run_timeout.microseconds(),
             grace: Some(self.grace)
-                .filter(|&grace| self.has_timeout && grace != DEFAULT_GRACE)
+                .filter(|&grace| has_limit && grace != DEFAULT_GRACE)
                 .map(|grace| grace.microseconds().unwrap_or(NO_LIMIT)),
             traceparent: trace.map(TraceContext::traceparent),
             tracestate: trace.and_then(TraceContext::tracestate),
@@ -410,6 +438,6 @@ impl Caller for Checkout {
 impl Caller for crate::Client {
     #[track_caller]
     fn typed<T, E>(&self, method: &'static str, args: impl IntoArguments) -> Call<T, E> {
-        call_once(self.core(), Some(Cow::Borrowed(method)), args)
+        call_once(self.core(), self.options(), Some(Cow::Borrowed(method)), args)
     }
 }

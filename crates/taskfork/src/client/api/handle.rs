@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 
 use super::call::Call;
 use super::checkout::{Checkout, call_once};
-use crate::client::config::Config;
+use crate::client::config::{CheckoutOptions, Config};
 use crate::client::io::core::Core;
 use crate::client::io::driver::drive;
 use crate::client::io::driver_queue::DriverQueue;
@@ -36,6 +36,7 @@ use crate::wire::arguments::IntoArguments;
 #[derive(Clone)]
 pub struct Client {
     core: Arc<Core>,
+    options: CheckoutOptions,
     _driver: Arc<DriverLease>,
     #[cfg(feature = "nats")]
     runtime: Handle,
@@ -76,6 +77,7 @@ impl Client {
         let driver_queue = core.driver_queue.clone();
         runtime.spawn(drive(Arc::downgrade(&core), driver_queue.clone()));
         Self {
+            options: core.config.checkout_options(),
             core,
             _driver: Arc::new(DriverLease(driver_queue)),
             #[cfg(feature = "nats")]
@@ -83,14 +85,25 @@ impl Client {
         }
     }
 
-    /// Starts another client in the same runtime.
+    /// Starts another client in the same runtime. Its checkouts have the options of this handle.
     #[cfg(feature = "nats")]
     pub(super) fn sibling(&self, config: Config) -> Self {
-        Self::start(config, &self.runtime)
+        Self { options: self.options, ..Self::start(config, &self.runtime) }
     }
 
     pub(in crate::client) fn core(&self) -> &Arc<Core> {
         &self.core
+    }
+
+    pub(super) fn options(&self) -> CheckoutOptions {
+        self.options
+    }
+
+    /// Returns a handle of the same client with other options of checkouts.
+    pub(super) fn with_options(&self, change: impl FnOnce(&mut CheckoutOptions)) -> Self {
+        let mut client = self.clone();
+        change(&mut client.options);
+        client
     }
 
     /// Checks a worker out, or joins the queue for one. Returns at once.
@@ -108,7 +121,7 @@ impl Client {
     /// # }
     /// ```
     pub fn checkout(&self) -> Checkout {
-        Checkout::new(&self.core)
+        Checkout::new(&self.core, self.options)
     }
 
     /// Checks a worker out if one is idle now. Returns `None` otherwise, and never joins the queue.
@@ -125,7 +138,7 @@ impl Client {
     /// # }
     /// ```
     pub fn try_checkout(&self) -> Option<Checkout> {
-        Checkout::try_new(&self.core)
+        Checkout::try_new(&self.core, self.options)
     }
 
     /// Calls a method of an untyped interface, in a checkout of its own.
@@ -149,7 +162,7 @@ impl Client {
     /// ```
     #[track_caller]
     pub fn call<T>(&self, method: &str, args: impl IntoArguments) -> Call<T> {
-        call_once(&self.core, Some(Cow::Owned(method.to_owned())), args)
+        call_once(&self.core, self.options, Some(Cow::Owned(method.to_owned())), args)
     }
 
     /// Calls an interface that is one function, in a checkout of its own. The call names no method.
@@ -168,7 +181,7 @@ impl Client {
     /// As for [`call`](Self::call).
     #[track_caller]
     pub fn invoke<T>(&self, args: impl IntoArguments) -> Call<T> {
-        call_once(&self.core, None, args)
+        call_once(&self.core, self.options, None, args)
     }
 
     /// Closes the client, and waits until its last connection is closed.

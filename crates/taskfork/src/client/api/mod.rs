@@ -4,12 +4,16 @@ pub(super) mod builder;
 pub(super) mod call;
 pub(super) mod checkout;
 pub(super) mod handle;
+mod handle_options;
+pub(super) mod map;
+mod map_futures;
 #[cfg(feature = "nats")]
 mod nats;
 #[cfg(feature = "nats")]
 mod nats_options;
 #[cfg(feature = "nats")]
 mod placement;
+mod resize;
 #[cfg(feature = "tls")]
 mod tls;
 #[cfg(feature = "tls")]

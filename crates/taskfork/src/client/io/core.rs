@@ -343,6 +343,15 @@ impl Core {
         self.stopped.load(Ordering::SeqCst)
     }
 
+    /// Changes how many workers there are.
+    pub(crate) fn resize(&self, min_workers: usize, max_workers: usize) {
+        let idle = self.pool().resize(min_workers, max_workers);
+        // Dropped after the pool is unlocked, because closing a socket can take the kernel a while.
+        drop(idle);
+        // The driver connects workers, and cancels attempts of which there are too many.
+        self.driver_queue.wake();
+    }
+
     /// Closes the pool and its idle connections, and fails the checkouts that wait.
     pub(crate) fn close(&self) {
         let idle = self.pool().close();

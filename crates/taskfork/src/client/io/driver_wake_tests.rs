@@ -23,14 +23,15 @@ fn a_checkout_in_the_queue_wakes_the_driver_only_for_a_worker_that_is_wanted() {
     let client = Client::builder().address("unix:/nonexistent").timeout(None);
     let client = client.min_workers(0).max_workers(1).build().unwrap();
     let core: Arc<Core> = client.core().clone();
+    let options = core.config.checkout_options();
     was_woken(&core);
 
-    let _first = SharedSession::new(core.clone());
+    let _first = SharedSession::new(core.clone(), options);
     assert!(was_woken(&core), "no worker is connected");
     let permit = core.pool().permit(time::now()).expect("a worker is wanted");
-    let _second = SharedSession::new(core.clone());
+    let _second = SharedSession::new(core.clone(), options);
     assert!(!was_woken(&core), "the only worker is being connected");
     core.pool().cancelled(permit);
-    let _third = SharedSession::new(core.clone());
+    let _third = SharedSession::new(core.clone(), options);
     assert!(was_woken(&core), "a worker is wanted again");
 }

@@ -16,15 +16,16 @@ use super::driver_queue::{Driven, DriverEvent};
 use super::effects::{Effects, PoolCommand, Waiter};
 use super::spin::SpinGuard;
 use super::time;
+use crate::client::config::CheckoutOptions;
 use crate::client::now::Now;
 use crate::client::observe::replay::Replay;
+use crate::client::pool::priority_queue::QueuePlace;
 use crate::client::pool::timers::TimerKey;
-use crate::client::pool::wait_queue::Ticket;
 use crate::client::pool::{CheckedOut, Lease, Loss};
 use crate::client::proto::io_types::Transmit;
 use crate::client::session::calls::{MethodName, Operation, Outcome, Seq};
 use crate::client::session::{Event, Return, Session, Step};
-use crate::error::{FatalError, Stage};
+use crate::error::{FatalError, Stage, TimeoutOption};
 use crate::shm_pool::ShmBufferMut;
 use crate::sync::lock;
 use crate::time_limit::TimeLimit;
@@ -59,7 +60,7 @@ struct State {
 #[derive(Debug)]
 enum Place {
     None,
-    Queue(Ticket),
+    Queue(QueuePlace),
     Worker(Lease<Box<Link>>),
 }
 
@@ -75,24 +76,25 @@ impl State {
 
 impl SharedSession {
     /// Starts a checkout with an idle worker or a place in the queue.
-    pub(crate) fn new(core: Arc<Core>) -> Arc<Self> {
-        let session = Self::with(core, false);
-        session.update(|state, effects| session.check_out(state, effects));
+    pub(crate) fn new(core: Arc<Core>, options: CheckoutOptions) -> Arc<Self> {
+        let session = Self::with(core, options, false);
+        session.update(|state, effects| session.check_out(options.priority, state, effects));
         session
     }
 
     /// Makes a call in a checkout of its own, which ends with that call.
     pub(crate) fn call_once(
         core: Arc<Core>,
+        options: CheckoutOptions,
         method: MethodName,
         operation: Operation,
         replay: Option<Arc<Replay>>,
     ) -> (Arc<Self>, Seq) {
-        let session = Self::with(core, true);
+        let session = Self::with(core, options, true);
         let now = now();
         let mut state = session.lock();
         let mut effects = Effects::default();
-        session.check_out(&mut state, &mut effects);
+        session.check_out(options.priority, &mut state, &mut effects);
         let seq = state.session.submit(method, operation, replay, &now);
         state.session.close();
         let is_sent = match &mut state.place {
@@ -108,20 +110,26 @@ impl SharedSession {
         (session.clone(), seq)
     }
 
-    fn check_out(self: &Arc<Self>, state: &mut State, effects: &mut Effects) {
+    fn check_out(self: &Arc<Self>, priority: i8, state: &mut State, effects: &mut Effects) {
         let core = &self.core;
-        let taken = core.pool().check_out(|| self.clone() as Arc<dyn Waiter>);
+        let mut waiting_since = None;
+        let waiter = || {
+            let now = time::now();
+            waiting_since = Some(now);
+            (self.clone() as Arc<dyn Waiter>, now)
+        };
+        let taken = core.pool().check_out(priority, waiter);
         match taken {
             CheckedOut::Worker(lease) => {
                 core.counters.count_checkout(Duration::ZERO);
                 self.attach_worker(state, lease);
             }
-            CheckedOut::Queued(ticket, evicted) => {
-                state.waiting_since = Some(time::now());
+            CheckedOut::Queued(place, evicted) => {
+                state.waiting_since = waiting_since;
                 if let Some(evicted) = evicted {
                     effects.rare().evicted.push(evicted);
                 }
-                self.enter_queue(state, ticket);
+                self.enter_queue(state, place);
             }
             CheckedOut::Refused => state.session.end(core.overloaded(), Loss::Used),
             CheckedOut::Closed => state.session.end(FatalError::ClientClosed, Loss::Used),
@@ -129,17 +137,17 @@ impl SharedSession {
     }
 
     /// Starts a checkout if a worker is idle.
-    pub(crate) fn try_new(core: Arc<Core>) -> Option<Arc<Self>> {
+    pub(crate) fn try_new(core: Arc<Core>, options: CheckoutOptions) -> Option<Arc<Self>> {
         let lease = core.pool().check_out_idle()?;
         core.counters.count_checkout(Duration::ZERO);
-        let session = Self::with(core, false);
+        let session = Self::with(core, options, false);
         session.update(|state, _| session.attach_worker(state, lease));
         Some(session)
     }
 
-    fn with(core: Arc<Core>, is_single: bool) -> Arc<Self> {
+    fn with(core: Arc<Core>, options: CheckoutOptions, is_single: bool) -> Arc<Self> {
         let state = State {
-            session: Session::new(core.config.session_options(), is_single),
+            session: Session::new(core.config.session_options(options), is_single),
             place: Place::None,
             timer: None,
             waiting_since: None,
@@ -170,6 +178,10 @@ impl SharedSession {
 
     pub(crate) fn set_timeout(&self, timeout: TimeLimit) {
         self.lock().session.set_timeout(timeout);
+    }
+
+    pub(crate) fn set_run_timeout(&self, timeout: TimeLimit) {
+        self.lock().session.set_run_timeout(timeout);
     }
 
     pub(crate) fn set_log(&self, log: Log) {
@@ -212,6 +224,7 @@ impl SharedSession {
     fn send_first(self: &Arc<Self>, state: &mut State, now: &Now) -> bool {
         let Some((session, link)) = state.linked() else { return false };
         self.send(session, link, now);
+        session.begin_run(now);
         let is_waiting = session.connection().is_some_and(|it| !it.waits_for_arrived());
         if !is_waiting || session.has_events() {
             return false;
@@ -457,15 +470,15 @@ impl SharedSession {
                 }
                 Event::NeedsWorker => {
                     // The pool still counts the lost worker as held, so it cannot return the same one.
-                    let taken = self.core.pool().check_out_again(self.clone());
+                    let taken = self.core.pool().check_out_again(self.clone(), time::now());
                     match taken {
                         Ok((_, lease)) => self.attach_worker(state, lease),
-                        Err(ticket) => self.enter_queue(state, ticket),
+                        Err(place) => self.enter_queue(state, place),
                     }
                 }
                 Event::LeavesQueue => {
-                    if let Place::Queue(ticket) = std::mem::replace(&mut state.place, Place::None) {
-                        drop(self.core.pool().leave_queue(ticket));
+                    if let Place::Queue(place) = std::mem::replace(&mut state.place, Place::None) {
+                        drop(self.core.pool().leave_queue(place));
                     }
                 }
                 Event::WaitTimedOut { after } => {
@@ -486,8 +499,8 @@ impl SharedSession {
 
     /// Records the place in the queue, or fails if no worker will ever come. The flag is read after
     /// the place is taken. So either this sees the flag, or the thread that sets it sees the place.
-    fn enter_queue(&self, state: &mut State, ticket: Ticket) {
-        state.place = Place::Queue(ticket);
+    fn enter_queue(&self, state: &mut State, place: QueuePlace) {
+        state.place = Place::Queue(place);
         state.session.enter_queue();
         // The driver is woken only if it may connect a worker: most checkouts wait for one that others hold.
         if self.core.pool().needs_worker() {
@@ -507,7 +520,12 @@ impl SharedSession {
                 unreachable_for: time::now().saturating_duration_since(unreachable.since),
                 after,
             },
-            None => FatalError::TimedOut { after, stage: Stage::Waiting, hung: None },
+            None => FatalError::TimedOut {
+                after,
+                limit: TimeoutOption::Timeout,
+                stage: Stage::Waiting,
+                hung: None,
+            },
         }
     }
 

@@ -1,12 +1,14 @@
 //! Which checkout holds which worker, which checkouts wait, and how many workers are needed.
 //!
 //! It is pure: it does no I/O and reads no clock. So random sequences of events can check its invariants. Every operation
-//! takes constant time, whatever the length of the queue, except the loss of an idle worker.
+//! takes constant time, whatever the length of the queue, except the loss of an idle worker. With priorities it takes
+//! a time in proportion to how many different ones wait.
 //!
 //! A right is a value: a [`Permit`] to connect comes back through `connected`, `failed` or
 //! `cancelled`, and a [`Lease`] of a worker through `release`, `decline`, `lose` or
 //! `handshake_failed`. So no count can drift.
 
+pub(crate) mod priority_queue;
 pub(crate) mod timers;
 pub(crate) mod wait_queue;
 
@@ -14,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use slab::Slab;
 
-use self::wait_queue::{Queue, Ticket};
+use self::priority_queue::{PriorityQueue, QueuePlace};
 
 const MIN_RETRY_DELAY: Duration = Duration::from_millis(5);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -30,6 +32,8 @@ pub(crate) struct PoolLimits {
     /// The length limit of the queue.
     pub(crate) max_queue: Option<usize>,
     pub(crate) overload: Overload,
+    /// How much waiting one level of priority is worth.
+    pub(crate) aging: Duration,
 }
 
 /// Which checkout fails when [`max_queue`](crate::client::ClientBuilder::max_queue) checkouts wait
@@ -48,8 +52,8 @@ pub enum Overload {
     /// The new checkout fails. Those in the queue keep their places.
     #[default]
     RefuseNewest,
-    /// The checkout that has waited longest fails, because its caller may have given up. The new
-    /// checkout joins the end of the queue.
+    /// Of those with the lowest priority, the checkout that has waited longest fails, because its caller may have
+    /// given up. The new checkout joins the queue. If its own priority is lower than all others, it fails itself.
     DropOldest,
 }
 
@@ -58,7 +62,7 @@ pub enum Overload {
 pub(crate) enum CheckedOut<C, W> {
     Worker(Lease<C>),
     /// A place in the queue, and the checkout that lost its own place for it.
-    Queued(Ticket, Option<W>),
+    Queued(QueuePlace, Option<W>),
     /// The queue is full.
     Refused,
     /// The pool is closed.
@@ -72,7 +76,7 @@ pub(crate) struct Pool<C, W, E> {
     workers: Slab<Worker<C>>,
     /// Indices of idle workers. The most recently used one is the last.
     idle: Vec<usize>,
-    waiting: Queue<W>,
+    waiting: PriorityQueue<W>,
     leased: usize,
     connecting: usize,
     next_generation: u64,
@@ -157,9 +161,9 @@ impl<C> Lease<C> {
 #[derive(Debug)]
 pub(crate) enum Released<C, W> {
     Idle,
-    /// It goes to the checkout that has waited longest.
+    /// It goes to the checkout that is first in the queue.
     Assigned(W, Lease<C>),
-    /// It has reached `max_checkouts`, or the pool is closed.
+    /// It has reached `max_checkouts`, there are more than `max_workers`, or the pool is closed.
     Expired(C),
 }
 
@@ -185,7 +189,7 @@ impl<C, W, E> Pool<C, W, E> {
             limits,
             workers: Slab::new(),
             idle: Vec::new(),
-            waiting: Queue::new(),
+            waiting: PriorityQueue::new(limits.aging),
             leased: 0,
             connecting: 0,
             next_generation: 0,
@@ -202,6 +206,10 @@ impl<C, W, E> Pool<C, W, E> {
             connecting: self.connecting,
             queued: self.waiting.len(),
         }
+    }
+
+    pub(crate) fn max_workers(&self) -> usize {
+        self.limits.max_workers
     }
 
     pub(crate) fn unreachable(&self) -> Option<&Unreachable<E>> {
@@ -225,8 +233,23 @@ impl<C, W, E> Pool<C, W, E> {
         self.closed && self.workers.is_empty()
     }
 
-    /// Leases an idle worker, or else adds a waiter to the queue.
-    pub(crate) fn check_out(&mut self, waiter: impl FnOnce() -> W) -> CheckedOut<C, W> {
+    /// Changes how many workers there are. Returns the connections of idle workers of which there are too many, those
+    /// that have not been used for longest. Others leave when they come back, and attempts to connect are
+    /// cancelled.
+    pub(crate) fn resize(&mut self, min_workers: usize, max_workers: usize) -> Vec<C> {
+        (self.limits.min_workers, self.limits.max_workers) = (min_workers, max_workers);
+        let connected = self.workers.len() - self.connecting;
+        let surplus = connected.saturating_sub(max_workers).min(self.idle.len());
+        let idle = self.idle.drain(..surplus);
+        idle.filter_map(|index| self.workers.remove(index).idle).collect()
+    }
+
+    /// Leases an idle worker, or else adds a waiter of this priority to the queue. `waiter` returns it with the time.
+    pub(crate) fn check_out(
+        &mut self,
+        priority: i8,
+        waiter: impl FnOnce() -> (W, Instant),
+    ) -> CheckedOut<C, W> {
         if self.closed {
             return CheckedOut::Closed;
         }
@@ -235,13 +258,14 @@ impl<C, W, E> Pool<C, W, E> {
         }
         let full = self.limits.max_queue.is_some_and(|most| self.waiting.len() >= most);
         let evicted = match self.limits.overload {
-            Overload::DropOldest if full => self.waiting.pop_front(),
+            Overload::DropOldest if full => self.waiting.pop_lowest(priority),
             _ => None,
         };
         if full && evicted.is_none() {
             return CheckedOut::Refused;
         }
-        CheckedOut::Queued(self.waiting.push_back(waiter()), evicted)
+        let (waiter, since) = waiter();
+        CheckedOut::Queued(self.waiting.push(priority, since, waiter), evicted)
     }
 
     /// Leases an idle worker.
@@ -251,21 +275,25 @@ impl<C, W, E> Pool<C, W, E> {
 
     /// Leases an idle worker to a checkout whose worker died unused. If none is idle, the checkout joins the queue
     /// ahead of all checkouts that have never had a worker.
-    pub(crate) fn check_out_again(&mut self, waiter: W) -> Result<(W, Lease<C>), Ticket> {
+    pub(crate) fn check_out_again(
+        &mut self,
+        waiter: W,
+        now: Instant,
+    ) -> Result<(W, Lease<C>), QueuePlace> {
         match self.check_out_idle() {
             Some(lease) => Ok((waiter, lease)),
-            None => Err(self.waiting.push_ahead(waiter)),
+            None => Err(self.waiting.push_ahead(now, waiter)),
         }
     }
 
     /// Removes a checkout from the queue. Returns `None` if it has been given a worker.
-    pub(crate) fn leave_queue(&mut self, ticket: Ticket) -> Option<W> {
-        self.waiting.remove(ticket)
+    pub(crate) fn leave_queue(&mut self, place: QueuePlace) -> Option<W> {
+        self.waiting.remove(place)
     }
 
-    /// Removes the checkout that has waited longest.
+    /// Removes the checkout that is first in the queue.
     pub(crate) fn pop_waiting(&mut self) -> Option<W> {
-        self.waiting.pop_front()
+        self.waiting.pop()
     }
 
     /// Makes a worker available again after a checkout.
@@ -380,7 +408,8 @@ impl<C, W, E> Pool<C, W, E> {
     pub(crate) fn has_surplus_attempt(&self) -> bool {
         let connected = self.workers.len() - self.connecting;
         let one_at_a_time = self.backoff.next.is_some() || self.closed;
-        self.connecting > 0 && one_at_a_time && connected >= self.target_size()
+        let is_too_many = self.workers.len() > self.limits.max_workers;
+        self.connecting > 0 && (is_too_many || one_at_a_time && connected >= self.target_size())
     }
 
     /// Ends an attempt that was cancelled.
@@ -409,13 +438,14 @@ impl<C, W, E> Pool<C, W, E> {
     }
 
     fn make_available(&mut self, index: usize) -> Released<C, W> {
-        if self.closed {
+        let connected = self.workers.len() - self.connecting;
+        if self.closed || connected > self.limits.max_workers {
             let Some(connection) = self.workers.remove(index).idle else {
                 unreachable!("a worker becomes available only while its connection is here");
             };
             return Released::Expired(connection);
         }
-        match self.waiting.pop_front() {
+        match self.waiting.pop() {
             Some(waiter) => Released::Assigned(waiter, self.lease(index)),
             None => {
                 self.idle.push(index);

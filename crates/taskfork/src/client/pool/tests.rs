@@ -12,6 +12,7 @@ const NO_LIMITS: PoolLimits = PoolLimits {
     max_checkouts: None,
     max_queue: None,
     overload: Overload::RefuseNewest,
+    aging: Duration::from_secs(1),
 };
 
 fn worker<C, W>(checked_out: CheckedOut<C, W>) -> Lease<C> {
@@ -38,6 +39,8 @@ enum Event {
     LoseAndWaitAgain(prop::sample::Index),
     HandshakeFailed(prop::sample::Index),
     IdleDeath(prop::sample::Index),
+    Resize(usize, usize),
+    CancelAttempts,
     Later(u16),
 }
 
@@ -55,6 +58,8 @@ fn event() -> impl Strategy<Value = Event> {
         1 => index().prop_map(Event::LoseAndWaitAgain),
         1 => index().prop_map(Event::HandshakeFailed),
         1 => index().prop_map(Event::IdleDeath),
+        1 => (0usize..3, 1usize..5).prop_map(|(min, more)| Event::Resize(min, min + more)),
+        1 => Just(Event::CancelAttempts),
         1 => (0u16..2000).prop_map(Event::Later),
     ]
 }
@@ -67,7 +72,7 @@ struct Model {
     permits: Vec<Permit>,
     leases: Vec<Lease<u64>>,
     idle: Vec<WorkerKey>,
-    waiting: VecDeque<(Ticket, u64)>,
+    waiting: VecDeque<(QueuePlace, u64)>,
     /// Those that had a worker before. They wait in the order in which they came back.
     returned: BTreeSet<u64>,
     serial: u64,
@@ -96,7 +101,7 @@ impl Model {
         self.serial += 1;
         let serial = self.serial;
         match event {
-            Event::CheckOut => match self.pool.check_out(|| serial) {
+            Event::CheckOut => match self.pool.check_out(0, || (serial, self.now)) {
                 CheckedOut::Worker(lease) => {
                     assert!(self.waiting.is_empty(), "overtook those who wait");
                     self.take(lease);
@@ -152,7 +157,7 @@ impl Model {
             Event::LoseAndWaitAgain(index) if !self.leases.is_empty() => {
                 let lease = self.leases.swap_remove(index.index(self.leases.len()));
                 self.pool.lose(lease, Loss::Unused, self.now);
-                match self.pool.check_out_again(serial) {
+                match self.pool.check_out_again(serial, self.now) {
                     Ok((_, lease)) => self.take(lease),
                     Err(ticket) => {
                         self.returned.insert(serial);
@@ -171,6 +176,17 @@ impl Model {
                 let key = self.idle.swap_remove(index.index(self.idle.len()));
                 assert!(self.pool.lose_idle(key, self.now).is_some());
                 assert!(self.pool.lose_idle(key, self.now).is_none());
+            }
+            Event::Resize(min_workers, max_workers) => {
+                (self.limits.min_workers, self.limits.max_workers) = (min_workers, max_workers);
+                let before = self.idle.len() + self.leases.len();
+                let closed = self.pool.resize(min_workers, max_workers).len();
+                let surplus = before.saturating_sub(max_workers);
+                assert_eq!(closed, surplus.min(self.idle.len()), "idle workers leave at once");
+                self.idle.retain(|&key| self.pool.idle_mut(key).is_some());
+            }
+            Event::CancelAttempts if self.pool.has_surplus_attempt() => {
+                self.permits.drain(..).for_each(|permit| self.pool.cancelled(permit));
             }
             Event::Later(millis) => self.now += Duration::from_millis(millis.into()),
             _ => {}
@@ -195,7 +211,10 @@ impl Model {
                 assert_eq!(waiter, first, "first come, first served");
                 self.take(lease);
             }
-            Released::Expired(_) => assert!(self.limits.max_checkouts.is_some()),
+            Released::Expired(_) => {
+                let others = self.idle.len() + self.leases.len();
+                assert!(self.limits.max_checkouts.is_some() || others >= self.limits.max_workers);
+            }
         }
     }
 
@@ -205,7 +224,12 @@ impl Model {
         assert_eq!(stats.connecting, self.permits.len());
         assert_eq!(stats.queued, self.waiting.len());
         assert_eq!(stats.idle, self.idle.len());
-        assert!(stats.busy + stats.connecting + stats.idle <= self.limits.max_workers);
+        // Only workers that are held, and attempts to connect, may be too many after a change.
+        let most = self.limits.max_workers;
+        assert!(stats.busy + stats.idle <= most || stats.idle == 0);
+        let all = stats.busy + stats.connecting + stats.idle;
+        assert!(all <= most || stats.connecting == 0 || self.pool.has_surplus_attempt());
+        assert!(all < most || !self.pool.needs_worker());
         assert_eq!(self.pool.workers.len(), stats.busy + stats.connecting + stats.idle);
     }
 
@@ -249,7 +273,7 @@ proptest! {
         let overload =
             if drop_oldest { Overload::DropOldest } else { Overload::RefuseNewest };
         let max_workers = min_workers + more;
-        let limits = PoolLimits { min_workers, max_workers, max_checkouts, max_queue, overload };
+        let limits = PoolLimits { min_workers, max_workers, max_checkouts, max_queue, overload, ..NO_LIMITS };
         let mut model = Model::new(limits);
         for event in events {
             model.apply(event);
@@ -269,10 +293,10 @@ fn a_closed_pool_connects_and_lends_nothing_and_is_drained_when_all_have_come_ba
     connect(1);
     connect(2);
     let late = pool.permit(now).unwrap();
-    let (held, cancelled) = (worker(pool.check_out(|| 0)), pool.permit(now).unwrap());
+    let (held, cancelled) = (worker(pool.check_out(0, || (0, now))), pool.permit(now).unwrap());
 
     assert_eq!(pool.close(), [1]);
-    assert!(matches!(pool.check_out(|| 0), CheckedOut::Closed));
+    assert!(matches!(pool.check_out(0, || (0, now)), CheckedOut::Closed));
     assert!(pool.check_out_idle().is_none() && pool.permit(now).is_none());
     assert!(pool.has_surplus_attempt() && pool.retry_at().is_none());
 
@@ -291,7 +315,7 @@ fn with_one_worker_deaths_never_make_room_for_two() {
         let permit = pool.permit(now).unwrap();
         assert!(pool.permit(now).is_none());
         assert!(matches!(pool.connected(permit, 0, now), Released::Idle));
-        let lease = worker(pool.check_out(|| 0));
+        let lease = worker(pool.check_out(0, || (0, now)));
         pool.lose(lease, Loss::Used, now);
     }
 }
@@ -317,7 +341,7 @@ fn while_nobody_answers_one_attempt_at_a_time_is_made() {
     let now = Instant::now();
     let mut pool = pool(0, 20);
     for number in 0..10 {
-        assert!(matches!(pool.check_out(|| number), CheckedOut::Queued(_, None)));
+        assert!(matches!(pool.check_out(0, || (number, now)), CheckedOut::Queued(_, None)));
     }
     let permit = pool.permit(now).unwrap();
     pool.failed(permit, "refused", now);
@@ -354,6 +378,7 @@ fn an_attempt_under_way_does_not_end_the_wait_after_a_death() {
         max_checkouts: None,
         max_queue: None,
         overload: Overload::RefuseNewest,
+        aging: Duration::ZERO,
     };
     let mut pool: Pool<u32, u32, &'static str> = Pool::new(limits);
     let now = Instant::now();
@@ -364,4 +389,46 @@ fn an_attempt_under_way_does_not_end_the_wait_after_a_death() {
     assert!(matches!(pool.connected(second, 2, now), Released::Idle));
     assert!(pool.permit(now).is_none(), "the one that died young is waited for");
     assert!(pool.permit(now + MIN_RETRY_DELAY).is_some());
+}
+
+#[test]
+fn a_smaller_pool_closes_idle_workers_at_once_and_others_when_they_come_back() {
+    let now = Instant::now();
+    let mut pool = pool(0, 4);
+    for number in 0..4 {
+        assert!(matches!(pool.check_out(0, || (number, now)), CheckedOut::Queued(..)));
+    }
+    let mut leases = Vec::new();
+    for number in 0..4 {
+        let permit = pool.permit(now).unwrap();
+        match pool.connected(permit, number, now) {
+            Released::Assigned(_, lease) => leases.push(lease),
+            released => panic!("{released:?}"),
+        }
+    }
+    assert!(matches!(pool.check_out(0, || (4, now)), CheckedOut::Queued(..)));
+    assert!(pool.resize(0, 2).is_empty());
+    // Two too many leave, though somebody waits; the next one serves.
+    assert!(matches!(pool.release(leases.remove(0)), Released::Expired(0)));
+    assert!(matches!(pool.release(leases.remove(0)), Released::Expired(1)));
+    let Released::Assigned(4, lease) = pool.release(leases.remove(0)) else { panic!("nobody") };
+    assert!(matches!(pool.release(lease), Released::Idle));
+    assert!(matches!(pool.release(leases.remove(0)), Released::Idle));
+    // The one that has not been used for longest leaves.
+    assert_eq!(pool.resize(0, 1), [2]);
+    assert_eq!(pool.counts().idle, 1);
+    pool.resize(3, 8);
+    assert_eq!(std::iter::from_fn(|| pool.permit(now)).count(), 2);
+}
+
+#[test]
+fn attempts_to_connect_are_given_up_if_they_are_too_many() {
+    let now = Instant::now();
+    let mut pool = pool(3, 3);
+    let permits: Vec<_> = std::iter::from_fn(|| pool.permit(now)).collect();
+    pool.resize(1, 2);
+    assert!(pool.has_surplus_attempt());
+    permits.into_iter().for_each(|permit| pool.cancelled(permit));
+    assert_eq!(std::iter::from_fn(|| pool.permit(now)).count(), 1);
+    assert!(!pool.has_surplus_attempt());
 }

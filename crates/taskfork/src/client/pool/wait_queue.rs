@@ -40,6 +40,15 @@ impl<T> Queue<T> {
         self.nodes.is_empty()
     }
 
+    pub(crate) fn front(&self) -> Option<&T> {
+        self.first.map(|index| &self.nodes[index].value)
+    }
+
+    /// Whether the first element was added by [`push_ahead`](Self::push_ahead).
+    pub(crate) fn has_ahead(&self) -> bool {
+        self.last_ahead.is_some()
+    }
+
     pub(crate) fn push_back(&mut self, value: T) -> Ticket {
         let ticket = self.insert(value, self.last, None);
         match self.last.replace(ticket.index) {
@@ -139,6 +148,8 @@ mod tests {
                 }
                 prop_assert_eq!(queue.len(), model.len());
                 prop_assert_eq!(queue.is_empty(), model.is_empty());
+                prop_assert_eq!(queue.front(), model.front().map(|(_, number)| number));
+                prop_assert_eq!(queue.has_ahead(), ahead > 0);
                 for ticket in &gone {
                     prop_assert_eq!(queue.remove(*ticket), None);
                 }

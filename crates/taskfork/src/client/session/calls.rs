@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -35,6 +35,9 @@ pub(crate) struct Entry {
     /// The time limit with which it was made, and when that is over.
     pub(crate) timeout: TimeLimit,
     pub(crate) deadline: Option<Instant>,
+    /// The time limit from when it begins to run, and when that is over. `None` until it is known to run.
+    pub(crate) run_timeout: TimeLimit,
+    pub(crate) run_deadline: Option<Instant>,
     pub(crate) waker: Option<Waker>,
     /// Its future has been dropped.
     pub(crate) abandoned: bool,
@@ -97,6 +100,14 @@ pub(crate) enum Outcome {
 }
 
 impl Entry {
+    /// When the first of its time limits is over.
+    pub(crate) fn ends_at(&self) -> Option<Instant> {
+        match (self.deadline, self.run_deadline) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        }
+    }
+
     #[inline]
     fn is_finished(&self) -> bool {
         matches!(self.progress, Progress::Done(_) | Progress::Removed)
@@ -166,9 +177,9 @@ impl Calls {
         seq
     }
 
-    /// The time limit of the first call that is not finished, or 0 if there is none.
-    pub(crate) fn head_timeout(&self) -> Duration {
-        self.list.get(self.finished).and_then(|head| head.timeout.get()).unwrap_or_default()
+    /// The first entry that is not finished.
+    pub(super) fn first(&self) -> Option<&Entry> {
+        self.list.get(self.finished)
     }
 
     /// The first unfinished entry.
@@ -213,6 +224,7 @@ impl Calls {
     pub(crate) fn requeue_sent(&mut self) {
         for entry in self.list.iter_mut().skip(self.finished) {
             if matches!(entry.progress, Progress::Sending | Progress::Sent(_)) {
+                entry.run_deadline = None;
                 entry.progress = if entry.abandoned { Progress::Removed } else { Progress::Queued };
             }
         }

@@ -1,12 +1,14 @@
 //! How a session goes on after its connection has ended, and how it ends itself.
 
-use super::calls::Outcome;
+use std::time::Duration;
+
+use super::calls::{Entry, Outcome};
 use super::{Assignment, Ending, Event, Handle, Return, Session, Usage};
 use crate::client::observe::stats;
 use crate::client::pool::Loss;
 use crate::client::proto::disconnect::Disconnect;
 use crate::client::proto::handshake::handshake_timeout;
-use crate::error::{Death, FatalError, Stage};
+use crate::error::{Death, FatalError, Hung, Stage, TimeoutOption};
 
 /// After this many deaths in `setup` a checkout fails instead of getting another worker.
 const MAX_SETUP_DEATHS: u32 = 3;
@@ -57,8 +59,8 @@ impl Session {
                     if let Some(hung) = &mut hung {
                         hung.stderr = stderr;
                     }
-                    let after = self.calls.head_timeout();
-                    FatalError::TimedOut { after, stage: Stage::Running, hung }
+                    let (after, limit) = self.limit_of_killed(hung.as_deref());
+                    FatalError::TimedOut { after, limit, stage: Stage::Running, hung }
                 }
                 cause => cause,
             };
@@ -102,15 +104,44 @@ impl Session {
 
     /// Ends the session because the time of its first call is over.
     pub(super) fn time_out(&mut self) {
-        let after = self.calls.head_timeout();
+        let is_run =
+            |head: &Entry| head.run_deadline.is_some() && head.run_deadline == head.ends_at();
+        let (after, limit) = self.limit(self.calls.first().is_some_and(is_run));
         match &self.assignment {
             Assignment::Worker(connection) if connection.is_established() => {
                 self.emit(Event::WorkerLost(stats::TIMED_OUT));
                 let stage = Stage::Running;
-                self.end(FatalError::TimedOut { after, stage, hung: None }, Loss::Used);
+                self.end(FatalError::TimedOut { after, limit, stage, hung: None }, Loss::Used);
             }
+            // No call has begun to run, so this is its `timeout`.
             _ => self.emit(Event::WaitTimedOut { after }),
         }
+    }
+
+    /// The time limit for which the server has killed the worker of the first call. It kills when the grace is over
+    /// too, and says how long the call had run.
+    fn limit_of_killed(&self, hung: Option<&Hung>) -> (Duration, TimeoutOption) {
+        let Some(head) = self.calls.first() else { return self.limit(false) };
+        let is_run = match (head.run_timeout.get(), head.deadline, hung) {
+            (None, ..) => false,
+            (Some(_), None, _) => true,
+            (Some(_), Some(_), Some(hung)) => head
+                .run_timeout
+                .plus(self.options.grace)
+                .get()
+                .is_some_and(|most| hung.ran_for >= most),
+            (Some(_), Some(deadline), None) => head.run_deadline.is_some_and(|end| end < deadline),
+        };
+        self.limit(is_run)
+    }
+
+    /// A time limit of the first call, and the option that sets it.
+    fn limit(&self, is_run: bool) -> (Duration, TimeoutOption) {
+        let (limit, option) = match self.calls.first() {
+            Some(head) if is_run => (head.run_timeout.get(), TimeoutOption::RunTimeout),
+            head => (head.and_then(|head| head.timeout.get()), TimeoutOption::Timeout),
+        };
+        (limit.unwrap_or_default(), option)
     }
 
     /// Fails the checkout with all of its calls, also later ones. Those up to the number `begun` on their

@@ -8,7 +8,7 @@
 //!
 //! | kind | methods |
 //! |---|---|
-//! | what has happened | `assign`, `enter_queue`, `handle_sent`, `handle_blocked`, `handle_write_error`, `note_server_end`, `handle_answer`, `handle_timeout`, `handle_turn_over`; and those of its connection for input |
+//! | what has happened | `assign`, `begin_run`, `enter_queue`, `handle_sent`, `handle_blocked`, `handle_write_error`, `note_server_end`, `handle_answer`, `handle_timeout`, `handle_turn_over`; and those of its connection for input |
 //! | what to do | `start_first_call`, `put_queue_length`, `poll_transmit`, `put_in_ring`, `process`, `poll_timeout` |
 //! | what others must learn | `poll_event` |
 //! | what the user wants | `submit`, `take`, `abandon`, `close`, `end` |
@@ -71,8 +71,9 @@ pub(crate) struct Session {
     unobserved_failure: Option<(Seq, String)>,
     /// The user makes one call and drops the checkout.
     is_single: bool,
-    /// The time limit of further calls.
+    /// The time limits of further calls.
     timeout: TimeLimit,
+    run_timeout: TimeLimit,
     /// When to look at the deadline of the first call. It may be earlier than that deadline.
     check_at: Option<Instant>,
     log: Option<Log>,
@@ -87,13 +88,25 @@ pub(crate) struct Session {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SessionOptions {
     pub(crate) reuse_after_error: bool,
-    /// The time limit of calls.
+    /// The time limit of calls, from when they are made.
     pub(crate) timeout: TimeLimit,
+    /// The time limit of calls, from when they begin to run.
+    pub(crate) run_timeout: TimeLimit,
     /// How long a worker may go on after the deadline of its call.
     pub(crate) grace: TimeLimit,
     pub(crate) connect_timeout: TimeLimit,
-    /// Whether servers speak the native protocol, so that they enforce deadlines.
-    pub(crate) is_native: bool,
+    pub(crate) time_keeper: TimeKeeper,
+}
+
+/// Who ends a call whose time is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TimeKeeper {
+    /// The server kills the worker after the grace, and sends a notice.
+    Server,
+    /// The client, after the grace: the worker knows the time, and nobody can kill it.
+    ClientAfterGrace,
+    /// The client, at once: the server's protocol has no time limits.
+    Client,
 }
 
 /// Who serves the session.
@@ -189,6 +202,7 @@ impl Session {
             unobserved_failure: None,
             is_single,
             timeout: options.timeout,
+            run_timeout: options.run_timeout,
             check_at: None,
             log: None,
             server_end: None,
@@ -213,6 +227,31 @@ impl Session {
             self.unstarted_deaths += 1;
         }
         self.assignment = Assignment::Waiting;
+    }
+
+    /// Begins the time of the first call's `run_timeout`, if it is known to run now: its worker has all of it, and has
+    /// answered the calls before it.
+    ///
+    /// The worker itself knows better, and its server ends the call. This is for servers that do not, and for peers
+    /// that are lost. Before the first call of a checkout the worker may run `setup`, or `checkout_done` of the
+    /// checkout before. It does not say when that ends, so the time of such a call is known to the server only.
+    #[inline]
+    pub(crate) fn begin_run(&mut self, now: &Now) {
+        let Assignment::Worker(connection) = &self.assignment else { return };
+        let Some((_, head)) = self.calls.head() else { return };
+        if head.run_timeout == TimeLimit::NEVER || head.run_deadline.is_some() {
+            return;
+        }
+        let is_known =
+            self.options.time_keeper != TimeKeeper::Server || self.usage != Usage::Unused;
+        let sent = connection.calls_sent();
+        if is_known
+            && connection.is_established()
+            && head.number().is_some_and(|number| number <= sent)
+        {
+            head.run_deadline = head.run_timeout.after(now.get());
+            self.watch_deadline();
+        }
     }
 
     /// Records that this number of bytes of what [`poll_transmit`](Self::poll_transmit) returned was sent. Returns
@@ -287,17 +326,18 @@ impl Session {
             return;
         }
         self.check_at = None;
-        let can_hang = self.options.is_native
-            && self
-                .connection()
-                .is_some_and(|connection| connection.is_established() && !connection.is_flooding());
+        let can_hang = self
+            .connection()
+            .is_some_and(|connection| connection.is_established() && !connection.is_flooding());
         let Some((_, head)) = self.calls.head() else { return };
-        let Some(deadline) = head.deadline else { return };
+        let Some(deadline) = head.ends_at() else { return };
         // A worker that has the call may go on for the grace period. Then its server kills it, and the notice says
         // where it was. A worker that floods this side with messages does not hang.
-        let wait = match can_hang && head.number().is_some() {
-            true => self.options.grace.plus(NOTICE_WAIT),
-            false => TimeLimit::new(Duration::ZERO),
+        let is_running = can_hang && head.number().is_some();
+        let wait = match self.options.time_keeper {
+            TimeKeeper::Server if is_running => self.options.grace.plus(NOTICE_WAIT),
+            TimeKeeper::ClientAfterGrace if is_running => self.options.grace,
+            _ => TimeLimit::new(Duration::ZERO),
         };
         let Some(end) = wait.after(deadline) else { return };
         if end > now.get() {
@@ -394,6 +434,10 @@ impl Session {
         self.timeout = timeout;
     }
 
+    pub(crate) fn set_run_timeout(&mut self, timeout: TimeLimit) {
+        self.run_timeout = timeout;
+    }
+
     /// Replaces the log. Returns the one before.
     pub(crate) fn set_log(&mut self, log: Log) -> Option<Log> {
         self.log.replace(log)
@@ -433,6 +477,8 @@ impl Session {
             progress,
             timeout: self.timeout,
             deadline,
+            run_timeout: self.run_timeout,
+            run_deadline: None,
             waker: None,
             abandoned: false,
             timing,
@@ -446,7 +492,7 @@ impl Session {
 
     /// Looks at the deadline of the first call in time.
     fn watch_deadline(&mut self) {
-        if let Some(deadline) = self.calls.head().and_then(|(_, head)| head.deadline)
+        if let Some(deadline) = self.calls.first().and_then(Entry::ends_at)
             && self.check_at.is_none_or(|at| deadline < at)
         {
             self.check_at = Some(deadline);

@@ -88,7 +88,8 @@ impl Session {
                     return Step::Changed;
                 }
             }
-            Head::None | Head::Worker | Head::Answer => {}
+            Head::Answer => self.begin_run(now),
+            Head::None | Head::Worker => {}
         }
         let event = self.connection_mut().and_then(|connection| connection.poll_event(now));
         match event {

@@ -366,8 +366,7 @@ impl EventLoop {
         }
         let run = std::panic::AssertUnwindSafe(|| (self.template.program)(init));
         let status = std::panic::catch_unwind(run).unwrap_or(101);
-        sys::flush_stdio();
-        sys::exit_now(status)
+        sys::exit_flushed(status)
     }
 
     /// The descriptors of the server that a worker must close, without those of other workers that have high numbers

@@ -69,7 +69,9 @@ pub(crate) struct CallMeta<'a> {
     pub(crate) trace: Option<u8>,
     /// The time limit of the call, in microseconds.
     pub(crate) timeout: Option<u64>,
-    /// How long the call may continue after that before its worker is killed, in microseconds.
+    /// The time limit of the method, which counts from when the worker begins the call, in microseconds.
+    pub(crate) run_timeout: Option<u64>,
+    /// How long the call may continue after either before its worker is killed, in microseconds.
     pub(crate) grace: Option<u64>,
     pub(crate) traceparent: Option<&'a str>,
     pub(crate) tracestate: Option<&'a str>,
@@ -113,6 +115,7 @@ impl<'a> FromClient<'a> {
                 "log" => call.log = Some(reader.int()?),
                 "trace" => call.trace = Some(reader.int()?),
                 TIMEOUT => call.timeout = Some(reader.unsigned()?),
+                "run_timeout" => call.run_timeout = Some(reader.unsigned()?),
                 "grace" => call.grace = Some(reader.unsigned()?),
                 "traceparent" => call.traceparent = Some(reader.str()?),
                 "tracestate" => call.tracestate = Some(reader.str()?),
@@ -130,7 +133,7 @@ impl<'a> FromClient<'a> {
 
 /// Appends the beginning of a call. The caller appends the array of its arguments.
 pub(crate) fn put_call(out: &mut Vec<u8>, method: Option<&str>, meta: CallMeta<'_>) {
-    let CallMeta { log, trace, timeout, grace, traceparent, tracestate, json } = meta;
+    let CallMeta { log, trace, timeout, run_timeout, grace, traceparent, tracestate, json } = meta;
     put_array(out, 4);
     put_uint(out, CALL);
     let mut map = MapWriter::new(out);
@@ -140,6 +143,7 @@ pub(crate) fn put_call(out: &mut Vec<u8>, method: Option<&str>, meta: CallMeta<'
         out.push(Marker::U64.to_u8());
         out.extend_from_slice(&timeout.to_be_bytes());
     }
+    map.optional_uint("run_timeout", run_timeout);
     map.optional_uint("grace", grace);
     map.optional_uint("log", log.map(u64::from));
     map.optional_uint("trace", trace.map(u64::from));
@@ -256,8 +260,13 @@ mod tests {
 
     #[test]
     fn an_encoded_call_gets_another_mode_and_timeout() {
-        let meta =
-            CallMeta { timeout: Some(1), grace: Some(2), log: Some(30), ..CallMeta::default() };
+        let meta = CallMeta {
+            timeout: Some(1),
+            run_timeout: Some(3),
+            grace: Some(2),
+            log: Some(30),
+            ..CallMeta::default()
+        };
         let mut out = Vec::new();
         put_call(&mut out, Some("method"), meta);
         put_argument_count(&mut out, 0);

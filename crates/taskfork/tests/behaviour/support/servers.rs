@@ -72,6 +72,7 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     ("rings_tcp", |server| crate::rings::server(server.listen("tcp:127.0.0.1:0"))),
     ("rings_none", |server| crate::rings::server(server.shared_memory(0))),
     ("deadlines", crate::deadlines::server),
+    ("map", crate::map::server),
     ("deadlines_hung", |server| {
         crate::deadlines::server(server.hung_worker_timeout(Duration::from_millis(200)))
     }),

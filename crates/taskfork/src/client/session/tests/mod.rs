@@ -7,7 +7,7 @@ use bytes::BytesMut;
 use proptest::prelude::*;
 
 use super::calls::{Operation, Outcome, Seq};
-use super::{Event, Return, Session, SessionOptions, Step};
+use super::{Event, Return, Session, SessionOptions, Step, TimeKeeper};
 use crate::client::now::Now;
 use crate::client::pool::Loss;
 use crate::client::proto::connection::{Connection, ConnectionConfig};
@@ -29,6 +29,7 @@ use crate::wire::values::ValueFormat;
 mod calls;
 mod gateway;
 mod handshake;
+mod run_timeout;
 mod violations;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -60,9 +61,10 @@ impl Checkout {
             SessionOptions {
                 reuse_after_error: true,
                 timeout: TimeLimit::new(TIMEOUT),
+                run_timeout: TimeLimit::NEVER,
                 grace: TimeLimit::new(GRACE),
                 connect_timeout: TimeLimit::new(CONNECT_TIMEOUT),
-                is_native: true,
+                time_keeper: TimeKeeper::Server,
             },
             is_single,
         );

@@ -1,0 +1,220 @@
+//! A worker on a thread of the client's process: the messages of the native protocol, and nothing of what a server
+//! does for a process. It takes no files and no shared memory, and one call at a time.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::Once;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use log_defer::Level;
+
+use super::error_reply::ErrorReply;
+use super::handshake::check_client;
+use super::interface::{Interface, Request};
+use super::logger::ThreadLog;
+use super::panic::install_panic_hook;
+use super::user_code::catch_panic;
+use crate::blob;
+use crate::clock::now;
+use crate::context;
+use crate::error::Failure;
+use crate::time_limit::TimeLimit;
+use crate::trace_context::{self, TraceContext};
+use crate::wire::WireError;
+use crate::wire::arguments::Arguments;
+use crate::wire::attachments::Attachments;
+use crate::wire::bounds;
+use crate::wire::frame::{self, DEFAULT_MAX_FRAME, PREAMBLE};
+use crate::wire::gather_frame::{GatherFrame, ReceiverLimits};
+use crate::wire::hello::WorkerHello;
+use crate::wire::native::{self, CallMeta, FromClient, VERSIONS};
+use crate::wire::values::ValueFormat;
+
+/// Serves one connection until it ends. `make` makes the interface and its state, before the first call. If it panics,
+/// the call fails, and the next one tries again.
+///
+/// # Errors
+/// If the client breaks the protocol.
+pub(crate) fn serve<S, I: Interface<S>>(
+    stream: UnixStream,
+    make: &dyn Fn() -> (I, S),
+) -> Result<(), WireError> {
+    // Reports of panics have their places.
+    static HOOK: Once = Once::new();
+    HOOK.call_once(install_panic_hook);
+    let inbox = BytesMut::new();
+    let mut worker = Worker { stream, inbox, made: None, max_answer: DEFAULT_MAX_FRAME, calls: 0 };
+    if !worker.handshake()? {
+        return Ok(());
+    }
+    while let Some(message) = worker.read()? {
+        match FromClient::decode(&message)? {
+            FromClient::Call { method, args, meta, .. } => {
+                let answer = blob::within(Some(&message), attachments(), || {
+                    worker.answer(make, method, args, &meta)
+                })?;
+                if worker.stream.write_all(&answer).is_err() {
+                    // The client does not wait for it any more.
+                    return Ok(());
+                }
+            }
+            FromClient::Done | FromClient::QueueLength(_) | FromClient::Cancel(_) => {}
+            FromClient::Hello(_)
+            | FromClient::Files(_)
+            | FromClient::Shm(_)
+            | FromClient::Rings => {
+                return Err(WireError::malformed(
+                    "a worker on a thread takes only calls".to_owned(),
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn attachments() -> Attachments {
+    Attachments { max_inlined: DEFAULT_MAX_FRAME, ..Attachments::default() }
+}
+
+struct Worker<I, S> {
+    stream: UnixStream,
+    inbox: BytesMut,
+    made: Option<(I, S)>,
+    /// The longest body that the client takes, in bytes.
+    max_answer: usize,
+    /// How many calls have begun.
+    calls: u64,
+}
+
+impl<S, I: Interface<S>> Worker<I, S> {
+    /// Answers the client's hello. Returns whether the client can be served.
+    fn handshake(&mut self) -> Result<bool, WireError> {
+        while !frame::take_preamble(&mut self.inbox)? {
+            if !self.receive() {
+                return Ok(false);
+            }
+        }
+        let Some(message) = self.read()? else { return Ok(false) };
+        let FromClient::Hello(client) = FromClient::decode(&message)? else {
+            return Err(WireError::malformed("the first message is no hello".to_owned()));
+        };
+        let accepted = check_client(&client);
+        self.max_answer = client.max_frame.unwrap_or(DEFAULT_MAX_FRAME).min(DEFAULT_MAX_FRAME);
+        let mut out = PREAMBLE.to_vec();
+        let hello = WorkerHello {
+            version: VERSIONS[0],
+            pid: std::process::id(),
+            max_frame: Some(DEFAULT_MAX_FRAME),
+            accepts_single_calls: true,
+            ..WorkerHello::default()
+        };
+        frame::write_control(&mut out, |out| match &accepted {
+            Ok(()) => hello.put(out),
+            Err(error) => native::put_error(out, None, &error.body()),
+        })?;
+        Ok(self.stream.write_all(&out).is_ok() && accepted.is_ok())
+    }
+
+    /// Waits for a message. Returns `None` if the client has left.
+    fn read(&mut self) -> Result<Option<Bytes>, WireError> {
+        loop {
+            if let Some(message) = frame::take(&mut self.inbox, DEFAULT_MAX_FRAME)? {
+                return Ok(Some(message));
+            }
+            if !self.receive() {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Receives some bytes. Returns false at the end of the connection.
+    fn receive(&mut self) -> bool {
+        let mut bytes = [0; 16 << 10];
+        loop {
+            match self.stream.read(&mut bytes) {
+                Ok(0) => return false,
+                Ok(length) => {
+                    self.inbox.extend_from_slice(&bytes[..length]);
+                    return true;
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(_) => return false,
+            }
+        }
+    }
+
+    /// Runs a call. Returns the frames of its answer.
+    fn answer(
+        &mut self,
+        make: &dyn Fn() -> (I, S),
+        method: Option<&str>,
+        args: Arguments<'_>,
+        meta: &CallMeta<'_>,
+    ) -> Result<Vec<u8>, WireError> {
+        self.calls += 1;
+        let number = Some(self.calls);
+        let log = ThreadLog::begin(meta.log.map(Level::new));
+        trace_context::set_on_thread(TraceContext::received(meta.traceparent, meta.tracestate));
+        context::set_on_thread(Some(deadline(meta)));
+        let result = self.call(make, method, args);
+        context::set_on_thread(None);
+        trace_context::set_on_thread(None);
+        let mut out = Vec::new();
+        log.end(&mut out, self.max_answer);
+        match result {
+            Ok(answer) => out.extend(answer),
+            Err(error) => {
+                let mut write = |error: &ErrorReply| {
+                    frame::write::<WireError>(&mut out, self.max_answer, |out| {
+                        native::put_error(out, number, &error.body());
+                        Ok(())
+                    })
+                };
+                // An error that is too long is replaced by a short one that says so.
+                write(&error).or_else(|error| write(&ErrorReply::result(&error)))?;
+            }
+        }
+        Ok(out)
+    }
+
+    /// Runs a call. Returns the frame of its result.
+    fn call(
+        &mut self,
+        make: &dyn Fn() -> (I, S),
+        method: Option<&str>,
+        args: Arguments<'_>,
+    ) -> Result<Vec<u8>, ErrorReply> {
+        bounds::check(args.encoded(), DEFAULT_MAX_FRAME)
+            .map_err(|reason| ErrorReply::arguments(&reason))?;
+        if self.made.is_none() {
+            let made = catch_panic(make);
+            let failed = |panic: crate::error::Panic| Failure::new(panic.to_string());
+            self.made = Some(made.map_err(|panic| ErrorReply::setup(failed(panic)))?);
+        }
+        let Some((interface, state)) = &mut self.made else {
+            return Err(ErrorReply::setup(Failure::new("there is no state")));
+        };
+        let (number, limit) = (Some(self.calls), self.max_answer);
+        let mut out = GatherFrame::default();
+        out.write(limit, |out| {
+            native::put_ok(out, number, ValueFormat::from_json_flag(interface.returns_json()));
+            catch_panic(|| interface.call(state, Request::new(method, args, out)).0)
+                .unwrap_or_else(|panic| Err(ErrorReply::panic(panic)))
+        })?;
+        let client = ReceiverLimits { max_frame: limit, max_blob: 0, max_files: 0 };
+        out.fit(client).map_err(|reason| ErrorReply::result(&reason))?;
+        let length = out.len();
+        match length - frame::HEADER_LEN <= limit {
+            true => Ok(out.copy_from(0)),
+            false => Err(ErrorReply::result(&WireError::TooLarge { length, limit })),
+        }
+    }
+}
+
+/// When a call's time is over. It was sent just now.
+fn deadline(meta: &CallMeta<'_>) -> Option<Duration> {
+    let limits = [meta.timeout, meta.run_timeout].into_iter().flatten();
+    let limits = limits.map(TimeLimit::from_microseconds);
+    limits.filter_map(|limit| limit.after_time(now())).min()
+}
