@@ -452,7 +452,8 @@ impl Runner {
         } else if let Some(verb) = Verb::ALL.into_iter().find(|verb| {
             self.subjects.micro(verb.name(), &self.id).iter().any(|s| subject.as_str() == s)
         }) {
-            let answer = self.shared.micro.answer(verb, self.room());
+            let answer =
+                self.shared.micro.answer(verb, self.room(), self.shared.client.max_payload());
             self.send(reply, answer).await;
         }
     }
