@@ -113,7 +113,9 @@ fn gateways_are_checked_at_the_same_time() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("nats://{}", listener.local_addr().unwrap());
     let text: String = ["one", "two"]
-        .map(|node| pool(&folder, node, Options { url: &url, service: SERVICE, node, label: "a=1" }))
+        .map(|node| {
+            pool(&folder, node, Options { url: &url, service: SERVICE, node, label: "a=1" })
+        })
         .concat();
     std::fs::write(folder.path().join("pools"), text).unwrap();
     let accepting = std::thread::spawn(move || {

@@ -278,7 +278,7 @@ mod tests {
         assert_eq!((listed(&[]), listed(&names(2))), (String::new(), "m000,m001".to_owned()));
         let many = listed(&names(1000));
         assert!((MAX_METHODS - 5..=MAX_METHODS).contains(&many.len()), "{}", many.len());
-        assert_eq!(many.split(',').last(), Some(&*format!("m{:03}", many.len() / 5)));
+        assert_eq!(many.split(',').next_back(), Some(&*format!("m{:03}", many.len() / 5)));
         assert_eq!(listed(&["m".repeat(MAX_METHODS + 1)]), "");
     }
 
