@@ -75,6 +75,9 @@ pub(crate) struct PoolOptions {
     /// The version of the service that this node tells, three numbers such as 1.2.0 [default: that of taskfork]
     #[arg(long, value_name = "VERSION")]
     pub(crate) service_version: Option<String>,
+    /// A method of the program, for what this node tells about itself: the server does not know it. May be repeated
+    #[arg(long, value_name = "NAME")]
+    pub(crate) method: Vec<String>,
     /// Where clients of the service reach --tls from their machines, for direct connections that do not pass through
     /// NATS. `off` for none [default: the address of --tls, and none if that is a wildcard]
     #[arg(long, value_name = "HOST:PORT|off")]

@@ -92,6 +92,7 @@ fn example_value(key: &str) -> &'static str {
         "service" => "\"resize\"",
         "node" => "\"node-1\"",
         "label" => "[\"gpu=a100\"]",
+        "method" => "[\"resize\"]",
         "service_version" => "\"1.2.0\"",
         "creds" => "\"/etc/resize/nats.creds\"",
         "nats_ca" => "\"/etc/resize/nats-ca.pem\"",

@@ -19,6 +19,7 @@ use crate::config::PoolOptions;
 use crate::error::CommandError;
 use crate::gateway_options::{Account, GatewayOptions, TlsOptions, folder};
 use crate::pools;
+use crate::replacement::Replacement;
 use crate::serve::{OptionSource, Part};
 
 /// How long running checkouts may go on at a shutdown, unless the pool says otherwise. The server has the same
@@ -38,7 +39,8 @@ pub(crate) fn run(
     // One thread: a sandbox cannot confine others.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let replaced = std::env::var(pools::REPLACES).ok().filter(|_| only_check);
-    let gateway = bind(&runtime, &options, source, replaced.as_deref())?;
+    let replacement = replaced.as_deref().map(Replacement::from_text);
+    let gateway = bind(&runtime, &options, source, replacement)?;
     if let Some(account) = &options.user {
         become_user(account)?;
     }
@@ -52,7 +54,7 @@ pub(crate) fn run(
     if only_check {
         let checked = runtime.block_on(gateway.check());
         runtime.shutdown_background();
-        return check(checked, replaced.is_some(), &options, source);
+        return check(checked, replacement, &options, source);
     }
     if let Some(address) = gateway.local_addr() {
         tracing::info!("the gateway listens at tls:{address}");
@@ -65,19 +67,25 @@ pub(crate) fn run(
     Ok(())
 }
 
-/// What the node needs. NATS that is not there now is no error: the node waits for it. Nor is a node of the same name that
-/// this one replaces.
+/// What the node needs. NATS that is not there now is no error: the node waits for it. But a gateway that serves is not
+/// replaced by one that would wait, unless it waits for the same NATS servers. Nor is a node of the same name an error if
+/// this one replaces it.
 fn check(
     checked: Result<(), GatewayError>,
-    is_replacement: bool,
+    replacement: Option<Replacement>,
     options: &GatewayOptions,
     source: &OptionSource,
 ) -> Result<(), CommandError> {
     match checked {
-        Err(GatewayError::Nats(taskfork_nats::Error::NodeNameInUse { .. })) if is_replacement => {
+        Err(GatewayError::Nats(taskfork_nats::Error::NodeNameInUse { .. }))
+            if replacement.is_some_and(|replacement| replacement.has_same_name) =>
+        {
             Ok(())
         }
-        Err(GatewayError::Nats(error)) if error.is_temporary() => {
+        Err(GatewayError::Nats(error))
+            if error.is_temporary()
+                && replacement.is_none_or(|replacement| replacement.has_same_nats) =>
+        {
             tracing::warn!("the node serves nobody yet: {error}");
             Ok(())
         }
@@ -91,7 +99,7 @@ fn bind(
     runtime: &Runtime,
     options: &GatewayOptions,
     source: &OptionSource,
-    replaced: Option<&str>,
+    replacement: Option<Replacement>,
 ) -> Result<Gateway, CommandError> {
     let Some(tls_options) = &options.tls else {
         let bound = runtime.block_on(builder(options)?.bind());
@@ -105,7 +113,7 @@ fn bind(
     })?;
     let mut failed = None;
     for mut address in addresses {
-        if replaced == Some(listen) {
+        if replacement.is_some_and(|replacement| replacement.has_same_address) {
             address.set_port(0);
         }
         let builder = with_tls(builder(options)?, tls_options, address);

@@ -15,15 +15,18 @@ use crate::serve::OptionSource;
 /// The port of name servers.
 const DNS: u16 = 53;
 
-/// The files that looking up a name needs, beside those of the system's library.
-const RESOLVER_FILES: [&str; 5] =
-    ["/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/host.conf", "/etc/gai.conf"];
+/// The file with the addresses of name servers. It is replaced while a system runs.
+const NAME_SERVERS: &str = "/etc/resolv.conf";
+
+/// The other files that looking up a name needs, beside those of the system's library.
+const RESOLVER_FILES: [&str; 4] =
+    ["/etc/hosts", "/etc/nsswitch.conf", "/etc/host.conf", "/etc/gai.conf"];
 
 /// Where systems have the authorities that they trust.
 const SYSTEM_AUTHORITIES: [&str; 4] =
     ["/etc/ssl", "/etc/pki", "/usr/share/ca-certificates", "/usr/local/share/ca-certificates"];
 
-/// What a gateway needs to know to be a node. Its `Debug` shows the address with what may be a password.
+/// What a gateway needs to know to be a node.
 #[derive(Clone, PartialEq)]
 pub(crate) struct NodeOptions {
     url: String,
@@ -31,6 +34,7 @@ pub(crate) struct NodeOptions {
     node: String,
     labels: Vec<Label>,
     version: Option<String>,
+    methods: Vec<String>,
     direct: Option<String>,
     files: NatsFiles,
     /// These are the server's too.
@@ -88,6 +92,7 @@ impl PoolOptions {
             node: self.node.clone().unwrap_or_else(host_name),
             labels,
             version: self.service_version.clone(),
+            methods: self.method.clone(),
             direct: self.direct.clone(),
             files: NatsFiles {
                 creds: self.creds.clone(),
@@ -106,6 +111,7 @@ impl PoolOptions {
             ("node", self.node.is_some()),
             ("label", !self.label.is_empty()),
             ("service_version", self.service_version.is_some()),
+            ("method", !self.method.is_empty()),
             ("direct", self.direct.is_some()),
             ("creds", self.creds.is_some()),
             ("nats_ca", self.nats_ca.is_some()),
@@ -122,6 +128,7 @@ impl NodeOptions {
         let Self { url, service, node, labels, .. } = self;
         let mut options = NatsOptions::new(url, service, node)
             .labels(labels)
+            .methods(&self.methods)
             .connect_options(self.files.connect_options()?.name(node));
         if let Some(version) = &self.version {
             options = options.version(version);
@@ -145,14 +152,34 @@ impl NodeOptions {
     /// The TCP ports to which the node connects: those of the NATS servers, and that of name servers if there are
     /// names to look up. Addresses that are wrong are told when the node connects.
     pub(crate) fn ports(&self) -> Vec<u16> {
-        let addresses: Vec<ServerAddr> =
-            self.url.split(',').filter_map(|url| url.trim().parse().ok()).collect();
+        let addresses = self.servers();
         let is_name = |address: &ServerAddr| {
             let host = address.host().trim_matches(['[', ']']);
             host.parse::<std::net::IpAddr>().is_err()
         };
         let dns = addresses.iter().any(is_name).then_some(DNS);
         addresses.iter().map(ServerAddr::port).chain(dns).collect()
+    }
+
+    /// Whether this node has all NATS servers of another one. An address that is wrong is none of its own.
+    pub(crate) fn has_servers_of(&self, other: &Self) -> bool {
+        other.servers().iter().all(|server| self.has_server(server))
+    }
+
+    /// Whether this node has the name of another one, in the same service at the same NATS.
+    pub(crate) fn has_name_of(&self, other: &Self) -> bool {
+        (&self.service, &self.node) == (&other.service, &other.node)
+            && other.servers().iter().any(|server| self.has_server(server))
+    }
+
+    fn has_server(&self, server: &ServerAddr) -> bool {
+        let place = |server: &ServerAddr| (server.host().to_owned(), server.port());
+        self.servers().iter().any(|own| place(own) == place(server))
+    }
+
+    /// The NATS servers. Those whose addresses are wrong are left out.
+    fn servers(&self) -> Vec<ServerAddr> {
+        self.url.split(',').filter_map(|url| url.trim().parse().ok()).collect()
     }
 
     /// The files and folders that the node reads while it runs.
@@ -171,6 +198,7 @@ impl NodeOptions {
         }
         if self.ports().contains(&DNS) {
             system.extend(RESOLVER_FILES.map(PathBuf::from));
+            system.extend(replaceable(Path::new(NAME_SERVERS)));
         }
         // Often links. What is not there cannot be opened.
         let system = system.into_iter().filter(|path| path.exists());
@@ -186,6 +214,16 @@ impl NodeOptions {
         let path = self.status_socket.as_deref().filter(|path| *path != Path::new("none"))?;
         Some(folder(path))
     }
+}
+
+/// What to open for a file that another one may replace: its folder, or if it is a link, that of the file to which it
+/// leads. The folder of the link stays closed, because a system with a link replaces the other file.
+fn replaceable(file: &Path) -> Option<PathBuf> {
+    let target = std::fs::canonicalize(file).or_else(|_| {
+        // It leads to a file that is not there yet.
+        std::fs::read_link(file).map(|target| folder(file).join(target))
+    });
+    std::fs::canonicalize(folder(target.as_deref().unwrap_or(file))).ok()
 }
 
 /// The name of this host as the name of a node.
@@ -210,6 +248,7 @@ mod tests {
         for (text, expected) in [
             ("service = \"s\"", "`service` has no effect without `nats`"),
             ("label = [\"a=b\"]", "`label` has no effect without `nats`"),
+            ("method = [\"add\"]", "`method` has no effect without `nats`"),
             ("nats = \"nats://h\"", "`nats` needs `service`"),
             (
                 "nats = \"nats://h\"\nservice = \"s\"\nnats_key = \"k\"",
@@ -226,6 +265,32 @@ mod tests {
         let label = node("nats = \"nats://h\"\nservice = \"s\"\nlabel = [\"gpu\"]").unwrap_err();
         assert!(label.starts_with("`label`: ") && label.contains("KEY=VALUE"), "{label}");
         assert_eq!(service("s").unwrap().unwrap().node, host_name());
+    }
+
+    #[test]
+    fn the_folder_where_a_file_is_replaced_is_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        let (etc, run) = (root.join("etc"), root.join("run"));
+        for folder in [&etc, &run] {
+            std::fs::create_dir(folder).unwrap();
+        }
+        let file = etc.join("resolv.conf");
+        assert_eq!(replaceable(&file), Some(etc.clone()), "it is not there yet");
+        std::fs::write(&file, "").unwrap();
+        assert_eq!(replaceable(&file), Some(etc));
+        for target in [run.join("stub.conf"), PathBuf::from("../run/stub.conf")] {
+            std::fs::remove_file(&file).unwrap();
+            std::os::unix::fs::symlink(&target, &file).unwrap();
+            assert_eq!(
+                replaceable(&file),
+                Some(run.clone()),
+                "it leads to a file that is not there"
+            );
+        }
+        std::fs::write(run.join("stub.conf"), "").unwrap();
+        assert_eq!(replaceable(&file), Some(run));
+        assert_eq!(replaceable(&root.join("none/resolv.conf")), None);
     }
 
     #[test]

@@ -24,12 +24,13 @@ use crate::config::{self, PoolOptions};
 use crate::error::CommandError;
 use crate::gateway_options::GatewayOptions;
 use crate::pool_signals::{Event, Signals};
+use crate::replacement::Replacement;
 use crate::serve::{OptionSource, Part};
 
 /// The variable with the id of the process that forwards signals to the process of a pool.
 const PARENT: &str = "TASKFORK_PARENT";
 
-/// The variable with the address at which a gateway listens that another one, which is checked, is to replace.
+/// The variable with what a gateway that is checked has like the one that it is to replace.
 pub(crate) const REPLACES: &str = "TASKFORK_REPLACES";
 
 /// The delays before a process that has ended is started again: the first one, and the limit of its doubling.
@@ -208,17 +209,29 @@ struct PendingRestart {
 }
 
 impl Pools {
-    /// Has each gateway checked by a process that is what the gateway will be, before anything serves.
+    /// Has each gateway checked by a process that is what the gateway will be, before anything serves. All at the same
+    /// time, since each may have to wait for NATS.
     fn check_gateways(&self) -> Result<(), CommandError> {
-        for pool in self.gateways.iter().filter(|(_, it)| it.is_some()).map(|(pool, _)| pool) {
+        let pools = self.gateways.iter().filter(|(_, it)| it.is_some()).map(|(pool, _)| pool);
+        let checks = pools.map(|pool| {
             let gateway = Process::gateway_check(pool);
-            let status = self.command(&gateway).status()?;
-            if !status.success() {
-                return Err(CommandError::usage(format!("{gateway} cannot start"))
-                    .hint("its own message stands above"));
+            let started = self.command(&gateway).spawn();
+            (gateway, started)
+        });
+        let mut failures = Vec::new();
+        // None of them is left behind.
+        for (gateway, started) in checks.collect::<Vec<_>>() {
+            match started.and_then(|mut check| check.wait()) {
+                Ok(status) if status.success() => {}
+                Ok(_) => failures.push(
+                    CommandError::usage(format!("{gateway} cannot start"))
+                        .hint("its own message stands above"),
+                ),
+                Err(error) => failures.push(error.into()),
             }
         }
-        Ok(())
+        // The others have messages of their own.
+        failures.into_iter().next().map_or(Ok(()), Err)
     }
 
     fn start_all(&mut self) {
@@ -257,8 +270,8 @@ impl Pools {
         });
         command.env(PARENT, std::process::id().to_string());
         if let Some(replaced) = self.replaced.get(pool).filter(|_| *part == Part::GatewayCheck) {
-            let tls = replaced.as_ref().and_then(|replaced| replaced.tls.as_ref());
-            command.env(REPLACES, tls.map_or("", |tls| &tls.listen));
+            let new = self.gateways.get(pool).and_then(Option::as_ref);
+            command.env(REPLACES, Replacement::new(replaced.as_ref(), new).to_text());
         }
         if *part != Part::Server {
             // In its sandbox it can ask name servers by TCP only.

@@ -9,7 +9,7 @@ use serde::de::{Deserialize, Deserializer};
 use taskfork::client::{Address, AddressError};
 
 /// An address before parsing. Text without a scheme is a path if it contains a slash or names an existing file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) struct ServerAddress(OsString);
 
 impl ServerAddress {
@@ -60,9 +60,21 @@ impl From<OsString> for ServerAddress {
     }
 }
 
+/// As it was given, but without users and passwords of NATS.
 impl fmt::Display for ServerAddress {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.display().fmt(out)
+        match self.is_nats().then(|| self.parse()) {
+            None => self.0.display().fmt(out),
+            Some(Ok(address)) => address.fmt(out),
+            Some(Err(_)) => out.write_str("a service at NATS"),
+        }
+    }
+}
+
+/// As it is displayed.
+impl fmt::Debug for ServerAddress {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "ServerAddress({self})")
     }
 }
 
@@ -90,6 +102,18 @@ mod tests {
         assert_eq!(shown("tls:host:80").unwrap(), "tls:host:80");
         assert!(shown("app.sock").unwrap_err().to_string().contains("write unix:PATH"));
         assert!(shown("").is_err() && shown("unix:").is_err() && shown("tcp:/x").is_err());
+    }
+
+    #[test]
+    fn passwords_are_not_shown() {
+        for text in ["nats://me:pa%2Css@a:1,b/s", "nats://me:pa,ss@a/s", "nats+tls://me:pass@a/s"] {
+            let address = ServerAddress(text.into());
+            let shown = format!("{address} {address:?}");
+            assert!(!shown.contains("me") && !shown.contains("ss@"), "{shown}");
+        }
+        let address = ServerAddress("nats://me:pass@a/s".into());
+        assert_eq!(address.to_string(), "nats://a/s");
+        assert_eq!(ServerAddress("/run/me@a".into()).to_string(), "/run/me@a");
     }
 
     #[test]

@@ -531,7 +531,7 @@ fn mistakes_about_the_sandbox_are_named_as_options_are_written() {
     };
     serve(&["--allow-connect", "80"])
         .stderr(contains("--allow-connect has no effect without --sandbox"));
-    serve(&["--sandbox", "strict"]).stderr(contains("no-network, files, compute, python"));
+    serve(&["--sandbox", "strict"]).stderr(contains("no-network, files, compute, gateway, python"));
     serve(&["--sandbox", "compute", "--allow-read", "/nonexistent"])
         .stderr(contains("`/nonexistent`"));
     serve(&["--user", "no such user"]).stderr(contains("--user cannot be so"));

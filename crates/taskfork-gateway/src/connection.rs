@@ -10,12 +10,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
+use tokio_rustls::server::TlsStream;
 
 use crate::GatewayError;
 use crate::builder::Options;
 use crate::certificates::Certificates;
 use crate::clients::Clients;
-use crate::handshake::{Greeted, Refused, greet, refuse};
+use crate::handshake::{Greeted, greet, refuse};
 use crate::log::{LogLimit, client_event};
 use crate::relay::Relay;
 use crate::server;
@@ -94,27 +95,40 @@ pub(crate) async fn serve(
         }
         () = begins(&mut draining) => return,
     };
-    let refused = match greeted {
-        Ok(greeted) => relay(&shared, greeted, address, slot, draining).await,
-        Err(refused) => {
-            let lingering = linger(refused.stream);
-            if let Some(reason) = refused.reason {
-                client_event!(shared.log, address, "refused a client: {reason:?}");
-            }
-            // The client counts as one without a first message until it is gone.
-            tokio::select! {
-                () = lingering => {}
-                () = slot.displaced() => {}
-            }
-            return;
-        }
+    let (refused, mut slot) = match greeted {
+        Ok(greeted) => match relay(&shared, greeted, address, slot, draining).await {
+            Ok(()) => return,
+            Err(Busy { stream, reason, slot }) => (Err((stream, reason)), slot),
+        },
+        Err(refused) => (Ok(refused), slot),
     };
-    if let Err(Refused { reason, stream }) = refused {
-        if let Some(reason) = reason {
+    let end = async {
+        let refused = match refused {
+            Ok(refused) => refused,
+            Err((stream, reason)) => refuse(stream, wire::busy(&reason), reason).await,
+        };
+        let lingering = linger(refused.stream);
+        if let Some(reason) = refused.reason {
             client_event!(shared.log, address, "refused a client: {reason:?}");
         }
-        linger(stream).await;
+        lingering.await;
+    };
+    // The client counts as one without a first message until it is gone.
+    tokio::select! {
+        // It may have been displaced while the gateway asked the server. It learns the reason nevertheless.
+        biased;
+        _ = timeout(LAST_BYTES, end) => {}
+        () = slot.displaced() => {}
     }
+}
+
+/// A client that cannot be relayed now.
+struct Busy {
+    stream: TlsStream<TcpStream>,
+    /// What it is told.
+    reason: String,
+    /// It keeps its place among those without a first message.
+    slot: Slot,
 }
 
 /// Relays a client's connection until it ends.
@@ -124,7 +138,7 @@ async fn relay(
     address: SocketAddr,
     slot: Slot,
     mut draining: watch::Receiver<bool>,
-) -> Result<(), Refused> {
+) -> Result<(), Busy> {
     // A place of the node is taken until this function returns.
     #[cfg(feature = "nats")]
     let is_counted_by_node = greeted.admission.is_some();
@@ -134,18 +148,18 @@ async fn relay(
     let Ok(_permit) = shared.relays.try_acquire() else {
         let limit = shared.options.max_connections;
         let reason = format!("the gateway relays {limit} connections already (`max_connections`)");
-        return Err(refuse(stream, wire::busy(&reason), reason).await);
+        return Err(Busy { stream, reason, slot });
     };
     let counted = if is_counted_by_node { None } else { shared.clients.admit(&names, address) };
     if counted.is_none() && !is_counted_by_node {
         let limit = shared.options.max_client_connections;
         let reason =
             format!("this client has {limit} connections already (`max_client_connections`)");
-        return Err(refuse(stream, wire::busy(&reason), reason).await);
+        return Err(Busy { stream, reason, slot });
     }
     let server = match server::connect(&shared.options.server).await {
         Ok(server) => server,
-        Err(reason) => return Err(refuse(stream, wire::busy(&reason), reason).await),
+        Err(reason) => return Err(Busy { stream, reason, slot }),
     };
     drop(slot);
     tracing::debug!(%address, ?names, "relays a client");

@@ -30,6 +30,7 @@ fn dispatch(item: &ItemTrait, interface: &Interface) -> TokenStream {
         .methods
         .iter()
         .map(|Method { called, conditions, .. }| quote!(#(#conditions)* #called));
+    let known: Vec<_> = known.collect();
     let arms = interface.methods.iter().map(|method| {
         let Method { name: function, called: text, conditions, parameters, output, .. } = method;
         let names = parameters.iter().map(|parameter| &parameter.name);
@@ -71,6 +72,11 @@ fn dispatch(item: &ItemTrait, interface: &Interface) -> TokenStream {
                     #(#arms)*
                     _ => __request.unknown_method([#(#known),*]),
                 }
+            }
+
+            fn method_names(&self) -> ::std::vec::Vec<::std::string::String> {
+                let __known: &[&str] = &[#(#known),*];
+                __known.iter().map(::std::string::ToString::to_string).collect()
             }
         }
     }

@@ -109,15 +109,31 @@ fn with_host(address: ServerAddr) -> std::io::Result<ServerAddr> {
     Ok(address)
 }
 
-/// The address without what stands before an `@`: that may be a password, and errors are logged.
+/// The addresses without users, passwords and tokens: errors are logged.
+///
+/// A password may have a comma, although it should be written in another way. So what stands before a part
+/// with an `@` and without a scheme may belong to a password, and is left out as well.
 fn shown(url: &str) -> String {
-    let parts =
-        url.split(',').map(|address| match (address.split_once("://"), address.rsplit_once('@')) {
-            (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
-            (None, Some((_, host))) => host.into(),
-            (_, None) => address.into(),
+    let mut addresses: Vec<String> = Vec::new();
+    // Whether the part to the right begins within a password.
+    let mut is_cut = false;
+    for part in url.split(',').rev() {
+        let (scheme, rest) = match part.split_once("://") {
+            Some((scheme, rest)) => (Some(scheme), rest),
+            None => (None, part),
+        };
+        let host = match is_cut {
+            true => addresses.pop().unwrap_or_default(),
+            false => rest.rsplit_once('@').map_or(rest, |(_, host)| host).to_owned(),
+        };
+        is_cut = scheme.is_none() && (is_cut || rest.contains('@'));
+        addresses.push(match scheme {
+            Some(scheme) => format!("{scheme}://{host}"),
+            None => host,
         });
-    parts.collect::<Vec<String>>().join(",")
+    }
+    addresses.reverse();
+    addresses.join(",")
 }
 
 #[cfg(test)]
@@ -147,5 +163,25 @@ mod tests {
     fn passwords_are_not_shown() {
         assert_eq!(shown("nats://me:p@ss@host:1,tls://other"), "nats://host:1,tls://other");
         assert_eq!(shown("me:pass@host"), "host");
+        assert_eq!(shown("nats://a:1,tls://me:pass@b,nats://c"), "nats://a:1,tls://b,nats://c");
+        for (url, expected) in [
+            ("nats://me:pa,ss@host:1", "nats://host:1"),
+            ("nats://me:pa,s@s,word@host,nats://other", "nats://host,nats://other"),
+            ("nats://first,nats://me:,pa,ss@host", "nats://first,nats://host"),
+            ("nats://me:pa@a,ss@host", "nats://host"),
+            ("me:pa,ss@host", "host"),
+            ("nats://pa/ss,word@host", "nats://host"),
+        ] {
+            assert_eq!(shown(url), expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_password_with_a_comma_is_an_error_that_does_not_show_it() {
+        let url = "nats://me:sec,ret@localhost:1";
+        let error = connect(url, ConnectOptions::new()).await.unwrap_err().to_string();
+
+        assert!(!error.contains("sec") && !error.contains("ret"), "{error}");
+        assert!(error.contains("%2C"), "{error}");
     }
 }

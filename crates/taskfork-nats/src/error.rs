@@ -11,7 +11,8 @@ use crate::link::Violation;
 pub enum Error {
     /// The address of the NATS server is not one.
     #[error(
-        "{url:?} is not the address of a NATS server ({source}): write nats://HOST:PORT, or tls://HOST:PORT"
+        "{url:?} is not the address of a NATS server ({source}): write nats://HOST:PORT, or tls://HOST:PORT, \
+         and a comma in a password as %2C"
     )]
     Url {
         /// The address.

@@ -47,3 +47,20 @@ pub(crate) fn from_hex<const BYTES: usize>(text: &str) -> Option<[u8; BYTES]> {
     }
     Some(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn bytes_are_read_from_the_digits_that_they_were_written_as(bytes: [u8; 16], text in ".{0,40}") {
+            prop_assert_eq!(from_hex(&hex(&bytes)), Some(bytes));
+            if let Some(read) = from_hex::<16>(&text) {
+                prop_assert_eq!(hex(&read), text.to_lowercase());
+            }
+        }
+    }
+}

@@ -327,7 +327,7 @@ impl FromStr for Address {
     type Err = AddressError;
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
-        let text_owned = || text.to_owned();
+        let text_owned = || without_users(text);
         if let Some(path) = text.strip_prefix("unix:") {
             return Self::unix(path);
         }
@@ -358,11 +358,13 @@ impl FromStr for Address {
     }
 }
 
-/// The text of a service's address without what may be a password: errors are logged.
+/// The text of a wrong address without what may be passwords: errors are logged. A password may have a comma, so
+/// nothing before the last `@` is known to be none.
 fn without_users(text: &str) -> String {
-    let (scheme, rest) = text.split_once("://").unwrap_or(("nats", text));
-    let servers: Vec<_> = rest.split(',').map(without_user).collect();
-    format!("{scheme}://{}", servers.join(","))
+    match text.split_once("://") {
+        Some((scheme, rest)) => format!("{scheme}://{}", without_user(rest)),
+        None => text.to_owned(),
+    }
 }
 
 fn without_user(server: &str) -> &str {

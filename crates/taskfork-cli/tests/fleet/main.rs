@@ -10,5 +10,6 @@ mod common;
 #[allow(dead_code, reason = "other tests use more of it")]
 mod nats_server;
 mod node;
+mod reload;
 mod restarts;
 mod serving;

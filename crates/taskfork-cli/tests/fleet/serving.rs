@@ -7,12 +7,24 @@ use crate::nats_server::NatsServer;
 use crate::node::{self, address, start, status};
 
 fn call(nats: &NatsServer, method: &str, arguments: &str) -> async_nats::Message {
+    request(nats, &format!("work.call.{method}"), arguments)
+}
+
+fn request(nats: &NatsServer, subject: &str, payload: &str) -> async_nats::Message {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let client = nats.client().await;
-        let subject = format!("work.call.{method}");
-        client.request(subject, arguments.to_owned().into()).await.unwrap()
+        client.request(subject.to_owned(), payload.to_owned().into()).await.unwrap()
     })
+}
+
+#[test]
+fn a_node_tells_the_methods_that_its_options_name() {
+    let nats = NatsServer::start();
+    let _node = start(&nats, "one", &["--method", "echo", "--method", "pid"]);
+    let answer = request(&nats, "$SRV.INFO.work", "");
+    let info: serde_json::Value = serde_json::from_slice(&answer.payload).unwrap();
+    assert_eq!(info["metadata"]["methods"], "echo,pid", "{info}");
 }
 
 #[test]

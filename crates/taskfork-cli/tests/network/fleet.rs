@@ -177,8 +177,11 @@ pub(crate) fn comes(mut condition: impl FnMut() -> bool) -> bool {
     true
 }
 
-/// The path of `nats-server`.
+/// The path of `nats-server`: that in the variable NATS_SERVER, or on the search path.
 fn nats_server() -> PathBuf {
+    if let Some(path) = std::env::var_os("NATS_SERVER") {
+        return path.into();
+    }
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut found = std::env::split_paths(&path).map(|folder| folder.join("nats-server"));
     found.find(|path| path.is_file()).expect(

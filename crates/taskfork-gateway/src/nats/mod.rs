@@ -167,7 +167,8 @@ impl NatsOptions {
         self
     }
 
-    /// Sets the methods of the workers, for the metadata of the micro service. Defaults to none.
+    /// Sets the methods of the workers, for the metadata of the micro service. Defaults to those that the server's status
+    /// names, or to none with [`sessions`](Self::sessions): the server is not asked then.
     ///
     /// ```
     /// use taskfork_gateway::NatsOptions;

@@ -120,14 +120,18 @@ impl Node {
     }
 
     async fn try_to_join(&self) -> Result<taskfork_nats::Node, NotJoined> {
+        let mut methods = self.options.methods.clone();
         let (sessions, workers) = match self.options.sessions {
             Some(sessions) => (sessions, None),
             None => {
-                let workers = self.status().await?.max_workers;
-                (workers, Some(workers))
+                let status = self.status().await?;
+                if methods.is_empty() {
+                    methods = status.methods;
+                }
+                (status.max_workers, Some(status.max_workers))
             }
         };
-        let mut builder = self.builder(sessions);
+        let mut builder = self.builder(sessions).methods(methods);
         if let Some(workers) = workers {
             builder = builder.workers(workers);
         }
@@ -160,7 +164,7 @@ impl Node {
     }
 
     fn builder(&self, sessions: usize) -> NodeBuilder {
-        let NatsOptions { service, node, labels, connect, version, methods, .. } = &self.options;
+        let NatsOptions { service, node, labels, connect, version, .. } = &self.options;
         let (path, timeout) = (self.server.clone(), self.handshake_timeout);
         let (status_socket, log) = (self.status_socket.clone(), Arc::new(LogLimit::default()));
         let mut builder =
@@ -168,7 +172,6 @@ impl Node {
                 .nats(connect.clone())
                 .sessions(sessions)
                 .labels(labels)
-                .methods(methods.iter().cloned())
                 .relay(move |accepted| serve(accepted, timeout, log.clone()))
                 .status(move |bounds| status::details(status_socket.clone(), bounds));
         if let Some(direct) = &self.direct {

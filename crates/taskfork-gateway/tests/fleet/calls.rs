@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use taskfork::blob::OpenFile;
 use taskfork::error::{FatalError, Stage};
-use taskfork::log_defer::Log;
-use taskfork::{Blob, BoxError, Error, ServerBuilder, ServerError};
+use taskfork::{BoxError, Error, ServerBuilder, ServerError};
 
+use crate::any_client;
 use crate::fixture::Fleet;
 use crate::support::{is_gone, trial, until};
 
@@ -90,42 +90,22 @@ trial!(builders_are_used_in_several_runtimes, async || {
 
 trial!(calls_are_sent_ahead_and_answered_in_order, async || {
     let (fleet, _node) = Fleet::with_node().await;
-    let checkout = fleet.client().checkout();
-    let calls: Vec<_> = (0..1000).map(|n: i64| checkout.call::<i64>("add", (n, 1))).collect();
-    for (n, call) in (0..).zip(calls) {
-        assert_eq!(call.await.unwrap(), n + 1);
-    }
+    any_client::assert_calls_are_answered_in_order(&fleet.client()).await;
 });
 
 trial!(many_tasks_call_at_the_same_time, async || {
     let (fleet, _node) = Fleet::with_node().await;
-    let client = fleet.client();
-    let calls = (0..200_i64).map(|n| {
-        let client = client.clone();
-        tokio::spawn(async move { (n, client.call::<i64>("add", (n, n)).await.unwrap()) })
-    });
-    for call in calls.collect::<Vec<_>>() {
-        let (n, sum) = call.await.unwrap();
-        assert_eq!(sum, 2 * n);
-    }
+    any_client::assert_many_tasks_call(&fleet.client()).await;
 });
 
 trial!(long_arguments_and_results_pass, async || {
     let (fleet, _node) = Fleet::with_node().await;
-    let client = fleet.client();
-    for length in [4096, (64 << 10) + 1, 100 << 20] {
-        let bytes: Vec<u8> = (0..length).map(|at: u32| (at ^ (at >> 8)) as u8).collect();
-        let blob = Blob::from(bytes);
-        let echo: Blob = client.call("echo", (&blob,)).await.unwrap();
-        assert!(echo == blob, "{length} bytes have changed");
-    }
+    any_client::assert_long_arguments_and_results_pass(&fleet.client()).await;
 });
 
 trial!(a_workers_log_arrives, async || {
     let (fleet, _node) = Fleet::with_node().await;
-    let log = Log::builder().start(drop);
-    fleet.client().checkout().log(&log).call::<()>("work", ("working",)).await.unwrap();
-    assert!(format!("{:?}", log.message()).contains("working"), "{log:?}");
+    any_client::assert_a_workers_log_arrives(&fleet.client()).await;
 });
 
 trial!(a_deadline_ends_the_call_and_kills_the_worker, async || {

@@ -4,29 +4,16 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use taskfork::Error;
-use taskfork::error::{Activity, CallError, Death, End, FatalError};
+use taskfork::error::CallError;
 
+use crate::any_client::{self, death};
 use crate::fixture::{Fleet, HEARTBEAT, lost_node};
 use crate::program::NodeProcess;
 use crate::support::{is_gone, signal, trial, until};
 
-fn death<T: std::fmt::Debug>(outcome: Result<T, Error>) -> (Death, bool) {
-    match outcome.unwrap_err() {
-        Error::Fatal { cause: FatalError::WorkerDied(death), may_have_run, .. } => {
-            (death, may_have_run)
-        }
-        other => panic!("{other:?}"),
-    }
-}
-
 trial!(a_death_is_reported_with_its_cause, async || {
     let (fleet, _node) = Fleet::with_node().await;
-    let checkout = fleet.client().checkout();
-    let pid: u32 = checkout.call("pid", ()).await.unwrap();
-    let (exited, may_have_run) = death(checkout.call::<()>("exit", (3,)).await);
-    assert_eq!((exited.pid, exited.end), (pid, End::Exited(3)));
-    assert_eq!(exited.during, Some(Activity::Call));
-    assert!(may_have_run);
+    any_client::assert_a_death_is_reported(&fleet.client()).await;
 });
 
 trial!(a_panic_is_an_error_of_its_call, async || {

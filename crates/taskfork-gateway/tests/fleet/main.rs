@@ -4,6 +4,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(missing_docs, reason = "nothing here is for users")]
 
+#[path = "../gateway/any_client.rs"]
+#[allow(dead_code, reason = "other tests use more of it")]
+mod any_client;
 mod bad_input;
 mod calls;
 mod deaths;

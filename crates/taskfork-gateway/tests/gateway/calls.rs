@@ -7,11 +7,11 @@ use std::time::Duration;
 use taskfork::blob::OpenFile;
 use taskfork::client::Protocol;
 use taskfork::error::{FatalError, Stage};
-use taskfork::log_defer::Log;
 use taskfork::{Blob, Error};
 use tracing::Instrument;
 use tracing::instrument::WithSubscriber;
 
+use crate::any_client;
 use crate::support::{Served, is_gone, trial, until};
 
 trial!(a_call_is_answered, async || {
@@ -33,42 +33,22 @@ trial!(a_client_without_a_runtime_calls_too, async || {
 
 trial!(calls_are_sent_ahead_and_answered_in_order, async || {
     let served = Served::start().await;
-    let checkout = served.client().checkout();
-    let calls: Vec<_> = (0..1000).map(|n: i64| checkout.call::<i64>("add", (n, 1))).collect();
-    for (n, call) in (0..).zip(calls) {
-        assert_eq!(call.await.unwrap(), n + 1);
-    }
+    any_client::assert_calls_are_answered_in_order(&served.client()).await;
 });
 
 trial!(many_tasks_call_at_the_same_time, async || {
     let served = Served::start().await;
-    let client = served.client();
-    let calls = (0..200_i64).map(|n| {
-        let client = client.clone();
-        tokio::spawn(async move { (n, client.call::<i64>("add", (n, n)).await.unwrap()) })
-    });
-    for call in calls.collect::<Vec<_>>() {
-        let (n, sum) = call.await.unwrap();
-        assert_eq!(sum, 2 * n);
-    }
+    any_client::assert_many_tasks_call(&served.client()).await;
 });
 
 trial!(long_arguments_and_results_pass, async || {
     let served = Served::start().await;
-    let client = served.client();
-    for length in [4096, (64 << 10) + 1, 100 << 20] {
-        let bytes: Vec<u8> = (0..length).map(|at: u32| (at ^ (at >> 8)) as u8).collect();
-        let blob = Blob::from(bytes);
-        let echo: Blob = client.call("echo", (&blob,)).await.unwrap();
-        assert!(echo == blob, "{length} bytes have changed");
-    }
+    any_client::assert_long_arguments_and_results_pass(&served.client()).await;
 });
 
 trial!(a_workers_log_arrives, async || {
     let served = Served::start().await;
-    let log = Log::builder().start(drop);
-    served.client().checkout().log(&log).call::<()>("work", ("working",)).await.unwrap();
-    assert!(format!("{:?}", log.message()).contains("working"), "{log:?}");
+    any_client::assert_a_workers_log_arrives(&served.client()).await;
 });
 
 trial!(a_workers_events_arrive, async || {

@@ -3,29 +3,16 @@
 use std::time::Duration;
 
 use rustix::process::Signal;
-use taskfork::error::{Activity, Death, End, FatalError};
-use taskfork::{Blob, Client, Error};
+use taskfork::error::End;
+use taskfork::{Blob, Client};
 
+use crate::any_client::{self, death};
 use crate::program;
 use crate::support::{Served, client_builder, is_gone, signal, trial, until};
 
-fn death<T: std::fmt::Debug>(outcome: Result<T, Error>) -> (Death, bool) {
-    match outcome.unwrap_err() {
-        Error::Fatal { cause: FatalError::WorkerDied(death), may_have_run, .. } => {
-            (death, may_have_run)
-        }
-        other => panic!("{other:?}"),
-    }
-}
-
 trial!(a_death_is_reported_with_its_cause, async || {
     let served = Served::start().await;
-    let checkout = served.client().checkout();
-    let pid: u32 = checkout.call("pid", ()).await.unwrap();
-    let (exited, may_have_run) = death(checkout.call::<()>("exit", (3,)).await);
-    assert_eq!((exited.pid, exited.end), (pid, End::Exited(3)));
-    assert_eq!(exited.during, Some(Activity::Call));
-    assert!(may_have_run);
+    any_client::assert_a_death_is_reported(&served.client()).await;
 });
 
 trial!(the_calls_behind_a_death_have_not_run, async || {

@@ -141,6 +141,31 @@ trial!(more_connections_than_allowed_are_told_so, async || {
     assert_eq!(served.client().call::<i64>("add", (1, 2)).await.unwrap(), 3);
 });
 
+trial!(clients_that_stay_after_their_refusal_displace_the_oldest, async || {
+    let served = Served::start_with(|gateway, _| {
+        gateway.max_connections(1).max_handshakes(2).handshake_timeout(Duration::from_secs(1000))
+    })
+    .await;
+    let checkout = served.client().checkout();
+    assert_eq!(checkout.call::<i64>("add", (1, 2)).await.unwrap(), 3);
+    let mut oldest = TcpStream::connect(served.gateway.address).await.unwrap();
+    let displaced = tokio::spawn(async move { rest(&mut oldest).await });
+    // They read their refusals, and do not close.
+    let mut staying = Vec::new();
+    let fill = async {
+        while !displaced.is_finished() {
+            let mut client = raw(&served).await;
+            client.write_all(b"taskfork\x03\0\0\0\x92\0\x80").await.unwrap();
+            let answer = rest(&mut client).await;
+            assert!(answer.is_empty() || has(&answer, "relays 1 connections already"));
+            staying.push(client);
+        }
+    };
+    let filled = tokio::time::timeout(Duration::from_secs(60), fill).await;
+    filled.expect("clients that stay are not counted");
+    assert!(displaced.await.unwrap().is_empty());
+});
+
 trial!(one_client_cannot_take_all_connections, async || {
     let served = Served::start_with(|gateway, authority| {
         gateway.client_ca(&authority.file).max_connections(8)

@@ -1,20 +1,11 @@
 //! Calls of clients through the node, and what the server and the client learn.
 
 use rustix::process::Signal;
-use taskfork::Error;
-use taskfork::error::{Death, End, FatalError};
+use taskfork::error::End;
 
+use crate::any_client::{self, death};
 use crate::fixture::NodeServed;
 use crate::support::{is_gone, signal, trial, until};
-
-fn death<T: std::fmt::Debug>(outcome: Result<T, Error>) -> (Death, bool) {
-    match outcome.unwrap_err() {
-        Error::Fatal { cause: FatalError::WorkerDied(death), may_have_run, .. } => {
-            (death, may_have_run)
-        }
-        other => panic!("{other:?}"),
-    }
-}
 
 trial!(the_server_knows_who_calls, async || {
     let served = NodeServed::start().await;
@@ -27,10 +18,7 @@ trial!(the_server_knows_who_calls, async || {
 
 trial!(a_death_is_reported_with_its_cause, async || {
     let served = NodeServed::start().await;
-    let checkout = served.client().checkout();
-    let pid: u32 = checkout.call("pid", ()).await.unwrap();
-    let (exited, may_have_run) = death(checkout.call::<()>("exit", (3,)).await);
-    assert_eq!((exited.pid, exited.end, may_have_run), (pid, End::Exited(3), true));
+    any_client::assert_a_death_is_reported(&served.client()).await;
 });
 
 trial!(a_call_that_was_not_read_has_not_run, async || {

@@ -23,6 +23,25 @@ trial!(a_node_has_as_many_sessions_as_its_server_has_workers, async || {
     assert_eq!((&*node.name, node.free), ("one", Some(workers as u64)));
 });
 
+trial!(a_node_tells_the_methods_of_its_server, async || {
+    // This one has a number of sessions, and asks nothing.
+    let served = NodeServed::start().await;
+    let (folder, nats) = (&served.folder, &served.nats);
+    let _asking = RunningNode::start(builder(folder, node_options(nats, "two"))).await;
+    let named = node_options(nats, "three").methods(["other"]);
+    let _named = RunningNode::start(builder(folder, named)).await;
+    wait_for_nodes(nats, 3).await;
+    let nodes = fleet(nats).await.nodes().await.unwrap();
+    let methods = |name: &str| {
+        let node = nodes.iter().find(|node| node.name == name).unwrap();
+        node.methods.clone()
+    };
+    assert_eq!((methods("one"), methods("three")), (vec![], vec!["other".to_owned()]));
+    let known = served.server.status().unwrap().methods;
+    assert!(known.contains(&"add".to_owned()), "{known:?}");
+    assert_eq!(methods("two"), known);
+});
+
 trial!(a_node_waits_for_nats, async || {
     let folder = tempfile::tempdir().unwrap();
     let mut nats = NatsServer::start();

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_nats::{Client, HeaderMap, Message, Subscriber};
 use bytes::Bytes;
@@ -11,10 +11,14 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use crate::connect::check_connected;
 use crate::error::Error;
 use crate::names::Subjects;
 use crate::node::micro::Micro;
 use crate::node::{CallHandler, Settings};
+
+/// How long the end of a subscription may take. While NATS is away, it never comes.
+pub(super) const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The error of a call, for the headers of its reply.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -64,7 +68,12 @@ impl Calls {
                 running.join_next().await;
                 continue;
             }
-            let mut subscriber = match self.subscribe(room).await {
+            // While NATS is away, this can take as long.
+            let subscribed = tokio::select! {
+                subscribed = self.subscribe(room) => subscribed,
+                _ = draining.wait_for(|draining| *draining) => break,
+            };
+            let mut subscriber = match subscribed {
                 Ok(subscriber) => subscriber,
                 Err(error) => {
                     tracing::warn!(%error, "calls in JSON have ended");
@@ -73,28 +82,34 @@ impl Calls {
             };
             // NATS delivers as many calls as there is room. So a node with many calls gets no more, and none is
             // lost. Then the subscription ends.
-            let drained = async {
-                let _ = draining.wait_for(|draining| *draining).await;
-            };
-            let mut drained = std::pin::pin!(drained);
-            let mut leaving = false;
-            loop {
+            let drains = loop {
                 tokio::select! {
                     message = subscriber.next() => match message {
                         Some(message) => { running.spawn(self.clone().answer(message)); }
-                        None => break,
+                        None => break false,
                     },
                     Some(_) = running.join_next() => {}
-                    () = &mut drained, if !leaving => {
-                        leaving = true;
-                        if subscriber.drain().await.is_err() {
-                            break;
-                        }
-                    }
+                    _ = draining.wait_for(|draining| *draining) => break true,
+                }
+            };
+            if drains {
+                let leave = self.leave(&mut subscriber, &mut running);
+                if timeout(LEAVE_TIMEOUT, leave).await.is_err() {
+                    tracing::debug!("NATS does not confirm that the node takes no more calls");
                 }
             }
         }
         while running.join_next().await.is_some() {}
+    }
+
+    /// Ends a subscription, and answers the calls that come until then.
+    async fn leave(&self, subscriber: &mut Subscriber, running: &mut JoinSet<()>) {
+        if check_connected(&self.client).is_err() || subscriber.drain().await.is_err() {
+            return;
+        }
+        while let Some(message) = subscriber.next().await {
+            running.spawn(self.clone().answer(message));
+        }
     }
 
     async fn subscribe(&self, room: usize) -> Result<Subscriber, Error> {

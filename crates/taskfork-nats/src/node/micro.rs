@@ -14,6 +14,9 @@ use crate::error::Error;
 use crate::names::{Labels, Name, Subjects};
 use crate::node::Settings;
 
+/// How many bytes of the names of methods are told. An answer must fit a message.
+const MAX_METHODS: usize = 4096;
+
 /// What a node tells about itself.
 #[derive(Debug)]
 pub(super) struct Micro {
@@ -21,9 +24,11 @@ pub(super) struct Micro {
     id: String,
     version: String,
     started: SystemTime,
-    metadata: BTreeMap<&'static str, String>,
+    metadata: Metadata,
     endpoints: Vec<Endpoint>,
 }
+
+type Metadata = BTreeMap<&'static str, String>;
 
 /// Something that a node can be asked for.
 #[derive(Debug)]
@@ -69,7 +74,7 @@ struct Answer<'a, E> {
     name: &'a str,
     id: &'a str,
     version: &'a str,
-    metadata: BTreeMap<&'static str, String>,
+    metadata: Metadata,
     #[serde(flatten)]
     more: E,
 }
@@ -88,7 +93,7 @@ struct EndpointInfo<'a> {
     name: &'static str,
     subject: &'a str,
     queue_group: &'a str,
-    metadata: BTreeMap<&'static str, String>,
+    metadata: Metadata,
 }
 
 #[derive(Serialize)]
@@ -119,10 +124,10 @@ impl Micro {
         settings: &Settings,
         subjects: &Subjects,
     ) -> Self {
-        let mut metadata = BTreeMap::new();
+        let mut metadata = Metadata::new();
         metadata.insert("node", node.to_string());
         metadata.insert("sessions", settings.sessions.to_string());
-        metadata.insert("methods", settings.methods.join(","));
+        metadata.insert("methods", listed(&settings.methods));
         metadata.insert("labels", labels.texts().join(","));
         if let Some(workers) = settings.workers {
             metadata.insert("workers", workers.to_string());
@@ -152,19 +157,32 @@ impl Micro {
         &self.endpoints[1]
     }
 
-    /// The answer of a node with this much room.
-    pub(super) fn answer(&self, verb: Verb, free: usize) -> Bytes {
+    /// The answer of a node with this much room. It leaves the methods out if it would have more bytes than `most`.
+    pub(super) fn answer(&self, verb: Verb, free: usize, most: usize) -> Bytes {
+        let mut metadata = self.metadata.clone();
+        metadata.insert("free", free.to_string());
+        let answer = self.answer_with(verb, metadata.clone());
+        if answer.len() <= most {
+            return answer;
+        }
+        metadata.insert("methods", String::new());
+        self.answer_with(verb, metadata)
+    }
+
+    fn answer_with(&self, verb: Verb, metadata: Metadata) -> Bytes {
         let json = match verb {
-            Verb::Ping => self.json("io.nats.micro.v1.ping_response", free, NoMore {}),
+            Verb::Ping => self.json("io.nats.micro.v1.ping_response", metadata, NoMore {}),
             Verb::Info => {
                 let endpoints = self.endpoints.iter().map(Endpoint::info).collect();
                 let description = "workers of taskfork, by sessions over NATS and calls in JSON";
-                self.json("io.nats.micro.v1.info_response", free, Info { description, endpoints })
+                let info = Info { description, endpoints };
+                self.json("io.nats.micro.v1.info_response", metadata, info)
             }
             Verb::Stats => {
                 let started = humantime::format_rfc3339_nanos(self.started).to_string();
                 let endpoints = self.endpoints.iter().map(Endpoint::stats).collect();
-                self.json("io.nats.micro.v1.stats_response", free, Stats { started, endpoints })
+                let stats = Stats { started, endpoints };
+                self.json("io.nats.micro.v1.stats_response", metadata, stats)
             }
         };
         // These types have no map with keys that JSON lacks, and no float: serializing them cannot fail.
@@ -174,11 +192,9 @@ impl Micro {
     fn json(
         &self,
         r#type: &'static str,
-        free: usize,
+        metadata: Metadata,
         more: impl Serialize,
     ) -> Result<Vec<u8>, serde_json::Error> {
-        let mut metadata = self.metadata.clone();
-        metadata.insert("free", free.to_string());
         let (name, id, version) = (self.service.as_str(), &*self.id, &*self.version);
         serde_json::to_vec(&Answer { r#type, name, id, version, metadata, more })
     }
@@ -201,7 +217,7 @@ impl Endpoint {
             name: self.name,
             subject: &self.subject,
             queue_group: &self.group,
-            metadata: BTreeMap::new(),
+            metadata: Metadata::new(),
         }
     }
 
@@ -219,6 +235,20 @@ impl Endpoint {
             average_processing_time: time.checked_div(counts.requests).unwrap_or(0),
         }
     }
+}
+
+/// The names of methods with commas, as many as fit.
+fn listed(methods: &[String]) -> String {
+    let mut list = String::new();
+    for method in methods {
+        if list.len() + method.len() > MAX_METHODS {
+            break;
+        }
+        list.push_str(method);
+        list.push(',');
+    }
+    list.pop();
+    list
 }
 
 /// Tools expect three numbers, perhaps with more after them.
@@ -241,6 +271,16 @@ pub(super) fn check_version(version: &str) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn methods_that_do_not_fit_are_left_out() {
+        let names = |count| (0..count).map(|number| format!("m{number:03}")).collect::<Vec<_>>();
+        assert_eq!((listed(&[]), listed(&names(2))), (String::new(), "m000,m001".to_owned()));
+        let many = listed(&names(1000));
+        assert!((MAX_METHODS - 5..=MAX_METHODS).contains(&many.len()), "{}", many.len());
+        assert_eq!(many.split(',').next_back(), Some(&*format!("m{:03}", many.len() / 5)));
+        assert_eq!(listed(&["m".repeat(MAX_METHODS + 1)]), "");
+    }
 
     #[test]
     fn versions_have_three_numbers() {

@@ -280,9 +280,9 @@ impl NodeBuilder {
         let name = self.name.clone();
         let (commands, received) = mpsc::channel(1);
         let (free, watched) = watch::channel(self.settings.sessions);
-        let (id, runner) = self.runner(url, received, free).await?;
+        let (id, runner) = self.runner(url, free).await?;
         let runner = runner.join().await?;
-        let task = tokio::spawn(runner.run());
+        let task = tokio::spawn(runner.run(received));
         Ok(Node { id, name, commands, free: watched, task })
     }
 
@@ -299,9 +299,8 @@ impl NodeBuilder {
     /// # }
     /// ```
     pub async fn check(self, url: &str) -> Result<(), Error> {
-        let (_commands, received) = mpsc::channel(1);
         let (free, _watched) = watch::channel(self.settings.sessions);
-        let (_, mut runner) = self.runner(url, received, free).await?;
+        let (_, mut runner) = self.runner(url, free).await?;
         runner.check_name().await
     }
 
@@ -309,7 +308,6 @@ impl NodeBuilder {
     async fn runner(
         self,
         url: &str,
-        commands: mpsc::Receiver<Drain>,
         free: watch::Sender<usize>,
     ) -> Result<(String, Runner), Error> {
         let service = Name::service(&self.service)?;
@@ -334,7 +332,6 @@ impl NodeBuilder {
             status: self.status,
             calls: self.calls,
             free,
-            commands,
         });
         Ok((id, runner))
     }

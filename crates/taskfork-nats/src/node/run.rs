@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout, timeout_at};
 
 use super::balance::{Balance, Load, Told};
-use super::calls::Calls;
+use super::calls::{Calls, LEAVE_TIMEOUT};
 use super::group::{Asked, Group};
 use super::micro::{Micro, Verb};
 use super::pause::Pause;
@@ -20,6 +20,7 @@ use super::relay::Shared;
 use super::status::{MAX_ANSWERS, Own};
 use super::waiters::Waiters;
 use super::{CallHandler, Connector, Drain, SessionHandler, Settings, StatusHandler};
+use crate::connect::check_connected;
 use crate::error::Error;
 use crate::names::{Labels, Name, Subjects};
 use crate::token;
@@ -51,7 +52,6 @@ pub(super) struct Parts {
     pub(super) status: Option<StatusHandler>,
     pub(super) calls: Option<CallHandler>,
     pub(super) free: watch::Sender<usize>,
-    pub(super) commands: mpsc::Receiver<Drain>,
 }
 
 /// A node that runs.
@@ -77,7 +77,6 @@ pub(super) struct Runner {
     /// Answers to questions for the status.
     answers: JoinSet<()>,
     free: watch::Sender<usize>,
-    commands: mpsc::Receiver<Drain>,
     ending: watch::Sender<bool>,
     draining: watch::Sender<bool>,
     state: State,
@@ -168,7 +167,6 @@ impl Runner {
             status: parts.status,
             answers: JoinSet::new(),
             free: parts.free,
-            commands: parts.commands,
             ending,
             draining,
             state: State::Serving,
@@ -272,10 +270,10 @@ impl Runner {
     }
 
     /// Serves until the node has drained, or the NATS client has closed.
-    pub(super) async fn run(mut self) {
+    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Drain>) {
         loop {
-            let event = self.next().await;
-            if let Err(error) = self.handle(event).await {
+            let event = self.next(&mut commands).await;
+            if let Err(error) = self.handle_in_time(event, &mut commands).await {
                 tracing::error!(node = %self.name, %error, "a node has ended");
                 return;
             }
@@ -286,18 +284,20 @@ impl Runner {
                 break;
             }
         }
-        // What the sessions have said last is on its way before the connection goes.
-        let _ = timeout(END_TIMEOUT, self.shared.client.flush()).await;
+        // What the sessions have said last is on its way before the connection goes, if there is one.
+        if check_connected(&self.shared.client).is_ok() {
+            let _ = timeout(END_TIMEOUT, self.shared.client.flush()).await;
+        }
         if let State::Draining { done, .. } = self.state {
             let _ = done.send(());
         }
     }
 
-    async fn next(&mut self) -> Event {
+    async fn next(&mut self, commands: &mut mpsc::Receiver<Drain>) -> Event {
         let forget = self.waiters.forget(Instant::now());
-        let (grace, serving) = match &self.state {
-            State::Serving => (None, true),
-            State::Draining { until, .. } => (Some(*until), false),
+        let grace = match &self.state {
+            State::Serving => None,
+            State::Draining { until, .. } => Some(*until),
         };
         let at = |time: Option<tokio::time::Instant>| async move {
             match time {
@@ -311,12 +311,30 @@ impl Runner {
             Some(_) = self.sessions.join_next() => Event::Freed,
             Some(_) = self.calls.join_next() => Event::CallsEnded,
             Some(_) = self.answers.join_next() => Event::Answered,
-            Some(drain) = self.commands.recv(), if serving => Event::Drain(drain),
+            Some(drain) = commands.recv() => Event::Drain(drain),
             Some(reached) = self.server.recv() => Event::Server { reached },
             () = at(self.pause.until().map(Into::into)) => Event::Resume,
             () = at(forget.map(Into::into)) => Event::Forget,
             () = at(grace) => Event::GraceOver,
         }
+    }
+
+    /// Handles an event. While NATS is away, the NATS client takes nothing more at some time, until it is back. The
+    /// order to drain does not wait for that, nor does what follows it.
+    async fn handle_in_time(
+        &mut self,
+        event: Event,
+        commands: &mut mpsc::Receiver<Drain>,
+    ) -> Result<(), Error> {
+        let mut event = event;
+        if matches!(self.state, State::Serving) && !matches!(event, Event::Drain(_)) {
+            event = tokio::select! {
+                biased;
+                handled = self.handle(event) => return handled,
+                Some(drain) = commands.recv() => Event::Drain(drain),
+            };
+        }
+        timeout(LEAVE_TIMEOUT, self.handle(event)).await.unwrap_or(Ok(()))
     }
 
     async fn handle(&mut self, event: Event) -> Result<(), Error> {
@@ -434,7 +452,8 @@ impl Runner {
         } else if let Some(verb) = Verb::ALL.into_iter().find(|verb| {
             self.subjects.micro(verb.name(), &self.id).iter().any(|s| subject.as_str() == s)
         }) {
-            let answer = self.shared.micro.answer(verb, self.room());
+            let answer =
+                self.shared.micro.answer(verb, self.room(), self.shared.client.max_payload());
             self.send(reply, answer).await;
         }
     }
@@ -457,6 +476,10 @@ impl Runner {
     }
 
     async fn send(&self, subject: Subject, payload: Bytes) {
+        // When NATS is back, nobody waits for it any more.
+        if check_connected(&self.shared.client).is_err() {
+            return;
+        }
         if let Err(error) = self.shared.client.publish(subject, payload).await {
             tracing::debug!(%error, "an answer was not sent");
         }

@@ -194,46 +194,6 @@ async fn after_a_restart_of_the_server_sessions_end_or_go_on_and_new_ones_begin(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_draining_node_lets_sessions_end() {
-    let server = NatsServer::start();
-    let backend = Backend::echo();
-    let node = backend.node("s", "n", 2).start(&server.url()).await.unwrap();
-    let fleet = fleet(&server, "s").await;
-    let mut session = fleet.acquire(&[], None).await.unwrap();
-    let draining = tokio::spawn(node.drain(LONG));
-
-    timeout(LONG, async {
-        while fleet.acquire(&[], None).await.is_ok() {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await
-    .unwrap();
-    assert_echoes(&mut session).await;
-    assert!(!draining.is_finished());
-    drop(session);
-
-    timeout(LONG, draining).await.unwrap().unwrap();
-    backend.wait_until_idle().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_draining_node_ends_what_is_left_after_the_grace() {
-    let server = NatsServer::start();
-    let backend = Backend::echo();
-    let node = backend.node("s", "n", 2).start(&server.url()).await.unwrap();
-    let mut session = fleet(&server, "s").await.acquire(&[], None).await.unwrap();
-
-    timeout(LONG, node.drain(Duration::from_millis(50))).await.unwrap();
-
-    let error = timeout(LONG, session.read(&mut [0])).await.unwrap().unwrap_err();
-    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
-    let text = error.to_string();
-    assert_eq!(text, "the node n has ended the session: the node shuts down");
-    backend.wait_until_idle().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_process_drains_at_sigterm() {
     let server = NatsServer::start();
     let backend = Backend::echo();

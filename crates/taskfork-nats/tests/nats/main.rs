@@ -9,6 +9,7 @@ mod direct;
 mod failures;
 mod handlers;
 mod hostile;
+mod leaving;
 mod many;
 mod micro;
 mod server;

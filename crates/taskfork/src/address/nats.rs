@@ -29,8 +29,20 @@ impl NatsAddress {
         };
         let (servers, service) =
             rest.rsplit_once('/').ok_or("the name of the service is missing")?;
+        // The part of a password must not be shown as the name of a service.
+        if service.contains('@') {
+            return Err("the name of the service is missing".to_owned());
+        }
         taskfork_nats::check_service_name(service).map_err(|error| error.to_string())?;
         let servers: Vec<String> = servers.split(',').map(str::to_owned).collect();
+        // Otherwise the beginning of a password with a comma would be taken for a server, and shown.
+        if !servers.is_sorted_by_key(|server| !server.contains('@')) {
+            return Err(
+                "a server without a user stands in front of one with a user: write users in \
+                        front of the first servers, and a comma in a password as %2C"
+                    .to_owned(),
+            );
+        }
         let address = Self { has_tls, servers, service: service.to_owned() };
         for url in address.urls() {
             let server: ServerAddr = url.parse().map_err(|_| "a host or a port is wrong")?;
@@ -113,5 +125,16 @@ mod tests {
         assert_eq!(address.to_string(), "nats://a:4222,b/s");
         assert!(!error_of("nats://me:p@ss@a/b.c").contains("p@ss"));
         assert!(!error_of("nats://me:pass@a").contains("pass"));
+        for text in [
+            "nats://me:zq,xv@a",
+            "nats://me:zq,xv@a/b.c",
+            "nats://me:zq/xv@a",
+            "nats://a,me:zq,xv@b:port/s",
+            "nats://me:123,zqxv@a/s",
+            "mats://me:zq,xv@a/s",
+        ] {
+            let error = error_of(text);
+            assert!(!error.contains("zq") && !error.contains("xv"), "{error}");
+        }
     }
 }

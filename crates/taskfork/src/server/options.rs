@@ -30,6 +30,8 @@ pub(super) type PreloadFn = Box<dyn FnOnce() -> Result<(), Failure>>;
 pub(crate) struct Options {
     pub(crate) address: Option<Result<Address, AddressError>>,
     pub(crate) name: String,
+    /// What the interface knows of its methods.
+    pub(crate) methods: Vec<String>,
     pub(crate) hung_worker_timeout: TimeLimit,
     pub(crate) shutdown_grace: TimeLimit,
     pub(crate) socket_mode: u32,
@@ -138,6 +140,7 @@ impl Default for Options {
         Self {
             address: None,
             name: "taskfork".to_owned(),
+            methods: Vec::new(),
             hung_worker_timeout: TimeLimit::new(Duration::from_secs(300)),
             shutdown_grace: TimeLimit::new(Duration::from_secs(30)),
             socket_mode: 0o600,

@@ -7,6 +7,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use serde::{Deserialize, Serialize};
 
 use crate::display::seconds;
@@ -39,6 +41,10 @@ pub struct ServerStatus {
     /// The level of the workers' sandbox. `None` if they have none.
     #[serde(default)]
     pub sandbox: Option<String>,
+    /// The names of the methods that clients can call, at most 1,000. Empty if the server does not know them, because
+    /// a [`Function`](crate::worker::Function) or a program finds them itself.
+    #[serde(default)]
+    pub methods: Vec<String>,
     /// The number of workers that have been forked so far.
     pub forked: u64,
     /// The number of refused connections: too many waited for a worker, the client was not allowed,
@@ -170,15 +176,38 @@ impl ServerStatus {
     }
 
     fn request(path: &Path, request: &str) -> io::Result<Self> {
-        Self::request_on(UnixStream::connect(path)?, request)
+        let deadline = Instant::now() + TIMEOUT;
+        Self::request_until(connect(path, TIMEOUT)?, request, deadline)
     }
 
     /// Sends a request to the server at the other end, and reads its status.
-    pub(crate) fn request_on(mut stream: UnixStream, request: &str) -> io::Result<Self> {
+    pub(crate) fn request_on(stream: UnixStream, request: &str) -> io::Result<Self> {
+        Self::request_until(stream, request, Instant::now() + TIMEOUT)
+    }
+
+    fn request_until(mut stream: UnixStream, request: &str, deadline: Instant) -> io::Result<Self> {
         stream.write_all(request.as_bytes())?;
         // This tells the server that the request is complete.
         stream.shutdown(Shutdown::Write)?;
-        Ok(serde_json::from_slice(&read_answer(stream, ANSWER_TIMEOUT)?)?)
+        let left = deadline.saturating_duration_since(Instant::now());
+        Ok(serde_json::from_slice(&read_answer(stream, left)?)?)
+    }
+}
+
+/// Connects within this time. A server that hangs accepts nothing, and the queue of its listener may be full.
+fn connect(path: &Path, within: Duration) -> io::Result<UnixStream> {
+    let address = SocketAddrUnix::new(path)?;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let stream = UnixStream::from(socket);
+    // The time in which a unix socket connects is that in which it sends.
+    stream.set_write_timeout(Some(within))?;
+    match rustix::io::retry_on_intr(|| net::connect(&stream, &address)) {
+        Ok(()) => Ok(stream),
+        Err(Errno::AGAIN) => {
+            let what = format!("the server did not accept within {}", seconds(within));
+            Err(io::Error::new(io::ErrorKind::TimedOut, what))
+        }
+        Err(errno) => Err(errno.into()),
     }
 }
 
@@ -188,7 +217,7 @@ fn read_answer(mut stream: UnixStream, within: Duration) -> io::Result<Vec<u8>> 
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            let what = format!("the server did not send its status within {}", seconds(within));
+            let what = "the server did not send its status in time";
             return Err(io::Error::new(io::ErrorKind::TimedOut, what));
         }
         stream.set_read_timeout(Some(left))?;
@@ -215,8 +244,8 @@ pub(crate) fn parse_dismiss(request: &[u8]) -> Option<u64> {
     std::str::from_utf8(request).ok()?.strip_prefix(DISMISS)?.trim().parse().ok()
 }
 
-/// How long an answer may take, and how many bytes it may have.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long connecting and the answer may take together, and how many bytes the answer may have.
+const TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_ANSWER: usize = 64 << 20;
 
 /// The name of a phase in the status.
@@ -253,6 +282,25 @@ pub(crate) const STATES: [&str; 10] = [
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_that_accepts_nothing_is_an_error_in_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let socket = net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+        net::bind(&socket, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        net::listen(&socket, 0).unwrap();
+        let _queued = UnixStream::connect(&path).unwrap();
+        let (done, outcome) = std::sync::mpsc::channel();
+        let connecting = path.clone();
+        std::thread::spawn(move || {
+            let _ = done.send(connect(&connecting, Duration::from_millis(100)).map(drop));
+        });
+        let error = outcome.recv_timeout(Duration::from_secs(60)).unwrap().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+        let missing = connect(&folder.path().join("none"), TIMEOUT).unwrap_err();
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+    }
 
     #[test]
     fn reading_an_endless_answer_times_out() {

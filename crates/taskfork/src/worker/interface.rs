@@ -58,6 +58,12 @@ pub trait Interface<S>: 'static {
     fn is_method_name(&self, _first: &str) -> bool {
         true
     }
+
+    /// The names of the methods, as far as they are known.
+    #[doc(hidden)]
+    fn method_names(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// An error of a method of a typed interface that keeps its type.

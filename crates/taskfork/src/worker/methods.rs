@@ -160,6 +160,10 @@ impl<S: 'static> Interface<S> for Methods<S> {
     fn is_method_name(&self, first: &str) -> bool {
         self.unnamed.is_none() || self.entries.contains_key(first)
     }
+
+    fn method_names(&self) -> Vec<String> {
+        self.entries.keys().cloned().collect()
+    }
 }
 
 impl<S: 'static> Default for Methods<S> {

@@ -18,6 +18,7 @@ use super::options::{Options, PreloadFn};
 use super::run::Server;
 use crate::error::BoxError;
 use crate::error::Failure;
+use crate::wire::error_body::MAX_KNOWN_METHODS;
 use crate::wire::values::{ValueFormat, decode};
 use crate::worker::executable::{Executable, Program};
 use crate::worker::interface::Interface;
@@ -174,7 +175,9 @@ impl<S: 'static> ServerBuilder<S> {
     ///     .interface(Methods::new().function("add", |a: i64, b: i64| Ok(a + b)));
     /// # let _ = server;
     /// ```
-    pub fn interface(self, interface: impl Interface<S>) -> Server {
+    pub fn interface(mut self, interface: impl Interface<S>) -> Server {
+        self.options.methods = interface.method_names();
+        self.options.methods.truncate(MAX_KNOWN_METHODS);
         let handlers = self.handlers;
         let program = Box::new(move |init| serve(init, &interface, &handlers));
         Server { options: self.options, program, preload: self.preload }

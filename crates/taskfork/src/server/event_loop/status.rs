@@ -116,6 +116,7 @@ impl EventLoop {
                 .sandbox
                 .as_ref()
                 .map(|_| self.options.sandbox.level().to_string()),
+            methods: self.options.methods.clone(),
             forked: self.supervisor.forked(),
             refused: self.status.counters.refused,
             handshakes: self.connections.handshakes.len(),
