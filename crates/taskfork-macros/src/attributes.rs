@@ -8,13 +8,27 @@ use crate::model::Mistakes;
 /// The longest name of a method in a call, in bytes.
 const MAX_NAME: usize = 200;
 
-/// The name that the attribute gives the method in calls.
-pub(crate) fn called(item: &TraitItemFn, mistakes: &mut Mistakes) -> Option<LitStr> {
-    let mut called = None;
+/// What the attribute says about a method.
+#[derive(Default)]
+pub(crate) struct MethodOptions {
+    /// The name in calls.
+    pub(crate) name: Option<LitStr>,
+    /// A call that died with its worker may be made again.
+    pub(crate) is_idempotent: bool,
+}
+
+pub(crate) fn read(item: &TraitItemFn, mistakes: &mut Mistakes) -> MethodOptions {
+    let mut options = MethodOptions::default();
     for attribute in item.attrs.iter().filter(|attribute| attribute.path().is_ident("taskfork")) {
         let read = attribute.parse_nested_meta(|meta| {
+            if meta.path.is_ident("idempotent") {
+                options.is_idempotent = true;
+                return Ok(());
+            }
             if !meta.path.is_ident("name") {
-                return Err(meta.error("there is no such option: write #[taskfork(name = \"…\")]"));
+                return Err(meta.error(
+                    "there is no such option: write #[taskfork(name = \"…\")] or #[taskfork(idempotent)]",
+                ));
             }
             let name: LitStr = meta.value()?.parse()?;
             if name.value().is_empty() || name.value().len() > MAX_NAME {
@@ -23,14 +37,14 @@ pub(crate) fn called(item: &TraitItemFn, mistakes: &mut Mistakes) -> Option<LitS
                     format!("a name has 1 to {MAX_NAME} bytes"),
                 ));
             }
-            called = Some(name);
+            options.name = Some(name);
             Ok(())
         });
         if let Err(error) = read {
             mistakes.add(attribute.meta.span(), error);
         }
     }
-    called
+    options
 }
 
 /// The trait without the attributes that only this macro knows.

@@ -32,6 +32,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
 use crate::blob::BlobMut;
+use crate::client::typed::{Described, Requires, TypedMethod};
 use crate::client::{Caller as AsyncCaller, ClientBuilder, ConfigError, Stats};
 use crate::display::debug_as_text;
 use crate::error::{Error, Failure};
@@ -500,6 +501,58 @@ impl<T: DeserializeOwned, E: InterfaceError> Call<T, E> {
     }
 }
 
+/// A blocking client with the methods of one interface: the type `…BlockingClient` that the attribute
+/// [`interface`](macro@crate::interface) makes of a trait. See [`crate::client::TypedClient`].
+///
+/// ```no_run
+/// use taskfork::blocking::{BuildError, Client, TypedClient};
+///
+/// /// A client of any interface, with the options of this program.
+/// fn connect<C: TypedClient>() -> Result<C, BuildError> {
+///     Client::builder().address("unix:/run/app.sock").max_workers(8).build_blocking_as()
+/// }
+/// # #[taskfork::interface]
+/// # trait Nothing {}
+/// # let _ = connect::<NothingBlockingClient>;
+/// ```
+pub trait TypedClient: From<Client> {
+    #[doc(hidden)]
+    type Interface: Described;
+}
+
+impl ClientBuilder {
+    /// Builds a blocking client with the methods of one interface. See [`build_as`](Self::build_as) and
+    /// [`build_blocking`](Self::build_blocking).
+    ///
+    /// # Errors
+    /// As for [`build_blocking`](Self::build_blocking).
+    ///
+    /// ```no_run
+    /// use taskfork::blocking::Client;
+    ///
+    /// #[taskfork::interface]
+    /// trait Passwords {
+    ///     fn hash(&mut self, plain: String) -> String;
+    /// }
+    ///
+    /// # fn main() -> Result<(), taskfork::BoxError> {
+    /// let passwords: PasswordsBlockingClient =
+    ///     Client::builder().address("unix:/run/passwords.sock").build_blocking_as()?;
+    /// println!("{}", passwords.hash("secret")?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn build_blocking_as<C: TypedClient>(self) -> Result<C, BuildError> {
+        self.requiring::<C::Interface>().build_blocking().map(C::from)
+    }
+}
+
+impl Requires for Client {
+    fn require_interface<I: Described>(&self) {
+        self.inner.require::<I>();
+    }
+}
+
 /// Makes typed calls: implemented by [`Checkout`] and [`Client`].
 ///
 /// ```
@@ -518,7 +571,7 @@ pub trait Caller {
     /// Calls a method of a typed interface and waits for its result.
     #[doc(hidden)]
     #[track_caller]
-    fn typed<T, E>(&self, method: &'static str, args: impl IntoArguments) -> Result<T, Error<E>>
+    fn typed<T, E>(&self, method: TypedMethod, args: impl IntoArguments) -> Result<T, Error<E>>
     where
         T: DeserializeOwned,
         E: InterfaceError;
@@ -526,7 +579,7 @@ pub trait Caller {
 
 impl Caller for Checkout {
     #[track_caller]
-    fn typed<T, E>(&self, method: &'static str, args: impl IntoArguments) -> Result<T, Error<E>>
+    fn typed<T, E>(&self, method: TypedMethod, args: impl IntoArguments) -> Result<T, Error<E>>
     where
         T: DeserializeOwned,
         E: InterfaceError,
@@ -537,7 +590,7 @@ impl Caller for Checkout {
 
 impl Caller for Client {
     #[track_caller]
-    fn typed<T, E>(&self, method: &'static str, args: impl IntoArguments) -> Result<T, Error<E>>
+    fn typed<T, E>(&self, method: TypedMethod, args: impl IntoArguments) -> Result<T, Error<E>>
     where
         T: DeserializeOwned,
         E: InterfaceError,

@@ -211,11 +211,20 @@ pub use taskfork_macros::interface;
 /// For the code that [`macro@interface`] generates, for the command, for the gateway and for benchmarks.
 #[doc(hidden)]
 pub mod __private {
+    pub use crate::client::typed::{Described, Requires, TypedMethod};
     pub use crate::wire::byte_slice::ByteSlice;
+    pub use crate::wire::interface_description::{
+        InterfaceDescription, MethodDescription, UNTYPED_ERROR,
+    };
     pub use crate::wire::{bench, relay};
     pub use crate::worker::interface::{Reply, Request};
 
     pub use crate::server::{Hangup, ServiceManager};
+
+    /// Makes a client require an interface of its servers.
+    pub fn require<I: Described>(client: &impl Requires) {
+        client.require_interface::<I>();
+    }
 
     /// What SIGHUP does in this process, given the server's option `restart_on_hangup`.
     pub fn meaning_of_hangup(restart: Option<bool>) -> Hangup {

@@ -2,6 +2,7 @@
 
 use super::io::transport::Connector;
 use super::pool::PoolLimits;
+use super::required::RequiredInterfaces;
 use super::session::SessionOptions;
 use crate::address::Address;
 use crate::busy_poll::BusyPoll;
@@ -39,6 +40,8 @@ pub(crate) struct Config {
     pub(crate) copy_shared_memory: bool,
     /// The key `peer` of the hello, from a client in a gateway.
     pub(crate) peer: Option<Vec<u8>>,
+    /// What servers must serve.
+    pub(crate) required: RequiredInterfaces,
 }
 
 impl Config {

@@ -9,8 +9,10 @@ mod now;
 mod observe;
 mod pool;
 mod proto;
+mod required;
 mod session;
 
+pub(crate) use api::typed;
 #[cfg(test)]
 pub(crate) use io::transport::memory;
 
@@ -18,6 +20,7 @@ pub use api::builder::{ClientBuilder, ConfigError};
 pub use api::call::Call;
 pub use api::checkout::{Caller, Checkout};
 pub use api::handle::Client;
+pub use api::typed::TypedClient;
 pub use observe::stats::Stats;
 pub use pool::Overload;
 pub use rmpv::Value;

@@ -35,6 +35,7 @@ pub(crate) mod kind {
     pub(crate) const SETUP: &str = "setup";
     pub(crate) const VERSION: &str = "version";
     pub(crate) const HELLO: &str = "hello";
+    pub(crate) const WRONG_INTERFACE: &str = "wrong_interface";
     pub(crate) const BUSY: &str = "busy";
     pub(crate) const REFUSED: &str = "refused";
 }

@@ -87,6 +87,10 @@ impl ErrorReply {
         Self::new(kind::HELLO, Failure::new(message))
     }
 
+    pub(crate) fn wrong_interface(difference: String) -> Self {
+        Self::new(kind::WRONG_INTERFACE, Failure::new(difference))
+    }
+
     /// The message of an error of `setup`, followed by its causes.
     pub(crate) fn setup_reason(&self) -> String {
         let (causes, _) = self.0.failure.kept_causes();

@@ -6,6 +6,7 @@ use super::scoreboard::Phase;
 use super::state::{ExitReason, Worker};
 use crate::context;
 use crate::wire::WireError;
+use crate::wire::compatibility;
 use crate::wire::frame::{self, DEFAULT_MAX_BLOB, DEFAULT_MAX_FRAME, PREAMBLE};
 use crate::wire::hello::{ClientHello, WorkerHello};
 use crate::wire::native::{self, FromClient, VERSIONS};
@@ -28,7 +29,8 @@ impl<S: 'static> Worker<'_, S> {
         }
         // The server has checked that the sender may say so.
         let relayed = client.relayed_peer()?;
-        let (accepted, number) = (check_client(&client), client.client_number);
+        let accepted = self.check_client(&client)?;
+        let number = client.client_number;
         let (max_frame, files, shared) = (client.max_frame, client.max_files, client.shared_memory);
         self.max_blob = client.max_blob.unwrap_or(DEFAULT_MAX_BLOB);
         match relayed {
@@ -61,17 +63,26 @@ impl<S: 'static> Worker<'_, S> {
         self.client_files = files.min(hello.max_files);
         Ok(())
     }
-}
 
-/// Checks that this worker can serve the client.
-#[taskfork_macros::startup_code]
-fn check_client(client: &ClientHello<'_>) -> Result<(), ErrorReply> {
-    if client.versions.iter().any(|version| VERSIONS.contains(version)) {
-        return client.incompatibility().map_or(Ok(()), |reason| Err(ErrorReply::hello(reason)));
+    /// Checks that this worker can serve the client. The inner error is the answer to a client that it cannot serve.
+    fn check_client(&self, client: &ClientHello<'_>) -> Result<Result<(), ErrorReply>, WireError> {
+        if !client.versions.iter().any(|version| VERSIONS.contains(version)) {
+            let message = format!(
+                "the client `{}` speaks the protocol versions {:?}, this server {VERSIONS:?}",
+                client.name, client.versions
+            );
+            return Ok(Err(ErrorReply::version(message)));
+        }
+        if let Some(reason) = client.incompatibility() {
+            return Ok(Err(ErrorReply::hello(reason)));
+        }
+        let Some(required) = client.interfaces else { return Ok(Ok(())) };
+        let served = self.interface.descriptions();
+        if served.is_empty() {
+            // It does not know the types of its parameters.
+            return Ok(Ok(()));
+        }
+        let difference = compatibility::difference(required, &served)?;
+        Ok(difference.map_or(Ok(()), |difference| Err(ErrorReply::wrong_interface(difference))))
     }
-    let message = format!(
-        "the client `{}` speaks the protocol versions {:?}, this server {VERSIONS:?}",
-        client.name, client.versions
-    );
-    Err(ErrorReply::version(message))
 }

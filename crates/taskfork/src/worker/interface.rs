@@ -6,6 +6,7 @@ use super::error_reply::ErrorReply;
 use crate::blob;
 use crate::error::Failure;
 use crate::wire::arguments::{Arguments, ArgumentsError, FromArguments};
+use crate::wire::interface_description::InterfaceDescription;
 use crate::wire::values::encode;
 
 /// The error that functions of an untyped interface return. `?` converts any error to it, and `into`
@@ -53,6 +54,12 @@ pub trait Interface<S>: 'static {
     /// Runs one request.
     #[doc(hidden)]
     fn call(&self, state: &mut S, request: Request<'_>) -> Reply;
+
+    /// What a client that requires interfaces is compared with. Empty if the types of the parameters are unknown.
+    #[doc(hidden)]
+    fn descriptions(&self) -> Vec<&'static InterfaceDescription> {
+        Vec::new()
+    }
 
     /// Runs after the answer of a call has been sent.
     #[doc(hidden)]
@@ -124,6 +131,12 @@ impl<'a> Request<'a> {
     /// Decodes the arguments. The error is a reply that says why they do not fit.
     pub fn parse<T: FromArguments>(&self) -> Result<T, Reply> {
         self.args.parse().map_err(|error| Reply(Err(ErrorReply::arguments(&error))))
+    }
+
+    /// Decodes the arguments, of which the last `optional` may be missing.
+    pub fn parse_optional<T: FromArguments>(&self, optional: usize) -> Result<T, Reply> {
+        let args = self.args.with_optional(optional);
+        args.parse().map_err(|error| Reply(Err(ErrorReply::arguments(&error))))
     }
 
     /// Answers with a value.

@@ -78,6 +78,7 @@ mod support;
 mod time_limits;
 mod traces;
 mod typed;
+mod typed_clients;
 mod users;
 mod worker_groups;
 mod workers;

@@ -14,6 +14,7 @@ use crate::busy_poll::BusyPoll;
 use crate::client::config::Config;
 use crate::client::io::transport::Connector;
 use crate::client::pool::{Overload, PoolLimits};
+use crate::client::required::RequiredInterfaces;
 use crate::display::debug_as_text;
 use crate::server::SpawnedServer;
 use crate::shm_pool::DEFAULT_SHARED_MEMORY;
@@ -22,6 +23,7 @@ use crate::time_limit::TimeLimit;
 use crate::wire::Protocol;
 use crate::wire::frame::{DEFAULT_MAX_BLOB, DEFAULT_MAX_FRAME};
 use crate::wire::hello::MIN_FRAME;
+use crate::wire::interface_description::InterfaceDescription;
 use crate::wire::native::DEFAULT_GRACE;
 use crate::wire::relay::RelayedPeer;
 
@@ -59,6 +61,7 @@ pub struct ClientBuilder {
     shared_memory: usize,
     copy_shared_memory: bool,
     peer: Option<Vec<u8>>,
+    pub(super) required: Vec<&'static InterfaceDescription>,
     #[cfg(feature = "tls")]
     pub(super) tls: TlsOptions,
     #[cfg(feature = "nats")]
@@ -157,6 +160,7 @@ impl Client {
             shared_memory: DEFAULT_SHARED_MEMORY,
             copy_shared_memory: false,
             peer: None,
+            required: Vec::new(),
             #[cfg(feature = "tls")]
             tls: Default::default(),
             #[cfg(feature = "nats")]
@@ -643,6 +647,7 @@ impl ClientBuilder {
             shared_memory: self.shared_memory,
             copy_shared_memory: self.copy_shared_memory,
             peer: self.peer,
+            required: RequiredInterfaces::new(self.required),
         })
     }
 }

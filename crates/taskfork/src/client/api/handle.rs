@@ -37,6 +37,8 @@ use crate::wire::arguments::IntoArguments;
 pub struct Client {
     core: Arc<Core>,
     _driver: Arc<DriverLease>,
+    /// How often a call of an idempotent method that died with its worker is made again.
+    retries: u32,
     #[cfg(feature = "nats")]
     runtime: Handle,
 }
@@ -78,6 +80,7 @@ impl Client {
         Self {
             core,
             _driver: Arc::new(DriverLease(driver_queue)),
+            retries: 0,
             #[cfg(feature = "nats")]
             runtime: runtime.clone(),
         }
@@ -87,6 +90,10 @@ impl Client {
     #[cfg(feature = "nats")]
     pub(super) fn sibling(&self, config: Config) -> Self {
         Self::start(config, &self.runtime)
+    }
+
+    pub(super) fn retries(&self) -> u32 {
+        self.retries
     }
 
     pub(in crate::client) fn core(&self) -> &Arc<Core> {
@@ -149,7 +156,7 @@ impl Client {
     /// ```
     #[track_caller]
     pub fn call<T>(&self, method: &str, args: impl IntoArguments) -> Call<T> {
-        call_once(&self.core, Some(Cow::Owned(method.to_owned())), args)
+        call_once(&self.core, Some(Cow::Owned(method.to_owned())), None, args, 0)
     }
 
     /// Calls an interface that is one function, in a checkout of its own. The call names no method.
@@ -168,7 +175,7 @@ impl Client {
     /// As for [`call`](Self::call).
     #[track_caller]
     pub fn invoke<T>(&self, args: impl IntoArguments) -> Call<T> {
-        call_once(&self.core, None, args)
+        call_once(&self.core, None, None, args, 0)
     }
 
     /// Closes the client, and waits until its last connection is closed.

@@ -14,3 +14,4 @@ mod placement;
 mod tls;
 #[cfg(feature = "tls")]
 mod tls_options;
+pub(crate) mod typed;

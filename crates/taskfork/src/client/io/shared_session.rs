@@ -81,18 +81,21 @@ impl SharedSession {
         session
     }
 
-    /// Makes a call in a checkout of its own, which ends with that call.
+    /// Makes a call in a checkout of its own, which ends with that call. If its worker dies, it is made again up to
+    /// `retries` times, though it may have run.
     pub(crate) fn call_once(
         core: Arc<Core>,
         method: MethodName,
         operation: Operation,
         replay: Option<Arc<Replay>>,
+        retries: u32,
     ) -> (Arc<Self>, Seq) {
         let session = Self::with(core, true);
         let now = now();
         let mut state = session.lock();
         let mut effects = Effects::default();
         session.check_out(&mut state, &mut effects);
+        state.session.set_retries(retries);
         let seq = state.session.submit(method, operation, replay, &now);
         state.session.close();
         let is_sent = match &mut state.place {

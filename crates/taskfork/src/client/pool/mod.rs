@@ -79,6 +79,8 @@ pub(crate) struct Pool<C, W, E> {
     backoff: Backoff,
     unreachable: Option<Unreachable<E>>,
     closed: bool,
+    /// Workers up to this generation are used no more.
+    expired: u64,
 }
 
 #[derive(Debug)]
@@ -159,7 +161,7 @@ pub(crate) enum Released<C, W> {
     Idle,
     /// It goes to the checkout that has waited longest.
     Assigned(W, Lease<C>),
-    /// It has reached `max_checkouts`, or the pool is closed.
+    /// It has reached `max_checkouts`, it has expired, or the pool is closed.
     Expired(C),
 }
 
@@ -192,6 +194,7 @@ impl<C, W, E> Pool<C, W, E> {
             backoff: Backoff::default(),
             unreachable: None,
             closed: false,
+            expired: 0,
         }
     }
 
@@ -214,6 +217,19 @@ impl<C, W, E> Pool<C, W, E> {
         self.closed = true;
         let idle = std::mem::take(&mut self.idle);
         idle.into_iter().filter_map(|index| self.workers.remove(index).idle).collect()
+    }
+
+    /// Uses no worker any more that is connected, or being connected. Removes the idle ones, whose connections it
+    /// returns. Leased workers stay until they come back.
+    pub(crate) fn expire_workers(&mut self) -> Vec<C> {
+        self.expired = self.next_generation;
+        let idle = std::mem::take(&mut self.idle);
+        idle.into_iter().filter_map(|index| self.workers.remove(index).idle).collect()
+    }
+
+    /// Whether no attempt to connect may be made now, because the last one failed.
+    pub(crate) fn is_delayed(&self, now: Instant) -> bool {
+        self.backoff.next.is_some_and(|next| now < next)
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -409,7 +425,7 @@ impl<C, W, E> Pool<C, W, E> {
     }
 
     fn make_available(&mut self, index: usize) -> Released<C, W> {
-        if self.closed {
+        if self.closed || self.workers[index].generation <= self.expired {
             let Some(connection) = self.workers.remove(index).idle else {
                 unreachable!("a worker becomes available only while its connection is here");
             };

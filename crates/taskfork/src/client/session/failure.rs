@@ -45,7 +45,12 @@ impl Session {
             || self.setup_deaths == MAX_SETUP_DEATHS
             || (is_unstarted && self.unstarted_deaths + 1 == MAX_UNSTARTED_DEATHS);
         let is_used = self.usage != Usage::Unused;
-        if begun || is_used || hopeless || matches!(disconnect, Disconnect::Protocol(_)) {
+        let is_repeated = begun && self.retries > 0 && disconnect.is_death();
+        if begun && !is_repeated
+            || is_used
+            || hopeless
+            || matches!(disconnect, Disconnect::Protocol(_))
+        {
             let loss = if disconnect.is_in_setup() { Loss::Unused } else { Loss::Used };
             let timed_out = disconnect.is_timeout();
             let server = self.server_end.take().filter(|_| disconnect.is_without_notice());
@@ -64,7 +69,10 @@ impl Session {
             };
             return self.end_with(cause, loss, last_started);
         }
-        let replacing = Assignment::Replacing { is_unstarted };
+        if is_repeated {
+            self.retries -= 1;
+        }
+        let replacing = Assignment::Replacing { is_unstarted: is_unstarted && !begun };
         let Assignment::Worker(connection) = std::mem::replace(&mut self.assignment, replacing)
         else {
             return;
@@ -73,6 +81,7 @@ impl Session {
             connection,
             match disconnect {
                 Disconnect::NoHandshake(reason) => Return::FailHandshake(reason),
+                _ if is_repeated => Return::Lose(Loss::Used),
                 _ => Return::Lose(Loss::Unused),
             },
         ));

@@ -71,6 +71,8 @@ pub(crate) struct Session {
     unobserved_failure: Option<(Seq, String)>,
     /// The user makes one call and drops the checkout.
     is_single: bool,
+    /// How many times the first call may be made again after it may have run.
+    retries: u32,
     /// The time limit of further calls.
     timeout: TimeLimit,
     /// When to look at the deadline of the first call. It may be earlier than that deadline.
@@ -188,6 +190,7 @@ impl Session {
             unstarted_deaths: 0,
             unobserved_failure: None,
             is_single,
+            retries: 0,
             timeout: options.timeout,
             check_at: None,
             log: None,
@@ -392,6 +395,11 @@ impl Session {
 
     pub(crate) fn set_timeout(&mut self, timeout: TimeLimit) {
         self.timeout = timeout;
+    }
+
+    /// Allows the first call to be made again this many times, though it may have run.
+    pub(crate) fn set_retries(&mut self, retries: u32) {
+        self.retries = retries;
     }
 
     /// Replaces the log. Returns the one before.
