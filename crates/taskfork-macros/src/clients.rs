@@ -73,6 +73,13 @@ impl Clients<'_> {
                     ::core::option::Option::Some(#checkout { inner })
                 }
 
+                /// A client whose calls of methods with `#[taskfork(idempotent)]` are made again, up to `times` times
+                /// each, if they die with their workers. Calls of checkouts are not. Defaults to 0.
+                #[must_use = "it returns another client"]
+                #vis fn retry(&self, times: u32) -> Self {
+                    Self { inner: self.inner.retry(times) }
+                }
+
                 #close
 
                 /// Whether `close` has been called on this client or on one that shares its workers.

@@ -80,6 +80,10 @@ fn dispatch(item: &ItemTrait, interface: &Interface) -> TokenStream {
                 }
             }
 
+            fn replaced_after(&self) -> ::taskfork::worker::ReplaceAfter {
+                ::taskfork::worker::ReplaceAfter::Panic
+            }
+
             fn descriptions(
                 &self,
             ) -> ::std::vec::Vec<&'static ::taskfork::__private::InterfaceDescription> {

@@ -32,12 +32,13 @@ use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
 use crate::blob::BlobMut;
-use crate::client::typed::{Described, Requires, TypedMethod};
+use crate::client::typed::{Requires, TypedMethod};
 use crate::client::{Caller as AsyncCaller, ClientBuilder, ConfigError, Stats};
 use crate::display::debug_as_text;
 use crate::error::{Error, Failure};
 use crate::wire::arguments::IntoArguments;
 use crate::wire::call_error::InterfaceError;
+use crate::wire::interface_description::Described;
 
 /// A pool of connections to the workers of a server, for threads that may block.
 ///
@@ -207,6 +208,26 @@ impl Client {
     #[cfg(feature = "nats")]
     pub fn by_key(&self, key: impl Into<String>) -> Result<Self, ConfigError> {
         Ok(Self { inner: self.inner.by_key(key)?, _thread: self._thread.clone() })
+    }
+
+    /// Returns a client whose calls of idempotent methods are made again if they die with their workers. See
+    /// [`crate::Client::retry`].
+    ///
+    /// ```no_run
+    /// #[taskfork::interface]
+    /// trait Thumbnails {
+    ///     #[taskfork(idempotent)]
+    ///     fn shrink(&mut self, image: Vec<u8>) -> Vec<u8>;
+    /// }
+    ///
+    /// # fn example(client: taskfork::blocking::Client) -> Result<(), taskfork::Error> {
+    /// let small = client.retry(2).shrink(vec![0; 1000])?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use = "it returns another client"]
+    pub fn retry(&self, times: u32) -> Self {
+        Self { inner: self.inner.retry(times), _thread: self._thread.clone() }
     }
 
     /// Closes the client, and waits until its last connection is closed. See [`crate::Client::close`].

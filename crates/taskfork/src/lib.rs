@@ -211,10 +211,10 @@ pub use taskfork_macros::interface;
 /// For the code that [`macro@interface`] generates, for the command, for the gateway and for benchmarks.
 #[doc(hidden)]
 pub mod __private {
-    pub use crate::client::typed::{Described, Requires, TypedMethod};
+    pub use crate::client::typed::{Requires, TypedMethod};
     pub use crate::wire::byte_slice::ByteSlice;
     pub use crate::wire::interface_description::{
-        InterfaceDescription, MethodDescription, UNTYPED_ERROR,
+        Described, InterfaceDescription, MethodDescription, UNTYPED_ERROR,
     };
     pub use crate::wire::{bench, relay};
     pub use crate::worker::interface::{Reply, Request};

@@ -34,6 +34,16 @@ pub struct MethodDescription {
     pub error: Option<&'static str>,
 }
 
+/// An interface that the attribute [`interface`](macro@crate::interface) has made.
+#[doc(hidden)]
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be one of several interfaces of a server",
+    note = "a server serves several interfaces if `#[taskfork::interface]` has made all of them"
+)]
+pub trait Described {
+    const DESCRIPTION: &'static InterfaceDescription;
+}
+
 /// The error type of a method whose caller gets the text and the causes of any error.
 #[doc(hidden)]
 pub const UNTYPED_ERROR: &str = "Failure";

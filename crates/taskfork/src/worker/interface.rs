@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::error_reply::ErrorReply;
+use super::replace_after::ReplaceAfter;
 use crate::blob;
 use crate::error::Failure;
 use crate::wire::arguments::{Arguments, ArgumentsError, FromArguments};
@@ -29,7 +30,7 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The calls that a server's workers answer: [`Methods`](crate::Methods), a
 /// [`Function`](crate::worker::Function), or the type that [`interface`](macro@crate::interface) defines
-/// for a trait.
+/// for a trait. A tuple of up to eight of the latter is an interface with the methods of all.
 ///
 /// `S` is the state that `setup` returns in each new worker. The methods of this trait are for the crate
 /// only.
@@ -59,6 +60,12 @@ pub trait Interface<S>: 'static {
     #[doc(hidden)]
     fn descriptions(&self) -> Vec<&'static InterfaceDescription> {
         Vec::new()
+    }
+
+    /// After which errors the worker is replaced, unless the server's option says so.
+    #[doc(hidden)]
+    fn replaced_after(&self) -> ReplaceAfter {
+        ReplaceAfter::AnyError
     }
 
     /// Runs after the answer of a call has been sent.
@@ -102,6 +109,8 @@ impl<E: std::error::Error + Serialize + 'static> TypedError for E {}
 #[derive(Debug)]
 pub struct Request<'a> {
     method: Option<&'a str>,
+    /// The interface that the method belongs to, if the call says so.
+    interface: Option<&'a str>,
     args: Arguments<'a>,
     /// The buffer for the encoded result.
     out: &'a mut Vec<u8>,
@@ -114,8 +123,23 @@ pub struct Reply(pub(crate) Result<(), ErrorReply>);
 
 #[taskfork_macros::startup_code]
 impl<'a> Request<'a> {
-    pub(crate) fn new(method: Option<&'a str>, args: Arguments<'a>, out: &'a mut Vec<u8>) -> Self {
-        Self { method, args: args.of_method(method), out }
+    pub(crate) fn new(
+        method: Option<&'a str>,
+        interface: Option<&'a str>,
+        args: Arguments<'a>,
+        out: &'a mut Vec<u8>,
+    ) -> Self {
+        Self { method, interface, args: args.of_method(method), out }
+    }
+
+    /// The interface that the method belongs to, if the call says so.
+    pub(super) fn interface(&self) -> Option<&'a str> {
+        self.interface
+    }
+
+    /// The same request by another name of its method.
+    pub(super) fn renamed(self, method: &'a str) -> Self {
+        Self { method: Some(method), ..self }
     }
 
     /// The method that the call names.

@@ -27,10 +27,12 @@ mod pipeline;
 mod presetup;
 #[cfg_attr(not(feature = "spans"), path = "records_disabled.rs")]
 mod records;
+mod replace_after;
 mod rings;
 mod sandbox;
 pub(crate) mod scoreboard;
 mod serve;
+mod several;
 mod shared_memory;
 mod state;
 mod subprocess;
@@ -44,6 +46,7 @@ pub use function::Function;
 pub use interface::{BoxError, Interface};
 pub use logger::logger;
 pub use methods::{Method, Methods, Stateless};
+pub use replace_after::ReplaceAfter;
 /// A value of any type, as serde can decode it from a call or a result.
 ///
 /// ```

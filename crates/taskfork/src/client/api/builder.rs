@@ -444,10 +444,12 @@ impl ClientBuilder {
         self
     }
 
-    /// Sets whether a worker stays in the pool after a call in it has failed.
+    /// Sets whether workers stay in the pool after any error of a call.
     ///
-    /// Defaults to false: the worker is replaced, because the error may have left its state half
-    /// changed.
+    /// Defaults to false: the server says after which errors a worker is replaced (see
+    /// [`ServerBuilder::replace_after`](crate::ServerBuilder::replace_after)). By default a worker of a typed interface
+    /// is kept if its method returned the error. Others are replaced, because an error may have left their state half
+    /// changed. So are those of servers that do not say, and of [`Protocol::Perl`].
     ///
     /// ```
     /// let builder = taskfork::Client::builder().reuse_after_error(true);

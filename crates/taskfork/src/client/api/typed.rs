@@ -2,7 +2,7 @@
 
 use super::builder::{ClientBuilder, ConfigError};
 use super::handle::Client;
-use crate::wire::interface_description::InterfaceDescription;
+use crate::wire::interface_description::Described;
 
 /// A method of a typed interface, as a call names it.
 #[doc(hidden)]
@@ -12,12 +12,6 @@ pub struct TypedMethod {
     pub name: &'static str,
     /// Running it twice does no harm.
     pub is_idempotent: bool,
-}
-
-/// An interface that the attribute [`interface`](macro@crate::interface) has made.
-#[doc(hidden)]
-pub trait Described {
-    const DESCRIPTION: &'static InterfaceDescription;
 }
 
 /// A client with the methods of one interface: the type `…Client` that the attribute

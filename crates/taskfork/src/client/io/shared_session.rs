@@ -370,7 +370,7 @@ impl SharedSession {
             match session.process(now) {
                 Step::Changed => return Poll::Ready(()),
                 Step::Answer(outcome) => {
-                    let failed = matches!(outcome, Outcome::Error(_));
+                    let failed = matches!(outcome, Outcome::Error { .. });
                     if let Some(head) = session.head() {
                         let (method, sent) = (head.method.as_deref(), &head.sent);
                         self.core.counters.count_answer(method, sent, failed);

@@ -167,7 +167,7 @@ impl Session {
                 self.emit(Event::Returned(connection, Return::Lose(Loss::Used)));
             }
             Assignment::Worker(mut connection) => {
-                let keeps = self.usage != Usage::CallFailed || self.options.reuse_after_error;
+                let keeps = self.usage != Usage::Spoiled || self.options.reuse_after_error;
                 // AnyEvent::Task sends no end of the checkout after an error.
                 if !keeps && connection.is_native() {
                     // The message is short, so it can always be encoded.

@@ -136,8 +136,8 @@ enum Usage {
     /// No call has been answered, so another worker may take over.
     Unused,
     Used,
-    /// A call has failed in the worker.
-    CallFailed,
+    /// A call has failed, and its error may have left the worker's state half changed.
+    Spoiled,
 }
 
 /// What others must learn of a change.
