@@ -458,6 +458,8 @@ impl SharedSession {
                         Return::FailHandshake(reason) => PoolCommand::FailHandshake(lease, reason),
                     });
                 }
+                // Another worker would come too late.
+                Event::NeedsWorker if state.session.end_if_late(&now()) => {}
                 Event::NeedsWorker => {
                     // The pool still counts the lost worker as held, so it cannot return the same one.
                     let taken = self.core.pool().check_out_again(self.clone());

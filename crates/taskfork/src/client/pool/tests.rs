@@ -38,6 +38,7 @@ enum Event {
     LoseAndWaitAgain(prop::sample::Index),
     HandshakeFailed(prop::sample::Index),
     IdleDeath(prop::sample::Index),
+    Expire,
     Later(u16),
 }
 
@@ -55,6 +56,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => index().prop_map(Event::LoseAndWaitAgain),
         1 => index().prop_map(Event::HandshakeFailed),
         1 => index().prop_map(Event::IdleDeath),
+        1 => Just(Event::Expire),
         1 => (0u16..2000).prop_map(Event::Later),
     ]
 }
@@ -71,6 +73,8 @@ struct Model {
     /// Those that had a worker before. They wait in the order in which they came back.
     returned: BTreeSet<u64>,
     serial: u64,
+    /// Workers that must not be used again.
+    expired: Vec<WorkerKey>,
 }
 
 impl Model {
@@ -85,6 +89,7 @@ impl Model {
             waiting: VecDeque::new(),
             returned: BTreeSet::new(),
             serial: 0,
+            expired: Vec::new(),
         }
     }
 
@@ -172,6 +177,12 @@ impl Model {
                 assert!(self.pool.lose_idle(key, self.now).is_some());
                 assert!(self.pool.lose_idle(key, self.now).is_none());
             }
+            Event::Expire => {
+                assert_eq!(self.pool.expire_workers().len(), self.idle.len());
+                self.idle.clear();
+                self.expired.extend(self.leases.iter().map(|lease| lease.key));
+                self.expired.extend(self.permits.iter().map(Permit::key));
+            }
             Event::Later(millis) => self.now += Duration::from_millis(millis.into()),
             _ => {}
         }
@@ -185,6 +196,8 @@ impl Model {
     }
 
     fn settle(&mut self, released: Released<u64, u64>, key: WorkerKey) {
+        let is_expired = self.expired.contains(&key);
+        assert!(!is_expired || matches!(released, Released::Expired(_)), "an old worker is used");
         match released {
             Released::Idle => {
                 assert!(self.waiting.is_empty(), "a worker idles while somebody waits");
@@ -195,7 +208,7 @@ impl Model {
                 assert_eq!(waiter, first, "first come, first served");
                 self.take(lease);
             }
-            Released::Expired(_) => assert!(self.limits.max_checkouts.is_some()),
+            Released::Expired(_) => assert!(is_expired || self.limits.max_checkouts.is_some()),
         }
     }
 

@@ -17,7 +17,7 @@ const MAX_UNSTARTED_DEATHS: u32 = 10;
 
 impl Session {
     /// Handles the end of the worker's connection. If the worker has begun nothing for this checkout, another one
-    /// replaces it; otherwise the checkout fails.
+    /// replaces it, and so it does for a call that may be made again; otherwise the checkout fails.
     pub(super) fn handle_disconnect(&mut self, disconnect: Disconnect) {
         if let Assignment::Ending(..) = self.assignment {
             return self.handle_handshake_aborted(false);
@@ -71,6 +71,7 @@ impl Session {
         }
         if is_repeated {
             self.retries -= 1;
+            self.is_repeated = true;
         }
         let replacing = Assignment::Replacing { is_unstarted: is_unstarted && !begun };
         let Assignment::Worker(connection) = std::mem::replace(&mut self.assignment, replacing)
@@ -138,7 +139,8 @@ impl Session {
             Assignment::None | Assignment::Replacing { .. } => {}
         }
         while let Some((_, head)) = self.calls.head() {
-            let may_have_run = head.number().is_some_and(|number| number <= begun);
+            let may_have_run =
+                self.is_repeated || head.number().is_some_and(|number| number <= begun);
             self.finish_head(Outcome::Fatal { cause: cause.clone(), may_have_run });
         }
     }

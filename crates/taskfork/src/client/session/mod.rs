@@ -73,6 +73,8 @@ pub(crate) struct Session {
     is_single: bool,
     /// How many times the first call may be made again after it may have run.
     retries: u32,
+    /// It has been made again, so it may have run whatever happens to it now.
+    is_repeated: bool,
     /// The time limit of further calls.
     timeout: TimeLimit,
     /// When to look at the deadline of the first call. It may be earlier than that deadline.
@@ -191,6 +193,7 @@ impl Session {
             unobserved_failure: None,
             is_single,
             retries: 0,
+            is_repeated: false,
             timeout: options.timeout,
             check_at: None,
             log: None,
