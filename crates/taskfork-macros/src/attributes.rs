@@ -20,8 +20,20 @@ pub(crate) struct MethodOptions {
 pub(crate) fn read(item: &TraitItemFn, mistakes: &mut Mistakes) -> MethodOptions {
     let mut options = MethodOptions::default();
     for attribute in item.attrs.iter().filter(|attribute| attribute.path().is_ident("taskfork")) {
+        if !matches!(attribute.meta, syn::Meta::List(_)) {
+            mistakes.add(
+                attribute.span(),
+                "write #[taskfork(name = \"…\")] or #[taskfork(idempotent)]",
+            );
+            continue;
+        }
         let read = attribute.parse_nested_meta(|meta| {
             if meta.path.is_ident("idempotent") {
+                if meta.input.peek(syn::Token![=]) {
+                    return Err(meta.error(
+                        "this option has no value: write #[taskfork(idempotent)], or leave it out",
+                    ));
+                }
                 options.is_idempotent = true;
                 return Ok(());
             }
@@ -30,7 +42,12 @@ pub(crate) fn read(item: &TraitItemFn, mistakes: &mut Mistakes) -> MethodOptions
                     "there is no such option: write #[taskfork(name = \"…\")] or #[taskfork(idempotent)]",
                 ));
             }
-            let name: LitStr = meta.value()?.parse()?;
+            let name: LitStr = meta
+                .value()
+                .and_then(syn::parse::ParseBuffer::parse)
+                .map_err(|error| {
+                    syn::Error::new(error.span(), "write #[taskfork(name = \"…\")], with a text")
+                })?;
             if name.value().is_empty() || name.value().len() > MAX_NAME {
                 return Err(syn::Error::new(
                     name.span(),

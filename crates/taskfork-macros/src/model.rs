@@ -202,7 +202,10 @@ fn check_signature(signature: &Signature, mistakes: &mut Mistakes) {
     if RESERVED.iter().any(|reserved| name == reserved) {
         mistakes.add(
             name.span(),
-            format!("clients or checkouts already have a method `{name}`: choose another name"),
+            format!(
+                "clients or checkouts already have a method `{name}`: choose another name, and write \
+                 #[taskfork(name = \"{name}\")] if calls must have this one"
+            ),
         );
     }
     if let Some(asyncness) = &signature.asyncness {

@@ -18,7 +18,8 @@ const MAX_TOLD: usize = 4;
 const MAX_DIFFERENCE: usize = 512;
 
 /// Compares what a client requires, the value of `interfaces` in its hello, with what is `served`. Returns why the
-/// client cannot be served; `None` if it can.
+/// client cannot be served; `None` if it can. A server that does not know the types of its parameters serves nothing
+/// here, and can serve all clients.
 ///
 /// # Errors
 /// If the value is of another form, or exceeds a limit.
@@ -28,6 +29,9 @@ pub(crate) fn difference(
 ) -> Result<Option<String>, WireError> {
     let interfaces: Vec<_> =
         read_list(&mut Reader::new(required), "interfaces", MAX_INTERFACES, Required::read)?;
+    if served.is_empty() {
+        return Ok(None);
+    }
     Ok(interfaces.iter().find_map(|interface| interface.difference(served)))
 }
 

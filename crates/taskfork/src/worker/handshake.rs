@@ -77,12 +77,7 @@ impl<S: 'static> Worker<'_, S> {
             return Ok(Err(ErrorReply::hello(reason)));
         }
         let Some(required) = client.interfaces else { return Ok(Ok(())) };
-        let served = self.interface.descriptions();
-        if served.is_empty() {
-            // It does not know the types of its parameters.
-            return Ok(Ok(()));
-        }
-        let difference = compatibility::difference(required, &served)?;
+        let difference = compatibility::difference(required, &self.interface.descriptions())?;
         Ok(difference.map_or(Ok(()), |difference| Err(ErrorReply::wrong_interface(difference))))
     }
 }
