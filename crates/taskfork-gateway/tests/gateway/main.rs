@@ -12,7 +12,6 @@ mod program;
 mod shutdown;
 mod support;
 mod typed;
-mod typed;
 
 fn main() {
     let [served] = support::ENTRIES else { unreachable!("there is one entry") };

@@ -97,3 +97,23 @@ const fn is_equal(one: &[u8], other: &[u8]) -> bool {
     }
     index == one.len() && index == other.len()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static ONE: InterfaceDescription = InterfaceDescription::new("One", &[]);
+    static ONE_MORE: InterfaceDescription = InterfaceDescription::new("OneMore", &[]);
+
+    #[test]
+    fn interfaces_with_different_names_can_be_served_together() {
+        assert_different(&[&ONE, &ONE_MORE]);
+        assert_different(&[&ONE_MORE, &ONE]);
+    }
+
+    #[test]
+    #[should_panic(expected = "rename one of the traits")]
+    fn two_interfaces_with_one_name_cannot() {
+        assert_different(&[&ONE, &ONE_MORE, &ONE]);
+    }
+}
