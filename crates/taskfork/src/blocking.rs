@@ -32,7 +32,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
 use crate::blob::BlobMut;
-use crate::client::typed::{Requires, TypedMethod};
+use crate::client::typed::Requires;
+use crate::client::typed_method::TypedMethod;
 use crate::client::{Caller as AsyncCaller, ClientBuilder, ConfigError, Stats};
 use crate::display::debug_as_text;
 use crate::error::{Error, Failure};

@@ -151,16 +151,20 @@ pub use worker::{BoxError, Methods};
 ///
 /// * `PasswordsInterface`: the interface, for [`ServerBuilder::interface`]. Its workers' state may be any type
 ///   that implements the trait.
-/// * `PasswordsCalls`: a trait with the methods for [`Checkout`] and [`Client`]. Each method returns a
-///   [`Call`]. Types of tests can implement it with [`Call::ready`]. A `String` parameter accepts any text, and a reference is passed as one: nothing is cloned.
-///   Documentation of the trait's methods is copied.
+/// * `PasswordsClient`: a client with these methods and no others, for [`build_as`](client::ClientBuilder::build_as).
+///   `PasswordsCheckout` is what its `checkout` returns. Each method returns a [`Call`]. A `String` parameter accepts
+///   any text, and a reference is passed as one: nothing is cloned. Documentation of the trait's methods is copied. The
+///   server compares the client's methods with its own; see [`TypedClient`](client::TypedClient).
+/// * `PasswordsBlockingClient` and `PasswordsBlockingCheckout`: the same for [`blocking`].
+/// * `PasswordsCalls`: a trait with these methods for typed and untyped clients and checkouts. Types of tests can
+///   implement it with [`Call::ready`].
 /// * `PasswordsBlockingCalls`: the same for [`blocking`].
 ///
 /// A method that does not return a `Result` returns no error of its own. Its call can still fail, for
 /// example by a panic. [`Error`] describes all errors of a call, and [`Call`] what cancellation does.
 ///
 /// The attribute takes no arguments. `#[taskfork(name = "…")]` on a method sets the name that calls use, of 1 to 200
-/// bytes; it defaults to the method's own. `#[cfg(…)]` on a method holds for everything that is made of it.
+/// bytes; it defaults to the method's own. `#[taskfork(idempotent)]` allows [`Client::retry`] to run it twice. `#[cfg(…)]` on a method holds for everything that is made of it.
 ///
 /// A trait that cannot be an interface is a compile error, which says what to write instead: a generic or
 /// unsafe trait, a generic method, a parameter that is `&mut`, a receiver other than `&mut self`, and a method
@@ -168,7 +172,7 @@ pub use worker::{BoxError, Methods};
 ///
 /// ```
 /// use serde::{Deserialize, Serialize};
-/// use taskfork::{BoxError, Client, Error, Server};
+/// use taskfork::{BoxError, Error, Server};
 ///
 /// #[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 /// #[error("{0} is not a number")]
@@ -198,8 +202,8 @@ pub use worker::{BoxError, Methods};
 ///     Server::builder().setup(|| Ok::<_, BoxError>(Sum(0))).interface(AdderInterface)
 /// }
 ///
-/// async fn use_it(client: Client) -> Result<(), Error<NotANumber>> {
-///     let checkout = client.checkout();
+/// async fn use_it(adder: AdderClient) -> Result<(), Error<NotANumber>> {
+///     let checkout = adder.checkout();
 ///     let (one, two) = (checkout.add("1"), checkout.add("2"));
 ///     assert_eq!((one.await?, two.await?), (1, 3));
 ///     Ok(())
@@ -211,7 +215,8 @@ pub use taskfork_macros::interface;
 /// For the code that [`macro@interface`] generates, for the command, for the gateway and for benchmarks.
 #[doc(hidden)]
 pub mod __private {
-    pub use crate::client::typed::{Requires, TypedMethod};
+    pub use crate::client::typed::Requires;
+    pub use crate::client::typed_method::TypedMethod;
     pub use crate::wire::byte_slice::ByteSlice;
     pub use crate::wire::interface_description::{
         Described, InterfaceDescription, MethodDescription, UNTYPED_ERROR,

@@ -12,7 +12,7 @@ mod proto;
 mod required;
 mod session;
 
-pub(crate) use api::typed;
+pub(crate) use api::{typed, typed_method};
 #[cfg(test)]
 pub(crate) use io::transport::memory;
 

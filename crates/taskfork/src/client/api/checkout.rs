@@ -9,7 +9,7 @@ use std::time::Duration;
 use log_defer::{Level, Log};
 
 use super::call::Call;
-use super::typed::TypedMethod;
+use super::typed_method::TypedMethod;
 use crate::blob::BlobMut;
 use crate::client::io::core::Core;
 use crate::client::io::effects::Waiter;

@@ -15,3 +15,4 @@ mod tls;
 #[cfg(feature = "tls")]
 mod tls_options;
 pub(crate) mod typed;
+pub(crate) mod typed_method;

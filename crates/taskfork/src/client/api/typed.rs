@@ -4,16 +4,6 @@ use super::builder::{ClientBuilder, ConfigError};
 use super::handle::Client;
 use crate::wire::interface_description::Described;
 
-/// A method of a typed interface, as a call names it.
-#[doc(hidden)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TypedMethod {
-    pub interface: &'static str,
-    pub name: &'static str,
-    /// Running it twice does no harm.
-    pub is_idempotent: bool,
-}
-
 /// A client with the methods of one interface: the type `…Client` that the attribute
 /// [`interface`](macro@crate::interface) makes of a trait. Programs do not implement it.
 ///
