@@ -224,6 +224,42 @@ def test_the_answer_to_another_call_breaks_the_checkout(
     run(test())
 
 
+def test_a_worker_that_may_be_kept_after_its_error_is_kept(tmp_path: Any) -> None:
+    from taskfork import _wire
+
+    connections: list[int] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(len(connections))
+        hello = {"version": _wire.VERSION, "pid": 1}
+        writer.write(_wire.PREAMBLE + _wire.frame(_wire.encode([_wire.HELLO, hello])))
+        decoder, calls = _wire.Decoder(), 0
+        while data := await reader.read(1 << 16):
+            decoder.feed(data)
+            while message := decoder.next():
+                if message[0] == _wire.CALL:
+                    calls += 1
+                    error = {"kind": "interface", "message": "no", **message[3][0]}
+                    writer.write(_wire.frame(_wire.encode([_wire.ERROR, {"call": calls}, error])))
+        writer.close()
+
+    async def test() -> None:
+        server = await asyncio.start_unix_server(serve, tmp_path / "fake")
+        async with taskfork.Client(
+            f"unix:{tmp_path / 'fake'}", min_workers=0, max_workers=1
+        ) as client:
+            for error in ({"keep": True}, {"keep": True}, {}, {"keep": 1}):
+                with pytest.raises(taskfork.InterfaceError, match="no"):
+                    await client.call("fail", error)
+            assert len(connections) == 2
+            with pytest.raises(taskfork.InterfaceError, match="no"):
+                await client.call("fail", {})
+            assert len(connections) == 3
+        server.close()
+
+    run(test())
+
+
 def test_throw_fatal_error_ends_the_call_that_runs(server: Any) -> None:
     async def test() -> None:
         async with taskfork.Client(server.address) as client:

@@ -1,15 +1,18 @@
-//! Generates the dispatch in the worker and the typed calls of the client.
+//! Generates the dispatch in the worker, the description of the interface, and the traits of callers.
 
 use proc_macro2::TokenStream;
 use quote::{format_ident, quote, quote_spanned};
 use syn::spanned::Spanned;
 use syn::{Ident, ItemTrait};
 
+use crate::clients::{Clients, Kind};
 use crate::model::{Interface, Method, Output};
 use crate::parameter::Parameter;
+use crate::type_text::type_text;
 
 pub(crate) fn expand(item: &ItemTrait, interface: &Interface) -> TokenStream {
     let dispatch = dispatch(item, interface);
+    let description = description(item, interface);
     let calls = calls(item, interface);
     let blocking = blocking_calls(item, interface);
     quote! {
@@ -17,15 +20,15 @@ pub(crate) fn expand(item: &ItemTrait, interface: &Interface) -> TokenStream {
         #[allow(dead_code)]
         #item
         ::taskfork::__with_server! { #dispatch }
+        #description
         #calls
         #blocking
     }
 }
 
 fn dispatch(item: &ItemTrait, interface: &Interface) -> TokenStream {
-    let (vis, name) = (&item.vis, &item.ident);
+    let name = &item.ident;
     let server = format_ident!("{name}Interface");
-    let docs = format!("Serves [`{name}`] from a worker whose state implements it.");
     let known = interface
         .methods
         .iter()
@@ -36,6 +39,11 @@ fn dispatch(item: &ItemTrait, interface: &Interface) -> TokenStream {
         let names = parameters.iter().map(|parameter| &parameter.name);
         let types = parameters.iter().map(Parameter::decoded);
         let passed = parameters.iter().map(Parameter::passed);
+        let optional = parameters.iter().rev().take_while(|one| one.is_optional()).count();
+        let parse = match optional {
+            0 => quote!(__request.parse::<(#(#types,)*)>()),
+            _ => quote!(__request.parse_optional::<(#(#types,)*)>(#optional)),
+        };
         let answer = match output {
             Output::Plain(_) => quote!(__request.value(&__result)),
             // This span makes the compiler report an unsuitable error type where the trait names it.
@@ -48,7 +56,7 @@ fn dispatch(item: &ItemTrait, interface: &Interface) -> TokenStream {
         };
         quote! {
             #(#conditions)*
-            ::core::option::Option::Some(#text) => match __request.parse::<(#(#types,)*)>() {
+            ::core::option::Option::Some(#text) => match #parse {
                 ::core::result::Result::Ok((#(#names,)*)) => {
                     let __result = <S as #name>::#function(__state, #(#passed),*);
                     #answer
@@ -58,10 +66,6 @@ fn dispatch(item: &ItemTrait, interface: &Interface) -> TokenStream {
         }
     });
     quote! {
-        #[doc = #docs]
-        #[derive(Debug, Clone, Copy, Default)]
-        #vis struct #server;
-
         impl<S: #name + 'static> ::taskfork::worker::Interface<S> for #server {
             fn call(
                 &self,
@@ -78,8 +82,69 @@ fn dispatch(item: &ItemTrait, interface: &Interface) -> TokenStream {
                 let __known: &[&str] = &[#(#known),*];
                 __known.iter().map(::std::string::ToString::to_string).collect()
             }
+
+            fn replaced_after(&self) -> ::taskfork::worker::ReplaceAfter {
+                ::taskfork::worker::ReplaceAfter::Panic
+            }
+
+            fn descriptions(
+                &self,
+            ) -> ::std::vec::Vec<&'static ::taskfork::__private::InterfaceDescription> {
+                ::std::vec![<Self as ::taskfork::__private::Described>::DESCRIPTION]
+            }
         }
     }
+}
+
+/// The type that stands for the interface, and what client and server compare.
+fn description(item: &ItemTrait, interface: &Interface) -> TokenStream {
+    let server = format_ident!("{}Interface", item.ident);
+    let docs = format!("Serves [`{}`] from a worker whose state implements it.", item.ident);
+    let name = name_text(&item.ident);
+    let methods = interface.methods.iter().map(|method| {
+        let Method { called, conditions, parameters, output, .. } = method;
+        let parameters = parameters.iter().map(|parameter| {
+            let (name, ty) = (name_text(&parameter.name), type_text(parameter.ty()));
+            quote!((#name, #ty))
+        });
+        let (value, error) = match output {
+            Output::Plain(value) => (value, quote!(None)),
+            Output::Typed { value, error } => {
+                let error = type_text(error);
+                (value, quote!(Some(#error)))
+            }
+            Output::Untyped { value } => {
+                (value, quote!(Some(::taskfork::__private::UNTYPED_ERROR)))
+            }
+        };
+        let result = type_text(value);
+        quote! {
+            #(#conditions)*
+            ::taskfork::__private::MethodDescription {
+                name: #called,
+                parameters: &[#(#parameters),*],
+                result: #result,
+                error: ::core::option::Option::#error,
+            }
+        }
+    });
+    let vis = &item.vis;
+    quote! {
+        #[doc = #docs]
+        #[derive(Debug, Clone, Copy, Default)]
+        #vis struct #server;
+
+        impl ::taskfork::__private::Described for #server {
+            const DESCRIPTION: &'static ::taskfork::__private::InterfaceDescription =
+                &::taskfork::__private::InterfaceDescription::new(#name, &[#(#methods),*]);
+        }
+    }
+}
+
+/// The name without the prefix `r#`.
+fn name_text(name: &Ident) -> String {
+    let text = name.to_string();
+    text.strip_prefix("r#").unwrap_or(&text).to_owned()
 }
 
 fn calls(item: &ItemTrait, interface: &Interface) -> TokenStream {
@@ -92,8 +157,17 @@ fn calls(item: &ItemTrait, interface: &Interface) -> TokenStream {
         where_used: "on a [`Checkout`](::taskfork::Checkout) or a client",
         caller: quote!(::taskfork::client::Caller),
         output: &output,
+        interface: name_text(&item.ident),
     };
-    calls.expand(item, interface)
+    let clients = Clients {
+        calls: &calls,
+        client: format_ident!("{}Client", item.ident),
+        checkout: format_ident!("{}Checkout", item.ident),
+        module: quote!(::taskfork::client),
+        kind: Kind::Async,
+    };
+    let (calls, clients) = (calls.expand(item, interface), clients.expand(item, interface));
+    quote!(#calls #clients)
 }
 
 fn blocking_calls(item: &ItemTrait, interface: &Interface) -> TokenStream {
@@ -106,17 +180,28 @@ fn blocking_calls(item: &ItemTrait, interface: &Interface) -> TokenStream {
         where_used: "in a program without async",
         caller: quote!(::taskfork::blocking::Caller),
         output: &output,
+        interface: name_text(&item.ident),
     };
-    calls.expand(item, interface)
+    let clients = Clients {
+        calls: &calls,
+        client: format_ident!("{}BlockingClient", item.ident),
+        checkout: format_ident!("{}BlockingCheckout", item.ident),
+        module: quote!(::taskfork::blocking),
+        kind: Kind::Blocking,
+    };
+    let (calls, clients) = (calls.expand(item, interface), clients.expand(item, interface));
+    quote!(#calls #clients)
 }
 
 /// A trait with the methods for callers. Types of tests can implement it too.
-struct Calls<'a> {
+pub(crate) struct Calls<'a> {
     name: Ident,
     where_used: &'a str,
     caller: TokenStream,
     /// What a method returns.
     output: &'a dyn Fn(&Method) -> TokenStream,
+    /// The name of the interface.
+    interface: String,
 }
 
 impl Calls<'_> {
@@ -129,7 +214,7 @@ impl Calls<'_> {
             quote!(#(#docs)* #signature;)
         });
         let methods = interface.methods.iter().map(|method| {
-            let (signature, call) = (self.signature(method), self.call(method));
+            let (signature, call) = (self.signature(method), self.call(method, &quote!(self)));
             quote!(#signature { #call })
         });
         quote! {
@@ -144,7 +229,45 @@ impl Calls<'_> {
         }
     }
 
+    /// The methods as those of a type, which calls through `caller`.
+    pub(crate) fn methods(
+        &self,
+        interface: &Interface,
+        caller: &TokenStream,
+        vis: &TokenStream,
+    ) -> Vec<TokenStream> {
+        let method = |method: &Method| {
+            let (docs, call) = (&method.docs, self.call(method, caller));
+            let signature = self.signature_with(method, vis);
+            quote!(#(#docs)* #signature { #call })
+        };
+        interface.methods.iter().map(method).collect()
+    }
+
+    /// The implementation of the trait by a type that calls through `caller`.
+    pub(crate) fn implementation(
+        &self,
+        of: &Ident,
+        interface: &Interface,
+        caller: &TokenStream,
+    ) -> TokenStream {
+        let name = &self.name;
+        let methods = interface.methods.iter().map(|method| {
+            let (signature, call) = (self.signature(method), self.call(method, caller));
+            quote!(#signature { #call })
+        });
+        quote! {
+            impl #name for #of {
+                #(#methods)*
+            }
+        }
+    }
+
     fn signature(&self, method: &Method) -> TokenStream {
+        self.signature_with(method, &TokenStream::new())
+    }
+
+    fn signature_with(&self, method: &Method, vis: &TokenStream) -> TokenStream {
         let Method { name, conditions, parameters, .. } = method;
         let output = (self.output)(method);
         let accepted = parameters.iter().map(|parameter| {
@@ -154,18 +277,27 @@ impl Calls<'_> {
         quote! {
             #(#conditions)*
             #[track_caller]
-            fn #name(&self, #(#accepted),*) -> #output
+            #vis fn #name(&self, #(#accepted),*) -> #output
         }
     }
 
-    fn call(&self, method: &Method) -> TokenStream {
-        let (caller, called) = (&self.caller, &method.called);
+    /// A call of the method through `by`.
+    fn call(&self, method: &Method, by: &TokenStream) -> TokenStream {
+        let (caller, called, interface) = (&self.caller, &method.called, &self.interface);
+        let is_idempotent = method.is_idempotent;
         let arguments = method.parameters.iter().map(Parameter::encoded);
         let span = match &method.output {
             Output::Plain(value) | Output::Untyped { value } => value.span(),
             Output::Typed { error, .. } => error.span(),
         };
-        quote_spanned!(span=> #caller::typed(self, #called, (#(#arguments,)*)))
+        let method = quote! {
+            ::taskfork::__private::TypedMethod {
+                interface: #interface,
+                name: #called,
+                is_idempotent: #is_idempotent,
+            }
+        };
+        quote_spanned!(span=> #caller::typed(#by, #method, (#(#arguments,)*)))
     }
 }
 

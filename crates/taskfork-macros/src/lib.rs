@@ -1,16 +1,19 @@
 //! The attribute `taskfork::interface`. Use it through the crate `taskfork`.
 //!
-//! `model`, `parameter` and `attributes` parse a trait and report mistakes. `expand` generates code.
+//! `model`, `parameter` and `attributes` parse a trait and report mistakes. `expand` generates code, and
+//! `clients` the part of it that clients use; `type_text` writes types for their comparison.
 //! `startup_code` is for the crate `taskfork` itself.
 
 mod attributes;
+mod clients;
 mod expand;
 mod model;
 mod parameter;
 mod startup_code;
+mod type_text;
 
 use proc_macro::TokenStream;
-use syn::{ItemTrait, parse_macro_input};
+use syn::{Item, ItemTrait};
 
 /// Defines a typed interface for the methods of a trait. `taskfork::interface` describes it.
 ///
@@ -29,7 +32,10 @@ use syn::{ItemTrait, parse_macro_input};
 /// ```
 #[proc_macro_attribute]
 pub fn interface(arguments: TokenStream, item: TokenStream) -> TokenStream {
-    let item = parse_macro_input!(item as ItemTrait);
+    let item = match syn::parse::<ItemTrait>(item.clone()) {
+        Ok(item) => item,
+        Err(error) => return not_a_trait(item, error),
+    };
     match model::Interface::read(arguments.into(), &item) {
         Ok(interface) => expand::expand(&attributes::without_own(item), &interface).into(),
         // The output contains the trait, because code that uses it would cause further errors without it.
@@ -38,6 +44,20 @@ pub fn interface(arguments: TokenStream, item: TokenStream) -> TokenStream {
             quote::quote!(#item #error).into()
         }
     }
+}
+
+/// The compile error of something that is no trait, or of a trait with a mistake in its syntax.
+fn not_a_trait(item: TokenStream, error: syn::Error) -> TokenStream {
+    let error = match syn::parse::<Item>(item.clone()) {
+        Ok(other) => syn::Error::new_spanned(
+            other,
+            "an interface is a trait: write `#[taskfork::interface] trait Name { … }`, and implement it \
+             for the worker's state",
+        ),
+        Err(_) => error,
+    };
+    let (item, error) = (proc_macro2::TokenStream::from(item), error.to_compile_error());
+    quote::quote!(#item #error).into()
 }
 
 /// Places a function, or all functions of an `impl` block, in one section of the program, so that

@@ -16,7 +16,7 @@ use crate::parameter::{Parameter, owned};
 
 /// Methods of clients and checkouts. They take precedence over the methods of the generated traits,
 /// so that an interface's method of the same name could not be called.
-const RESERVED: [&str; 17] = [
+const RESERVED: [&str; 19] = [
     "abort",
     "alloc_blob",
     "call",
@@ -28,12 +28,14 @@ const RESERVED: [&str; 17] = [
     "log",
     "queue",
     "ready",
+    "retry",
     "stats",
     "throw_fatal_error",
     "timeout",
     "trace_context",
     "try_checkout",
     "typed",
+    "untyped",
 ];
 
 /// `IntoArguments` is implemented for tuples of at most this length.
@@ -47,6 +49,8 @@ pub(crate) struct Method {
     pub(crate) name: Ident,
     /// What calls name it by.
     pub(crate) called: LitStr,
+    /// Running it twice does no harm.
+    pub(crate) is_idempotent: bool,
     /// `cfg`, for all that is generated.
     pub(crate) conditions: Vec<Attribute>,
     /// Documentation and `deprecated`, for the client's methods.
@@ -174,8 +178,10 @@ impl Method {
             item.attrs.iter().filter(has).cloned().collect()
         };
         let name = signature.ident.clone();
+        let options = attributes::read(item, mistakes);
         Some(Self {
-            called: attributes::called(item, mistakes).unwrap_or_else(|| method_name(&name)),
+            called: options.name.unwrap_or_else(|| method_name(&name)),
+            is_idempotent: options.is_idempotent,
             name,
             conditions: having(&["cfg"]),
             docs: having(&["doc", "deprecated"]),
@@ -196,7 +202,10 @@ fn check_signature(signature: &Signature, mistakes: &mut Mistakes) {
     if RESERVED.iter().any(|reserved| name == reserved) {
         mistakes.add(
             name.span(),
-            format!("clients or checkouts already have a method `{name}`: choose another name"),
+            format!(
+                "clients or checkouts already have a method `{name}`: choose another name, and write \
+                 #[taskfork(name = \"{name}\")] if calls must have this one"
+            ),
         );
     }
     if let Some(asyncness) = &signature.asyncness {

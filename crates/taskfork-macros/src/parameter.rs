@@ -4,6 +4,8 @@ use proc_macro2::TokenStream;
 use quote::quote;
 use syn::{Ident, Type};
 
+use crate::type_text::type_text;
+
 pub(crate) struct Parameter {
     pub(crate) name: Ident,
     ty: Type,
@@ -42,6 +44,16 @@ impl Parameter {
             _ => Passing::Value,
         };
         Self { name, ty: ty.clone(), passing }
+    }
+
+    /// The type in the trait.
+    pub(crate) fn ty(&self) -> &Type {
+        &self.ty
+    }
+
+    /// Whether a call may leave it out, if it is one of the last.
+    pub(crate) fn is_optional(&self) -> bool {
+        type_text(&self.ty).starts_with("Option<")
     }
 
     /// What the worker decodes.

@@ -36,11 +36,14 @@ use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
 use crate::blob::BlobMut;
+use crate::client::typed::Requires;
+use crate::client::typed_method::TypedMethod;
 use crate::client::{Caller as AsyncCaller, ClientBuilder, ConfigError, Stats};
 use crate::display::debug_as_text;
 use crate::error::{Error, Failure};
 use crate::wire::arguments::IntoArguments;
 use crate::wire::call_error::InterfaceError;
+use crate::wire::interface_description::Described;
 
 pub use self::map::MapCalls;
 
@@ -212,6 +215,26 @@ impl Client {
     #[cfg(feature = "nats")]
     pub fn by_key(&self, key: impl Into<String>) -> Result<Self, ConfigError> {
         Ok(Self { inner: self.inner.by_key(key)?, _thread: self._thread.clone() })
+    }
+
+    /// Returns a client whose calls of idempotent methods are made again if they die with their workers. See
+    /// [`crate::Client::retry`].
+    ///
+    /// ```no_run
+    /// #[taskfork::interface]
+    /// trait Thumbnails {
+    ///     #[taskfork(idempotent)]
+    ///     fn shrink(&mut self, image: Vec<u8>) -> Vec<u8>;
+    /// }
+    ///
+    /// # fn example(client: taskfork::blocking::Client) -> Result<(), taskfork::Error> {
+    /// let small = client.retry(2).shrink(vec![0; 1000])?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use = "it returns another client"]
+    pub fn retry(&self, times: u32) -> Self {
+        Self { inner: self.inner.retry(times), _thread: self._thread.clone() }
     }
 
     /// Closes the client, and waits until its last connection is closed. See [`crate::Client::close`].
@@ -523,6 +546,58 @@ impl<T: DeserializeOwned, E: InterfaceError> Call<T, E> {
     }
 }
 
+/// A blocking client with the methods of one interface: the type `…BlockingClient` that the attribute
+/// [`interface`](macro@crate::interface) makes of a trait. See [`crate::client::TypedClient`].
+///
+/// ```no_run
+/// use taskfork::blocking::{BuildError, Client, TypedClient};
+///
+/// /// A client of any interface, with the options of this program.
+/// fn connect<C: TypedClient>() -> Result<C, BuildError> {
+///     Client::builder().address("unix:/run/app.sock").max_workers(8).build_blocking_as()
+/// }
+/// # #[taskfork::interface]
+/// # trait Nothing {}
+/// # let _ = connect::<NothingBlockingClient>;
+/// ```
+pub trait TypedClient: From<Client> {
+    #[doc(hidden)]
+    type Interface: Described;
+}
+
+impl ClientBuilder {
+    /// Builds a blocking client with the methods of one interface. See [`build_as`](Self::build_as) and
+    /// [`build_blocking`](Self::build_blocking).
+    ///
+    /// # Errors
+    /// As for [`build_blocking`](Self::build_blocking).
+    ///
+    /// ```no_run
+    /// use taskfork::blocking::Client;
+    ///
+    /// #[taskfork::interface]
+    /// trait Passwords {
+    ///     fn hash(&mut self, plain: String) -> String;
+    /// }
+    ///
+    /// # fn main() -> Result<(), taskfork::BoxError> {
+    /// let passwords: PasswordsBlockingClient =
+    ///     Client::builder().address("unix:/run/passwords.sock").build_blocking_as()?;
+    /// println!("{}", passwords.hash("secret")?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn build_blocking_as<C: TypedClient>(self) -> Result<C, BuildError> {
+        self.requiring::<C::Interface>().build_blocking().map(C::from)
+    }
+}
+
+impl Requires for Client {
+    fn require_interface<I: Described>(&self) {
+        self.inner.require::<I>();
+    }
+}
+
 /// Makes typed calls: implemented by [`Checkout`] and [`Client`].
 ///
 /// ```
@@ -541,7 +616,7 @@ pub trait Caller {
     /// Calls a method of a typed interface and waits for its result.
     #[doc(hidden)]
     #[track_caller]
-    fn typed<T, E>(&self, method: &'static str, args: impl IntoArguments) -> Result<T, Error<E>>
+    fn typed<T, E>(&self, method: TypedMethod, args: impl IntoArguments) -> Result<T, Error<E>>
     where
         T: DeserializeOwned,
         E: InterfaceError;
@@ -549,7 +624,7 @@ pub trait Caller {
 
 impl Caller for Checkout {
     #[track_caller]
-    fn typed<T, E>(&self, method: &'static str, args: impl IntoArguments) -> Result<T, Error<E>>
+    fn typed<T, E>(&self, method: TypedMethod, args: impl IntoArguments) -> Result<T, Error<E>>
     where
         T: DeserializeOwned,
         E: InterfaceError,
@@ -560,7 +635,7 @@ impl Caller for Checkout {
 
 impl Caller for Client {
     #[track_caller]
-    fn typed<T, E>(&self, method: &'static str, args: impl IntoArguments) -> Result<T, Error<E>>
+    fn typed<T, E>(&self, method: TypedMethod, args: impl IntoArguments) -> Result<T, Error<E>>
     where
         T: DeserializeOwned,
         E: InterfaceError,

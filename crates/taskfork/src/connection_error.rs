@@ -39,6 +39,8 @@ pub struct ConnectionError {
     text: String,
     /// Shared, because all calls of a checkout fail with the same error.
     source: Option<Arc<dyn Error + Send + Sync>>,
+    /// The server does not serve an interface that the client requires.
+    is_wrong_interface: bool,
 }
 
 debug_as_text!(ConnectionError);
@@ -51,20 +53,33 @@ impl RefUnwindSafe for ConnectionError {}
 impl ConnectionError {
     /// An error whose text says all.
     pub(crate) fn new(text: impl Into<String>) -> Self {
-        Self { text: text.into(), source: None }
+        Self { text: text.into(), source: None, is_wrong_interface: false }
+    }
+
+    /// The server does not serve an interface that the client requires.
+    pub(crate) fn wrong_interface(difference: String) -> Self {
+        Self { is_wrong_interface: true, ..Self::new(difference) }
     }
 
     /// The system's error.
     pub(crate) fn system(error: io::Error) -> Self {
-        Self { text: error.to_string(), source: Some(Arc::new(error)) }
+        let text = error.to_string();
+        Self { source: Some(Arc::new(error)), ..Self::new(text) }
     }
 
     /// The reasons at several addresses as one error.
     pub(crate) fn of_addresses(reasons: Vec<(String, Self)>) -> Self {
+        let is_wrong_interface = reasons.iter().all(|(_, reason)| reason.is_wrong_interface);
         let texts: Vec<_> =
             reasons.iter().map(|(address, reason)| format!("{address}: {reason}")).collect();
         let source = reasons.into_iter().rev().find_map(|(_, reason)| reason.source);
-        Self { text: texts.join("; "), source }
+        Self { text: texts.join("; "), source, is_wrong_interface }
+    }
+
+    /// Whether no attempt can succeed before the server or the client is replaced: the server does not serve an
+    /// interface that the client requires.
+    pub(crate) fn is_wrong_interface(&self) -> bool {
+        self.is_wrong_interface
     }
 
     /// Appends what else is known, unless the text says it already.

@@ -104,6 +104,7 @@ fn fatal_errors() -> Vec<FatalError> {
             end: End::Signaled(9),
             reason: Some(Failure::new("top").caused_by("below")),
         },
+        FatalError::WrongInterface { address: text(), difference: text() },
         FatalError::Overloaded { queued: 3 },
         FatalError::NodeLost { node: text(), last_contact: after },
         FatalError::Protocol { detail: ConnectionError::new(text()) },

@@ -7,6 +7,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
+
 pub use crate::connection_error::ConnectionError;
 pub use crate::death::{Activity, Death, End, Hung};
 use crate::display::{debug_as_text, seconds};
@@ -179,6 +181,14 @@ pub enum FatalError {
         end: End,
         /// The server's error with its causes, if it failed.
         reason: Option<Failure>,
+    },
+    /// The server does not serve an interface that the client requires, or serves it with other methods. See
+    /// [`TypedClient`](crate::client::TypedClient).
+    WrongInterface {
+        /// The addresses that the client tried.
+        address: String,
+        /// The server's text: which method differs, and how.
+        difference: String,
     },
     /// The queue had the length that [`max_queue`](crate::client::ClientBuilder::max_queue) allows.
     Overloaded {
@@ -383,6 +393,56 @@ impl<E> Error<E> {
         }
     }
 
+    /// Replaces the interface's own error. All else stays as it is.
+    ///
+    /// Use it where a function calls methods with different error types and returns one of its own. A function that
+    /// returns [`Error`] without a type needs no conversion: `?` makes a [`Failure`] of any error.
+    ///
+    /// ```
+    /// use serde::{Deserialize, Serialize};
+    /// use taskfork::Error;
+    ///
+    /// #[derive(Debug, thiserror::Error, Serialize, Deserialize)]
+    /// #[error("the disk is full")]
+    /// struct Full;
+    ///
+    /// #[derive(Debug, thiserror::Error, Serialize, Deserialize)]
+    /// #[error("there is no such page")]
+    /// struct Missing;
+    ///
+    /// #[derive(Debug, thiserror::Error)]
+    /// enum AppError {
+    ///     #[error(transparent)]
+    ///     Full(#[from] Full),
+    ///     #[error(transparent)]
+    ///     Missing(#[from] Missing),
+    /// }
+    ///
+    /// #[taskfork::interface]
+    /// trait Pages {
+    ///     fn read(&mut self, page: u32) -> Result<String, Missing>;
+    ///     fn write(&mut self, page: u32, text: &str) -> Result<(), Full>;
+    /// }
+    ///
+    /// async fn copy(pages: &PagesClient) -> Result<(), Error<AppError>> {
+    ///     let text = pages.read(1).await.map_err(|error| error.map(AppError::from))?;
+    ///     pages.write(2, &text).await.map_err(|error| error.map(AppError::from))
+    /// }
+    ///
+    /// async fn copy_or_say_why(pages: &PagesClient) -> Result<(), Error> {
+    ///     let text = pages.read(1).await?;
+    ///     pages.write(2, &text).await?;
+    ///     Ok(())
+    /// }
+    /// # let _ = (copy, copy_or_say_why);
+    /// ```
+    pub fn map<F>(self, change: impl FnOnce(E) -> F) -> Error<F> {
+        match self {
+            Self::Call { error, site } => Error::Call { error: error.map(change), site },
+            Self::Fatal { cause, may_have_run, site } => Error::Fatal { cause, may_have_run, site },
+        }
+    }
+
     /// Returns a detailed report in several lines, the same as `{:#}`.
     ///
     /// ```no_run
@@ -398,6 +458,27 @@ impl<E> Error<E> {
 }
 
 impl<E> CallError<E> {
+    /// Replaces the interface's own error. See [`Error::map`].
+    ///
+    /// ```
+    /// use taskfork::error::{CallError, Failure};
+    ///
+    /// let error = CallError::Interface(404).map(|status| Failure::new(format!("status {status}")));
+    /// assert_eq!(error.to_string(), "status 404");
+    /// ```
+    pub fn map<F>(self, change: impl FnOnce(E) -> F) -> CallError<F> {
+        match self {
+            Self::Interface(error) => CallError::Interface(change(error)),
+            Self::Panic(panic) => CallError::Panic(panic),
+            Self::UnknownMethod { method, known } => CallError::UnknownMethod { method, known },
+            Self::Arguments { message } => CallError::Arguments { message },
+            Self::Result { message } => CallError::Result { message },
+            Self::Decode { message } => CallError::Decode { message },
+            Self::Setup { failure } => CallError::Setup { failure },
+            Self::Dropped { behind } => CallError::Dropped { behind },
+        }
+    }
+
     fn may_have_run(&self) -> bool {
         match self {
             Self::Interface(_) | Self::Panic(_) | Self::Result { .. } | Self::Decode { .. } => true,
@@ -406,6 +487,20 @@ impl<E> CallError<E> {
             | Self::Setup { .. }
             | Self::Dropped { .. } => false,
         }
+    }
+}
+
+/// The interface's own error becomes a [`Failure`] with its text and causes. So a function that returns [`Error`]
+/// without a type can call methods of all error types and use `?`.
+impl<E: std::error::Error + DeserializeOwned + 'static> From<Error<E>> for Error<Failure> {
+    fn from(error: Error<E>) -> Self {
+        error.map(|own| Failure::of(&own))
+    }
+}
+
+impl<E: std::error::Error + DeserializeOwned + 'static> From<CallError<E>> for CallError<Failure> {
+    fn from(error: CallError<E>) -> Self {
+        error.map(|own| Failure::of(&own))
     }
 }
 
@@ -601,6 +696,11 @@ impl fmt::Display for FatalError {
                 }
                 reason.as_ref().map_or(Ok(()), |reason| write!(out, ": {reason}"))
             }
+            Self::WrongInterface { address, difference } => write!(
+                out,
+                "the server at {address} and this client do not fit: {difference}; build both from the same \
+                 version of the interface"
+            ),
             Self::Overloaded { queued } => {
                 write!(out, "overloaded: {queued} checkouts wait already (max_queue)")
             }
@@ -705,6 +805,32 @@ mod tests {
         assert_eq!(cause.to_string(), "b");
         assert_eq!(cause.source().unwrap().to_string(), "c");
         assert!(error.may_have_run());
+    }
+
+    #[test]
+    fn question_marks_make_failures_of_all_errors() {
+        #[derive(Debug, thiserror::Error, serde::Serialize, serde::Deserialize)]
+        #[error("the page is missing")]
+        struct Missing;
+        #[derive(Debug, thiserror::Error, serde::Serialize, serde::Deserialize)]
+        #[error("cannot write")]
+        struct Full(#[source] Missing);
+        fn first(result: Result<(), Error<Missing>>) -> Result<(), Error> {
+            Ok(result?)
+        }
+        fn second(result: Result<(), Error<Full>>) -> Result<(), Error> {
+            result?;
+            Ok(())
+        }
+        let site = || CallSite::new("a", None, std::panic::Location::caller());
+        let call = Error::Call { error: CallError::Interface(Missing), site: site() };
+        assert_eq!(first(Err(call)).unwrap_err().to_string(), "the page is missing");
+        let call = Error::Call { error: CallError::Interface(Full(Missing)), site: site() };
+        let error = second(Err(call)).unwrap_err();
+        assert_eq!(error.source().unwrap().to_string(), "the page is missing");
+        let cause = FatalError::ClientClosed;
+        let fatal: Error<Missing> = Error::Fatal { cause, may_have_run: true, site: site() };
+        assert!(fatal.map(|_| Failure::new("")).may_have_run());
     }
 
     #[test]

@@ -164,16 +164,20 @@ pub use worker::Methods;
 ///
 /// * `PasswordsInterface`: the interface, for [`ServerBuilder::interface`]. Its workers' state may be any type
 ///   that implements the trait.
-/// * `PasswordsCalls`: a trait with the methods for [`Checkout`] and [`Client`]. Each method returns a
-///   [`Call`]. Types of tests can implement it with [`Call::ready`]. A `String` parameter accepts any text, and a reference is passed as one: nothing is cloned.
-///   Documentation of the trait's methods is copied.
+/// * `PasswordsClient`: a client with these methods and no others, for [`build_as`](client::ClientBuilder::build_as).
+///   `PasswordsCheckout` is what its `checkout` returns. Each method returns a [`Call`]. A `String` parameter accepts
+///   any text, and a reference is passed as one: nothing is cloned. Documentation of the trait's methods is copied. The
+///   server compares the client's methods with its own; see [`TypedClient`](client::TypedClient).
+/// * `PasswordsBlockingClient` and `PasswordsBlockingCheckout`: the same for [`blocking`].
+/// * `PasswordsCalls`: a trait with these methods for typed and untyped clients and checkouts. Types of tests can
+///   implement it with [`Call::ready`].
 /// * `PasswordsBlockingCalls`: the same for [`blocking`].
 ///
 /// A method that does not return a `Result` returns no error of its own. Its call can still fail, for
 /// example by a panic. [`Error`] describes all errors of a call, and [`Call`] what cancellation does.
 ///
 /// The attribute takes no arguments. `#[taskfork(name = "…")]` on a method sets the name that calls use, of 1 to 200
-/// bytes; it defaults to the method's own. `#[cfg(…)]` on a method holds for everything that is made of it.
+/// bytes; it defaults to the method's own. `#[taskfork(idempotent)]` allows [`Client::retry`] to run it twice. `#[cfg(…)]` on a method holds for everything that is made of it.
 ///
 /// A trait that cannot be an interface is a compile error, which says what to write instead: a generic or
 /// unsafe trait, a generic method, a parameter that is `&mut`, a receiver other than `&mut self`, and a method
@@ -181,7 +185,7 @@ pub use worker::Methods;
 ///
 /// ```
 /// use serde::{Deserialize, Serialize};
-/// use taskfork::{BoxError, Client, Error, Server};
+/// use taskfork::{BoxError, Error, Server};
 ///
 /// #[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 /// #[error("{0} is not a number")]
@@ -211,8 +215,8 @@ pub use worker::Methods;
 ///     Server::builder().setup(|| Ok::<_, BoxError>(Sum(0))).interface(AdderInterface)
 /// }
 ///
-/// async fn use_it(client: Client) -> Result<(), Error<NotANumber>> {
-///     let checkout = client.checkout();
+/// async fn use_it(adder: AdderClient) -> Result<(), Error<NotANumber>> {
+///     let checkout = adder.checkout();
 ///     let (one, two) = (checkout.add("1"), checkout.add("2"));
 ///     assert_eq!((one.await?, two.await?), (1, 3));
 ///     Ok(())
@@ -224,12 +228,22 @@ pub use taskfork_macros::interface;
 /// For the code that [`macro@interface`] generates, for the command, for the gateway and for benchmarks.
 #[doc(hidden)]
 pub mod __private {
+    pub use crate::client::typed::Requires;
+    pub use crate::client::typed_method::TypedMethod;
     #[cfg(feature = "server")]
     pub use crate::server::private::*;
     pub use crate::wire::byte_slice::ByteSlice;
+    pub use crate::wire::interface_description::{
+        Described, InterfaceDescription, MethodDescription, UNTYPED_ERROR,
+    };
     pub use crate::wire::{bench, relay};
     #[cfg(feature = "server")]
     pub use crate::worker::interface::{Reply, Request};
+
+    /// Makes a client require an interface of its servers.
+    pub fn require<I: Described>(client: &impl Requires) {
+        client.require_interface::<I>();
+    }
 
     /// Whether the other end of a unix socket has ended, or is shut down, and has left bytes unread.
     pub fn has_unread(socket: &impl std::os::fd::AsFd) -> bool {

@@ -215,7 +215,10 @@ class Connection:
             elif kind == _wire.OK:
                 self._answer.set_result(message[2])
             else:
-                self._answer.set_exception(error_of(message[2]))
+                error = error_of(message[2])
+                if isinstance(error, CallError) and isinstance(message[2], dict):
+                    error._keeps_worker = message[2].get("keep") is True
+                self._answer.set_exception(error)
         else:
             self._fail(f"no message of kind {kind} is expected")
 

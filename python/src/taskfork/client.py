@@ -79,7 +79,8 @@ class Client:
     - ``grace``: how long a call may continue after its timeout before its worker is killed. Defaults to 0.1.
     - ``max_checkouts``: after how many checkouts a worker is replaced. Defaults to None, for never.
     - ``max_queue``: how many checkouts may wait; another one fails with ``Overloaded``. Defaults to None, for any number.
-    - ``reuse_after_error``: keeps workers after a call has failed, instead of replacing them. Defaults to False.
+    - ``reuse_after_error``: keeps workers after any error of a call. Defaults to False: they are replaced, unless the
+      server says that they need not be, as those with a typed interface in Rust do.
     - ``connect_timeout``: the time limit of connecting and exchanging hellos. Defaults to 5.
     - ``max_frame``: the longest message in bytes. Defaults to 64 MiB.
     """
@@ -608,7 +609,7 @@ class Checkout:
                 return None
             except CallError as error:
                 self._used = True
-                self._fail(entry, error)
+                self._fail(entry, error, spoils=not error._keeps_worker)
             else:
                 self._used = True
                 self._running = None
@@ -645,13 +646,13 @@ class Checkout:
         try:
             return connection.encode([_wire.CALL, meta, entry.method, list(entry.args or ())])
         except _wire.EncodeError as error:
-            self._fail(entry, ArgumentsError(str(error)), ran=False)
+            self._fail(entry, ArgumentsError(str(error)), spoils=False)
             return None
 
-    def _fail(self, entry: _Entry, error: CallError, ran: bool = True) -> None:
-        """Fails a call, and drops those behind it."""
+    def _fail(self, entry: _Entry, error: CallError, spoils: bool) -> None:
+        """Fails a call, and drops those behind it. ``spoils`` says that the worker must be replaced."""
         self._running = None
-        self._had_error = self._had_error or ran
+        self._had_error = self._had_error or spoils
         entries, self._entries = self._entries, deque()
         if not entry.future.done():
             entry.future.set_exception(error)

@@ -26,6 +26,9 @@ class Error(Exception):
 class CallError(Error):
     """The call failed; its checkout remains usable."""
 
+    #: Whether the worker may be used for other checkouts, as it says itself.
+    _keeps_worker = False
+
 
 class InterfaceError(CallError):
     """The interface's own error. ``causes`` has the messages of its causes, nearest first: at most 64, and a text that

@@ -56,6 +56,35 @@ trial!(typed_calls_are_answered, async || {
     assert_eq!(error.to_string(), "division by zero");
 });
 
+/// An interface of the same name that the servers do not have.
+mod other {
+    #[taskfork::interface]
+    pub(crate) trait Adder {
+        fn subtract(&mut self, a: i64, b: i64) -> i64;
+    }
+}
+
+trial!(nodes_compare_what_a_client_requires, async || {
+    let fleet = Fleet::start_with("typed", "");
+    let _node = fleet.node("one", 8).start(&fleet.nats.url()).await.unwrap();
+    let adder: AdderClient = fleet.client_builder().build_as().unwrap();
+    assert_eq!(adder.add(2, 3).await.unwrap(), 5);
+    let by_key = AdderClient::from(adder.untyped().by_key("a").unwrap());
+    assert_eq!(by_key.add(2, 3).await.unwrap(), 5);
+
+    let other: other::AdderClient = fleet.client_builder().timeout(None).build_as().unwrap();
+    let error = other.subtract(2, 3).await.unwrap_err();
+    let cause = match &error {
+        Error::Fatal { cause, .. } => cause,
+        other => panic!("{other}"),
+    };
+    assert!(matches!(cause, FatalError::WrongInterface { .. }), "{error}");
+    assert!(
+        error.to_string().contains("method `subtract`: the server does not have it"),
+        "{error}"
+    );
+});
+
 trial!(a_client_without_a_runtime_calls_too, async || {
     let (fleet, _node) = Fleet::with_node().await;
     let builder = fleet.client_builder();

@@ -12,9 +12,11 @@ mod handshakes;
 mod program;
 mod shutdown;
 mod support;
+mod typed;
 
 fn main() {
-    taskfork::init(support::ENTRIES);
+    let [served] = support::ENTRIES else { unreachable!("there is one entry") };
+    taskfork::init(&[*served, ("typed", typed::serve)]);
     if program::run_requested() {
         return;
     }

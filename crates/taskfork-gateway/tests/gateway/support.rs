@@ -203,9 +203,17 @@ impl Served {
     pub(crate) async fn start_with(
         options: impl FnOnce(GatewayBuilder, &Authority) -> GatewayBuilder,
     ) -> Self {
+        Self::start_entry("served", options).await
+    }
+
+    /// The same, with another server of [`ENTRIES`].
+    pub(crate) async fn start_entry(
+        entry: &str,
+        options: impl FnOnce(GatewayBuilder, &Authority) -> GatewayBuilder,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let address = address_in(&folder);
-        let server = Server::spawn_with("served", &address).unwrap();
+        let server = Server::spawn_with(entry, &address).unwrap();
         let authority = Authority::new();
         let identity = authority.issue(&["localhost"]);
         let builder = builder(&address, &identity);

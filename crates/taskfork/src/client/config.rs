@@ -2,6 +2,7 @@
 
 use super::io::transport::Connector;
 use super::pool::PoolLimits;
+use super::required::RequiredInterfaces;
 use super::session::{SessionOptions, TimeKeeper};
 use crate::address::Address;
 use crate::busy_poll::BusyPoll;
@@ -41,6 +42,8 @@ pub(crate) struct Config {
     pub(crate) copy_shared_memory: bool,
     /// The key `peer` of the hello, from a client in a gateway.
     pub(crate) peer: Option<Vec<u8>>,
+    /// What servers must serve.
+    pub(crate) required: RequiredInterfaces,
 }
 
 /// What the checkouts of a handle of a client have in common. Handles of one client may differ in it.

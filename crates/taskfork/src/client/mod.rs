@@ -9,9 +9,11 @@ mod now;
 mod observe;
 mod pool;
 mod proto;
+mod required;
 mod session;
 pub(crate) mod spawned_server;
 
+pub(crate) use api::{typed, typed_method};
 #[cfg(test)]
 pub(crate) use io::transport::memory;
 
@@ -20,6 +22,7 @@ pub use api::call::Call;
 pub use api::checkout::{Caller, Checkout};
 pub use api::handle::Client;
 pub use api::map::{Items, MapCalls};
+pub use api::typed::TypedClient;
 pub use observe::stats::Stats;
 pub use pool::Overload;
 pub use rmpv::Value;

@@ -22,6 +22,7 @@ use crate::shm_pool::DEFAULT_SHARED_MEMORY;
 use crate::time_limit::TimeLimit;
 use crate::wire::frame::{DEFAULT_MAX_BLOB, DEFAULT_MAX_FRAME};
 use crate::wire::hello::MIN_FRAME;
+use crate::worker::ReplaceAfter;
 
 /// Loads and keeps the value of [`preload`](crate::ServerBuilder::preload).
 pub(super) type PreloadFn = Box<dyn FnOnce() -> Result<(), Failure>>;
@@ -50,6 +51,8 @@ pub(crate) struct Options {
     pub(crate) sandbox: Sandbox,
     pub(crate) scratch: ScratchOptions,
     pub(crate) recycling: Recycling,
+    /// After which errors a worker is replaced. `None` if its interface decides.
+    pub(crate) replace_after: Option<ReplaceAfter>,
     pub(crate) access: Access,
     pub(crate) handshakes: HandshakeLimits,
     /// Whether SIGHUP restarts the server. `None` means that it does without a controlling
@@ -158,6 +161,7 @@ impl Default for Options {
             privileges: Privileges::default(),
             sandbox: Sandbox::off(),
             scratch: ScratchOptions::default(),
+            replace_after: None,
             recycling: Recycling::default(),
             access: Access::default(),
             handshakes: HandshakeLimits::default(),

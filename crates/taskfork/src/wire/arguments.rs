@@ -9,7 +9,7 @@ use super::json_bytes::{self, FromJson};
 use super::mismatch;
 use super::msgpack::{Reader, put_array};
 use super::nested_option;
-use super::values::{EncodeError, ValueFormat, encode};
+use super::values::{self, EncodeError, ValueFormat, encode};
 
 /// A caller's list of arguments: a tuple of up to 12 serializable values, a `Vec`, an array or a slice.
 ///
@@ -122,6 +122,8 @@ pub struct Arguments<'a> {
     method: Option<&'a str>,
     /// Whether they are decoded in the way for options within options.
     has_nested_options: bool,
+    /// How many of the last parameters may have no argument. They are options.
+    optional: usize,
 }
 
 /// The number of a call's arguments, or the type of one, does not match. The text says which.
@@ -162,7 +164,7 @@ impl<'a> Arguments<'a> {
     /// From a sequence of `count` encoded values.
     pub(crate) fn new(count: usize, encoded: &'a [u8]) -> Self {
         let format = ValueFormat::MessagePack;
-        Self { count, encoded, format, method: None, has_nested_options: false }
+        Self { count, encoded, format, method: None, has_nested_options: false, optional: 0 }
     }
 
     /// The same arguments, first encoded in `format`.
@@ -173,6 +175,11 @@ impl<'a> Arguments<'a> {
     /// The same arguments, as those of `method`.
     pub(crate) fn of_method(self, method: Option<&'a str>) -> Self {
         Self { method, ..self }
+    }
+
+    /// The same arguments, of which the last `optional` may be missing.
+    pub(crate) fn with_optional(self, optional: usize) -> Self {
+        Self { optional, ..self }
     }
 
     pub(crate) fn format(&self) -> ValueFormat {
@@ -301,13 +308,18 @@ decode_tuples! {
 }
 
 fn expect(args: Arguments<'_>, count: usize) -> Result<(), ArgumentsError> {
-    if args.count == count {
+    let needed = count.saturating_sub(args.optional);
+    if (needed..=count).contains(&args.count) {
         return Ok(());
     }
     let plural = if count == 1 { "" } else { "s" };
-    let message = format!("expected {count} argument{plural}, got {}", args.count);
+    let expected = if needed == count { count.to_string() } else { format!("{needed} to {count}") };
+    let message = format!("expected {expected} argument{plural}, got {}", args.count);
     Err(ArgumentsError { message })
 }
+
+/// The encoded value of an argument that is missing.
+const NIL: &[u8] = &[0xc0];
 
 struct Decoder<'a> {
     inner: rmp_serde::Deserializer<rmp_serde::decode::ReadRefReader<'a, [u8]>>,
@@ -326,6 +338,10 @@ impl<'a> Decoder<'a> {
 
     fn next<T: DeserializeOwned>(&mut self) -> Result<T, ArgumentsError> {
         self.index += 1;
+        if self.index > self.args.count {
+            return values::decode(NIL, ValueFormat::MessagePack)
+                .map_err(|reason| self.error(reason));
+        }
         if self.args.has_nested_options {
             let value = self.values.value().map_err(|error| error.to_string());
             let decoded = value.and_then(nested_option::decode);

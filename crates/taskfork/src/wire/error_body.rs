@@ -15,6 +15,8 @@ pub(crate) struct ErrorBody<'a> {
     pub(crate) more_causes: u64,
     /// The encoded error of a typed interface.
     pub(crate) value: Option<&'a [u8]>,
+    /// The client may use the worker again.
+    pub(crate) keeps_worker: bool,
     pub(crate) location: Option<(&'a str, u32, u32)>,
     /// The names of the interface's methods, or the first of them.
     pub(crate) known: Vec<&'a str>,
@@ -35,6 +37,7 @@ pub(crate) mod kind {
     pub(crate) const SETUP: &str = "setup";
     pub(crate) const VERSION: &str = "version";
     pub(crate) const HELLO: &str = "hello";
+    pub(crate) const WRONG_INTERFACE: &str = "wrong_interface";
     pub(crate) const BUSY: &str = "busy";
     pub(crate) const REFUSED: &str = "refused";
 }
@@ -57,6 +60,7 @@ impl<'a> ErrorBody<'a> {
                         error.more_causes.saturating_add(reader.int::<u32>()?.into())
                 }
                 "known" => (error.known, _) = read_first(reader, MAX_KNOWN_METHODS, Reader::str)?,
+                "keep" => error.keeps_worker = reader.bool()?,
                 "value" => error.value = Some(reader.value()?),
                 "stack" => error.stack = Some(reader.str()?),
                 "file" => file = Some(reader.str()?),
@@ -85,6 +89,7 @@ impl<'a> ErrorBody<'a> {
         if let Some(value) = self.value {
             map.key("value").extend_from_slice(value);
         }
+        map.flag("keep", self.keeps_worker);
         map.optional_str("stack", self.stack);
         if let Some((file, line, column)) = self.location {
             map.str("file", file);

@@ -21,6 +21,9 @@ pub(crate) const MAX_HELLO: usize = 16 << 10;
 /// The most bytes of a name in a hello. The sender cuts longer names.
 const MAX_NAME: usize = 1024;
 
+/// The key of the interfaces that a client requires.
+const INTERFACES: &str = "interfaces";
+
 /// The smallest `max_frame` that a peer may have, so that errors can be sent to it.
 pub(crate) const MIN_FRAME: usize = 256;
 
@@ -39,6 +42,8 @@ pub(crate) struct ClientHello<'a> {
     pub(crate) shared_memory: usize,
     /// A random number that identifies the client; 0 for none.
     pub(crate) client_number: u64,
+    /// The encoded interfaces that the client requires. [`compatibility`](super::compatibility) reads them.
+    pub(crate) interfaces: Option<&'a [u8]>,
     /// The bytes in which a gateway says whose connection it relays. [`relayed_peer`](Self::relayed_peer) reads
     /// them.
     pub(crate) peer: Option<&'a [u8]>,
@@ -78,6 +83,7 @@ impl<'a> ClientHello<'a> {
                 "files" => hello.max_files = reader.size()?,
                 "lent" => hello.shared_memory = reader.size()?,
                 "client" => hello.client_number = reader.int()?,
+                INTERFACES => hello.interfaces = Some(reader.value()?),
                 peer::KEY => hello.peer = Some(reader.value()?),
                 _ => return Ok(false),
             }
@@ -114,6 +120,9 @@ impl<'a> ClientHello<'a> {
         map.nonzero("files", self.max_files as u64);
         map.nonzero("lent", self.shared_memory as u64);
         map.nonzero("client", self.client_number);
+        if let Some(interfaces) = self.interfaces {
+            map.key(INTERFACES).extend_from_slice(interfaces);
+        }
         if let Some(peer) = self.peer {
             map.key(peer::KEY).extend_from_slice(peer);
         }

@@ -3,7 +3,8 @@
 //!
 //! - Streams: `frame` (where a message begins and ends), `first_message` (which protocol a client speaks).
 //! - Messages of the native protocol: `native`, and the larger ones in files of their own: `hello`, `error_body`,
-//!   `peer` (whose connection a gateway relays), `death_notice`, `shm`, `trace`.
+//!   `peer` (whose connection a gateway relays), `death_notice`, `shm`, `trace`. What a client requires of its server:
+//!   `interface_description`, and `compatibility`, which compares it with what is served.
 //! - A gateway's part in a stream: `relay`. The message to a client that gets no worker: `refusal`.
 //! - Messages of the other protocol: `perl`, which translates to and from native ones.
 //! - Values of users: `arguments`, `values`, `call_error`, `log`; their limits: `bounds`, `depth`; texts of errors about
@@ -18,6 +19,7 @@ pub mod bench;
 pub(crate) mod bounds;
 pub(crate) mod byte_slice;
 pub(crate) mod call_error;
+pub(crate) mod compatibility;
 pub(crate) mod death_notice;
 mod depth;
 pub(crate) mod error_body;
@@ -26,6 +28,7 @@ pub(crate) mod first_message;
 pub(crate) mod frame;
 pub(crate) mod gather_frame;
 pub(crate) mod hello;
+pub(crate) mod interface_description;
 pub(crate) mod json_bytes;
 pub(crate) mod log;
 mod mismatch;

@@ -68,7 +68,7 @@ impl<S: 'static> Worker<'_, S> {
         });
         trace_context::set(TraceContext::received(meta.traceparent, meta.tracestate));
         context::set(deadline);
-        let result = self.call(method, args);
+        let result = self.call(method, meta.interface, args);
         context::set(None);
         trace_context::set(None);
         let telemetry = telemetry::end_call();
@@ -94,13 +94,18 @@ impl<S: 'static> Worker<'_, S> {
     pub(super) fn call(
         &mut self,
         method: Option<&str>,
+        interface: Option<&str>,
         args: Arguments<'_>,
     ) -> Result<(), WireError> {
         self.out.bytes.clear();
         self.out.bytes.shrink_to(KEPT_BUFFER);
-        let Err(error) = self.try_call(method, args) else { return Ok(()) };
+        let Err(error) = self.try_call(method, interface, args) else { return Ok(()) };
         self.pipeline.set_failed();
+        let replace_after =
+            self.config.replace_after.unwrap_or_else(|| self.interface.replaced_after());
+        let keeps = replace_after.keeps(&error);
         let error = if self.shows_details() { error } else { error.without_details() };
+        let error = error.keeping_worker(keeps);
         write_error(&mut self.out.bytes, self.max_answer, self.pipeline.number(), &error)
     }
 
@@ -126,7 +131,12 @@ impl<S: 'static> Worker<'_, S> {
     }
 
     /// Runs a call and writes its result. An error is not written yet.
-    fn try_call(&mut self, method: Option<&str>, args: Arguments<'_>) -> Result<(), ErrorReply> {
+    fn try_call(
+        &mut self,
+        method: Option<&str>,
+        of: Option<&str>,
+        args: Arguments<'_>,
+    ) -> Result<(), ErrorReply> {
         if let Some(error) = self.setup_error.take() {
             return Err(error);
         }
@@ -142,7 +152,7 @@ impl<S: 'static> Worker<'_, S> {
         let (interface, number) = (self.interface, self.pipeline.number());
         self.out.write(self.max_answer, |out| {
             native::put_ok(out, number, ValueFormat::from_json_flag(interface.returns_json()));
-            catch_panic(|| interface.call(state, Request::new(method, args, out)).0)
+            catch_panic(|| interface.call(state, Request::new(method, of, args, out)).0)
                 .unwrap_or_else(|panic| Err(ErrorReply::panic(panic)))
         })?;
         self.check_result()?;

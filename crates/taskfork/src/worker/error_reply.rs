@@ -17,6 +17,8 @@ struct Details {
     kind: &'static str,
     failure: Failure,
     value: Option<Vec<u8>>,
+    /// The client may use the worker again.
+    keeps_worker: bool,
     panic: Option<Panic>,
     /// The methods that exist, for an unknown method.
     known: Vec<String>,
@@ -27,7 +29,8 @@ struct Details {
 impl ErrorReply {
     fn new(kind: &'static str, failure: Failure) -> Self {
         let (value, panic, known, stack) = (None, None, Vec::new(), None);
-        Self(Box::new(Details { kind, failure, value, panic, known, stack }))
+        let keeps_worker = false;
+        Self(Box::new(Details { kind, failure, value, keeps_worker, panic, known, stack }))
     }
 
     pub(crate) fn arguments(error: &dyn std::fmt::Display) -> Self {
@@ -87,6 +90,10 @@ impl ErrorReply {
         Self::new(kind::HELLO, Failure::new(message))
     }
 
+    pub(crate) fn wrong_interface(difference: String) -> Self {
+        Self::new(kind::WRONG_INTERFACE, Failure::new(difference))
+    }
+
     /// The message of an error of `setup`, followed by its causes.
     pub(crate) fn setup_reason(&self) -> String {
         let (causes, _) = self.0.failure.kept_causes();
@@ -117,6 +124,16 @@ impl ErrorReply {
         reply
     }
 
+    pub(super) fn kind(&self) -> &'static str {
+        self.0.kind
+    }
+
+    /// Tells the client whether it may use the worker again.
+    pub(super) fn keeping_worker(mut self, keeps: bool) -> Self {
+        self.0.keeps_worker = keeps;
+        self
+    }
+
     /// Removes source files, stacks, and the message of an error of `setup`. The log contains them.
     pub(crate) fn without_details(mut self) -> Self {
         let details = &mut self.0;
@@ -141,6 +158,7 @@ impl ErrorReply {
             causes,
             more_causes,
             value: self.0.value.as_deref(),
+            keeps_worker: self.0.keeps_worker,
             location: self
                 .0
                 .panic

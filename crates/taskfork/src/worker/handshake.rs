@@ -6,8 +6,10 @@ use super::scoreboard::Phase;
 use super::state::{ExitReason, Worker};
 use crate::context;
 use crate::wire::WireError;
+use crate::wire::compatibility;
 use crate::wire::frame::{self, DEFAULT_MAX_BLOB, DEFAULT_MAX_FRAME, PREAMBLE};
 use crate::wire::hello::{ClientHello, WorkerHello};
+use crate::wire::interface_description::InterfaceDescription;
 use crate::wire::native::{self, FromClient, VERSIONS};
 
 #[taskfork_macros::startup_code]
@@ -28,7 +30,8 @@ impl<S: 'static> Worker<'_, S> {
         }
         // The server has checked that the sender may say so.
         let relayed = client.relayed_peer()?;
-        let (accepted, number) = (check_client(&client), client.client_number);
+        let accepted = check_client(&client, || self.interface.descriptions())?;
+        let number = client.client_number;
         let (max_frame, files, shared) = (client.max_frame, client.max_files, client.shared_memory);
         self.max_blob = client.max_blob.unwrap_or(DEFAULT_MAX_BLOB);
         match relayed {
@@ -63,15 +66,24 @@ impl<S: 'static> Worker<'_, S> {
     }
 }
 
-/// Checks that this worker can serve the client.
+/// Checks that a worker with these interfaces can serve the client. The inner error is the answer to a client that it
+/// cannot serve.
 #[taskfork_macros::startup_code]
-pub(super) fn check_client(client: &ClientHello<'_>) -> Result<(), ErrorReply> {
-    if client.versions.iter().any(|version| VERSIONS.contains(version)) {
-        return client.incompatibility().map_or(Ok(()), |reason| Err(ErrorReply::hello(reason)));
+pub(super) fn check_client(
+    client: &ClientHello<'_>,
+    interfaces: impl FnOnce() -> Vec<&'static InterfaceDescription>,
+) -> Result<Result<(), ErrorReply>, WireError> {
+    if !client.versions.iter().any(|version| VERSIONS.contains(version)) {
+        let message = format!(
+            "the client `{}` speaks the protocol versions {:?}, this server {VERSIONS:?}",
+            client.name, client.versions
+        );
+        return Ok(Err(ErrorReply::version(message)));
     }
-    let message = format!(
-        "the client `{}` speaks the protocol versions {:?}, this server {VERSIONS:?}",
-        client.name, client.versions
-    );
-    Err(ErrorReply::version(message))
+    if let Some(reason) = client.incompatibility() {
+        return Ok(Err(ErrorReply::hello(reason)));
+    }
+    let Some(required) = client.interfaces else { return Ok(Ok(())) };
+    let difference = compatibility::difference(required, &interfaces())?;
+    Ok(difference.map_or(Ok(()), |difference| Err(ErrorReply::wrong_interface(difference))))
 }

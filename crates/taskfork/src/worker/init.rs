@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use super::replace_after::ReplaceAfter;
 use super::sandbox::WorkerSandbox;
 use super::scoreboard::WorkerSlot;
 use crate::busy_poll::BusyPoll;
@@ -132,6 +133,8 @@ pub(crate) struct WorkerConfig {
     pub(crate) max_calls: Option<u64>,
     /// The worker exits when it occupies more bytes than this.
     pub(crate) max_memory: Option<u64>,
+    /// After which errors the worker is replaced. `None` if the interface decides.
+    pub(crate) replace_after: Option<ReplaceAfter>,
     /// Clients of every user get details of errors. Otherwise only clients of `server_user` do.
     pub(crate) share_details: bool,
     /// The server's effective user, if its id stands for no other.

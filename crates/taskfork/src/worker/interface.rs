@@ -3,14 +3,16 @@
 use serde::Serialize;
 
 use super::error_reply::ErrorReply;
+use super::replace_after::ReplaceAfter;
 use crate::blob;
 use crate::error::{BoxError, Failure};
 use crate::wire::arguments::{Arguments, ArgumentsError, FromArguments};
+use crate::wire::interface_description::InterfaceDescription;
 use crate::wire::values::encode;
 
 /// The calls that a server's workers answer: [`Methods`](crate::Methods), a
 /// [`Function`](crate::worker::Function), or the type that [`interface`](macro@crate::interface) defines
-/// for a trait.
+/// for a trait. A tuple of up to eight of the latter is an interface with the methods of all.
 ///
 /// `S` is the state that `setup` returns in each new worker. The methods of this trait are for the crate
 /// only.
@@ -35,6 +37,18 @@ pub trait Interface<S>: 'static {
     /// Runs one request.
     #[doc(hidden)]
     fn call(&self, state: &mut S, request: Request<'_>) -> Reply;
+
+    /// What a client that requires interfaces is compared with. Empty if the types of the parameters are unknown.
+    #[doc(hidden)]
+    fn descriptions(&self) -> Vec<&'static InterfaceDescription> {
+        Vec::new()
+    }
+
+    /// After which errors the worker is replaced, unless the server's option says so.
+    #[doc(hidden)]
+    fn replaced_after(&self) -> ReplaceAfter {
+        ReplaceAfter::AnyError
+    }
 
     /// Runs after the answer of a call has been sent.
     #[doc(hidden)]
@@ -83,6 +97,8 @@ impl<E: std::error::Error + Serialize + 'static> TypedError for E {}
 #[derive(Debug)]
 pub struct Request<'a> {
     method: Option<&'a str>,
+    /// The interface that the method belongs to, if the call says so.
+    interface: Option<&'a str>,
     args: Arguments<'a>,
     /// The buffer for the encoded result.
     out: &'a mut Vec<u8>,
@@ -95,8 +111,23 @@ pub struct Reply(pub(crate) Result<(), ErrorReply>);
 
 #[taskfork_macros::startup_code]
 impl<'a> Request<'a> {
-    pub(crate) fn new(method: Option<&'a str>, args: Arguments<'a>, out: &'a mut Vec<u8>) -> Self {
-        Self { method, args: args.of_method(method), out }
+    pub(crate) fn new(
+        method: Option<&'a str>,
+        interface: Option<&'a str>,
+        args: Arguments<'a>,
+        out: &'a mut Vec<u8>,
+    ) -> Self {
+        Self { method, interface, args: args.of_method(method), out }
+    }
+
+    /// The interface that the method belongs to, if the call says so.
+    pub(super) fn interface(&self) -> Option<&'a str> {
+        self.interface
+    }
+
+    /// The same request by another name of its method.
+    pub(super) fn renamed(self, method: &'a str) -> Self {
+        Self { method: Some(method), ..self }
     }
 
     /// The method that the call names.
@@ -112,6 +143,12 @@ impl<'a> Request<'a> {
     /// Decodes the arguments. The error is a reply that says why they do not fit.
     pub fn parse<T: FromArguments>(&self) -> Result<T, Reply> {
         self.args.parse().map_err(|error| Reply(Err(ErrorReply::arguments(&error))))
+    }
+
+    /// Decodes the arguments, of which the last `optional` may be missing.
+    pub fn parse_optional<T: FromArguments>(&self, optional: usize) -> Result<T, Reply> {
+        let args = self.args.with_optional(optional);
+        args.parse().map_err(|error| Reply(Err(ErrorReply::arguments(&error))))
     }
 
     /// Answers with a value.

@@ -28,10 +28,12 @@ mod pipeline;
 mod presetup;
 #[cfg_attr(not(feature = "spans"), path = "records_disabled.rs")]
 mod records;
+mod replace_after;
 mod rings;
 mod sandbox;
 pub(crate) mod scoreboard;
 mod serve;
+mod several;
 mod shared_memory;
 mod state;
 mod subprocess;
@@ -45,6 +47,7 @@ pub use function::Function;
 pub use interface::Interface;
 pub use logger::logger;
 pub use methods::{Method, Methods, Stateless};
+pub use replace_after::ReplaceAfter;
 /// A value of any type, as serde can decode it from a call or a result.
 ///
 /// ```

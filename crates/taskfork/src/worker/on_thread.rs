@@ -14,6 +14,7 @@ use super::handshake::check_client;
 use super::interface::{Interface, Request};
 use super::logger::ThreadLog;
 use super::panic::install_panic_hook;
+use super::replace_after::ReplaceAfter;
 use super::user_code::catch_panic;
 use crate::blob;
 use crate::clock::now;
@@ -45,7 +46,7 @@ pub(crate) fn serve<S, I: Interface<S>>(
     HOOK.call_once(install_panic_hook);
     let inbox = BytesMut::new();
     let mut worker = Worker { stream, inbox, made: None, max_answer: DEFAULT_MAX_FRAME, calls: 0 };
-    if !worker.handshake()? {
+    if !worker.handshake(make)? {
         return Ok(());
     }
     while let Some(message) = worker.read()? {
@@ -89,7 +90,7 @@ struct Worker<I, S> {
 
 impl<S, I: Interface<S>> Worker<I, S> {
     /// Answers the client's hello. Returns whether the client can be served.
-    fn handshake(&mut self) -> Result<bool, WireError> {
+    fn handshake(&mut self, make: &dyn Fn() -> (I, S)) -> Result<bool, WireError> {
         while !frame::take_preamble(&mut self.inbox)? {
             if !self.receive() {
                 return Ok(false);
@@ -99,7 +100,9 @@ impl<S, I: Interface<S>> Worker<I, S> {
         let FromClient::Hello(client) = FromClient::decode(&message)? else {
             return Err(WireError::malformed("the first message is no hello".to_owned()));
         };
-        let accepted = check_client(&client);
+        // A `setup` that fails is the error of the first call.
+        let interfaces = || self.prepare(make).map_or(Vec::new(), |(made, _)| made.descriptions());
+        let accepted = check_client(&client, interfaces)?;
         self.max_answer = client.max_frame.unwrap_or(DEFAULT_MAX_FRAME).min(DEFAULT_MAX_FRAME);
         let mut out = PREAMBLE.to_vec();
         let hello = WorkerHello {
@@ -157,7 +160,7 @@ impl<S, I: Interface<S>> Worker<I, S> {
         let log = ThreadLog::begin(meta.log.map(Level::new));
         trace_context::set_on_thread(TraceContext::received(meta.traceparent, meta.tracestate));
         context::set_on_thread(Some(deadline(meta)));
-        let result = self.call(make, method, args);
+        let result = self.call(make, method, meta.interface, args);
         context::set_on_thread(None);
         trace_context::set_on_thread(None);
         let mut out = Vec::new();
@@ -165,6 +168,10 @@ impl<S, I: Interface<S>> Worker<I, S> {
         match result {
             Ok(answer) => out.extend(answer),
             Err(error) => {
+                let made = self.made.as_ref();
+                let replaced = made.map_or(ReplaceAfter::Panic, |(made, _)| made.replaced_after());
+                let keeps = replaced.keeps(&error);
+                let error = error.keeping_worker(keeps);
                 let mut write = |error: &ErrorReply| {
                     frame::write::<WireError>(&mut out, self.max_answer, |out| {
                         native::put_error(out, number, &error.body());
@@ -178,28 +185,31 @@ impl<S, I: Interface<S>> Worker<I, S> {
         Ok(out)
     }
 
+    /// Makes the interface and its state, unless they are there.
+    fn prepare(&mut self, make: &dyn Fn() -> (I, S)) -> Result<&mut (I, S), ErrorReply> {
+        if self.made.is_none() {
+            let failed = |panic: crate::error::Panic| Failure::new(panic.to_string());
+            self.made = Some(catch_panic(make).map_err(|panic| ErrorReply::setup(failed(panic)))?);
+        }
+        self.made.as_mut().ok_or_else(|| ErrorReply::setup(Failure::new("there is no state")))
+    }
+
     /// Runs a call. Returns the frame of its result.
     fn call(
         &mut self,
         make: &dyn Fn() -> (I, S),
         method: Option<&str>,
+        required: Option<&str>,
         args: Arguments<'_>,
     ) -> Result<Vec<u8>, ErrorReply> {
         bounds::check(args.encoded(), DEFAULT_MAX_FRAME)
             .map_err(|reason| ErrorReply::arguments(&reason))?;
-        if self.made.is_none() {
-            let made = catch_panic(make);
-            let failed = |panic: crate::error::Panic| Failure::new(panic.to_string());
-            self.made = Some(made.map_err(|panic| ErrorReply::setup(failed(panic)))?);
-        }
-        let Some((interface, state)) = &mut self.made else {
-            return Err(ErrorReply::setup(Failure::new("there is no state")));
-        };
         let (number, limit) = (Some(self.calls), self.max_answer);
+        let (interface, state) = self.prepare(make)?;
         let mut out = GatherFrame::default();
         out.write(limit, |out| {
             native::put_ok(out, number, ValueFormat::from_json_flag(interface.returns_json()));
-            catch_panic(|| interface.call(state, Request::new(method, args, out)).0)
+            catch_panic(|| interface.call(state, Request::new(method, required, args, out)).0)
                 .unwrap_or_else(|panic| Err(ErrorReply::panic(panic)))
         })?;
         let client = ReceiverLimits { max_frame: limit, max_blob: 0, max_files: 0 };

@@ -10,6 +10,7 @@ use crate::message::{PREAMBLE, client_hello, frame, list, map, text, wrong};
 
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = peers();
+    cases.extend(interfaces());
     for (key, right) in [
         ("versions", "list"),
         ("name", "text"),
@@ -17,6 +18,7 @@ pub(crate) fn cases() -> Vec<Case> {
         ("files", "huge"),
         ("lent", "huge"),
         ("client", ""),
+        ("interfaces", ""),
         ("peer", ""),
     ] {
         for (name, value) in wrong(right) {
@@ -31,6 +33,7 @@ pub(crate) fn cases() -> Vec<Case> {
         ("grace", "huge"),
         ("traceparent", "text"),
         ("tracestate", "text"),
+        ("interface", "text"),
     ] {
         for (name, value) in wrong(right) {
             let message = [1.into(), map(&[(key, value)]), text("nothing"), list(&[])];
@@ -70,6 +73,49 @@ pub(crate) fn cases() -> Vec<Case> {
             cases.push(case(format!("meta of kind {kind} {name}"), steps, Refused));
         }
     }
+    cases
+}
+
+/// Clients that require interfaces which cannot be.
+fn interfaces() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut add = |name: &str, interfaces: Vec<Value>, end| {
+        let steps = greeted_with(&[("interfaces", Value::Array(interfaces))], Vec::new());
+        cases.push(case(format!("interfaces {name}"), steps, end));
+    };
+    let method = |elements: &[Value]| map(&[("methods", list(&[list(elements)]))]);
+    let (name, none) = (text("a"), list(&[]));
+    add("none", Vec::new(), Served);
+    add("64", vec![map(&[]); 64], Served);
+    add("65", vec![map(&[]); 65], Refused);
+    add("10000", vec![map(&[]); 10_000], Refused);
+    for (key, right) in [("name", "text"), ("fingerprint", "huge"), ("methods", "")] {
+        for (wrong, value) in wrong(right) {
+            add(&format!("with {key} {wrong}"), vec![map(&[(key, value)])], Refused);
+        }
+    }
+    let methods = |count| map(&[("methods", Value::Array(vec![Value::Nil; count]))]);
+    add("with 1001 methods", vec![methods(1001)], Refused);
+    add("with a method of 3", vec![method(&[name.clone(), none.clone(), name.clone()])], Refused);
+    let whole = [name.clone(), none, name.clone(), Value::Nil, map(&[]), Value::Nil];
+    add("with a method of 6", vec![method(&whole)], Served);
+    for index in 0..3 {
+        let mut wrong = whole.clone();
+        wrong[index] = Value::Nil;
+        add(&format!("with nil in place {index} of a method"), vec![method(&wrong)], Refused);
+    }
+    let parameters =
+        |list: Vec<Value>| method(&[name.clone(), Value::Array(list), name.clone(), name.clone()]);
+    let parameter = list(&[name.clone(), name.clone()]);
+    add("with 64 parameters", vec![parameters(vec![parameter.clone(); 64])], Served);
+    add("with 65 parameters", vec![parameters(vec![parameter; 65])], Refused);
+    add(
+        "with a parameter of 1",
+        vec![parameters(vec![list(std::slice::from_ref(&name))])],
+        Refused,
+    );
+    let deep = (0..1000).fold(Value::Nil, |inner, _| list(&[inner]));
+    add("with an unknown key 1000 deep", vec![map(&[("later", deep)])], Served);
     cases
 }
 

@@ -41,6 +41,7 @@ pub(crate) fn cases() -> Vec<Case> {
         ("line", ""),
         ("column", ""),
         ("value", ""),
+        ("keep", "bool"),
     ] {
         for (name, value) in wrong(right) {
             let said = error(&[("kind", text("interface")), (key, value)]);

@@ -14,6 +14,7 @@ use crate::busy_poll::BusyPoll;
 use crate::client::config::Config;
 use crate::client::io::transport::Connector;
 use crate::client::pool::{Overload, PoolLimits};
+use crate::client::required::RequiredInterfaces;
 use crate::client::session::TimeKeeper;
 use crate::client::spawned_server::SpawnedServer;
 use crate::display::debug_as_text;
@@ -23,6 +24,7 @@ use crate::time_limit::TimeLimit;
 use crate::wire::Protocol;
 use crate::wire::frame::{DEFAULT_MAX_BLOB, DEFAULT_MAX_FRAME};
 use crate::wire::hello::MIN_FRAME;
+use crate::wire::interface_description::InterfaceDescription;
 use crate::wire::native::DEFAULT_GRACE;
 use crate::wire::relay::RelayedPeer;
 
@@ -62,6 +64,7 @@ pub struct ClientBuilder {
     shared_memory: usize,
     copy_shared_memory: bool,
     peer: Option<Vec<u8>>,
+    pub(super) required: Vec<&'static InterfaceDescription>,
     #[cfg(feature = "tls")]
     pub(super) tls: TlsOptions,
     #[cfg(feature = "nats")]
@@ -162,6 +165,7 @@ impl Client {
             shared_memory: DEFAULT_SHARED_MEMORY,
             copy_shared_memory: false,
             peer: None,
+            required: Vec::new(),
             #[cfg(feature = "tls")]
             tls: Default::default(),
             #[cfg(feature = "nats")]
@@ -493,10 +497,12 @@ impl ClientBuilder {
         self
     }
 
-    /// Sets whether a worker stays in the pool after a call in it has failed.
+    /// Sets whether workers stay in the pool after any error of a call.
     ///
-    /// Defaults to false: the worker is replaced, because the error may have left its state half
-    /// changed.
+    /// Defaults to false: the server says after which errors a worker is replaced (see
+    /// [`ServerBuilder::replace_after`](crate::ServerBuilder::replace_after)). By default a worker of a typed interface
+    /// is kept if its method returned the error. Others are replaced, because an error may have left their state half
+    /// changed. So are those of servers that do not say, and of [`Protocol::Perl`].
     ///
     /// ```
     /// let builder = taskfork::Client::builder().reuse_after_error(true);
@@ -709,6 +715,7 @@ impl ClientBuilder {
             shared_memory: self.shared_memory,
             copy_shared_memory: self.copy_shared_memory,
             peer: self.peer,
+            required: RequiredInterfaces::new(self.required),
         })
     }
 }

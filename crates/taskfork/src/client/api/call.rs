@@ -181,10 +181,12 @@ where
         Outcome::Result { value, format, attachments } => {
             decode(&value, format, attachments, max_frame)
         }
-        Outcome::Error(error) => match error.value().map(|value| bounds::check(value, max_frame)) {
-            None | Some(Ok(())) => return Err(error.into_error(site())),
-            Some(Err(message)) => Err(Failed::Call(CallError::Decode { message })),
-        },
+        Outcome::Error { error, .. } => {
+            match error.value().map(|value| bounds::check(value, max_frame)) {
+                None | Some(Ok(())) => return Err(error.into_error(site())),
+                Some(Err(message)) => Err(Failed::Call(CallError::Decode { message })),
+            }
+        }
         Outcome::Ready => {
             decode(&Bytes::from_static(NIL), ValueFormat::MessagePack, None, max_frame)
         }

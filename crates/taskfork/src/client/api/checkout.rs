@@ -9,6 +9,7 @@ use std::time::Duration;
 use log_defer::{Level, Log};
 
 use super::call::Call;
+use super::typed_method::TypedMethod;
 use crate::blob::BlobMut;
 use crate::client::config::CheckoutOptions;
 use crate::client::io::core::Core;
@@ -194,7 +195,7 @@ impl Checkout {
     /// See [`Call`].
     #[track_caller]
     pub fn call<T>(&self, method: &str, args: impl IntoArguments) -> Call<T> {
-        self.make(Some(Cow::Owned(method.to_owned())), args)
+        self.make(Some(Cow::Owned(method.to_owned())), None, args)
     }
 
     /// Calls an interface that is one function. The call names no method.
@@ -213,7 +214,7 @@ impl Checkout {
     /// See [`Call`].
     #[track_caller]
     pub fn invoke<T>(&self, args: impl IntoArguments) -> Call<T> {
-        self.make(None, args)
+        self.make(None, None, args)
     }
 
     /// Waits until the checkout has a worker and the calls made before are over. It runs nothing in
@@ -298,8 +299,13 @@ impl Checkout {
     }
 
     #[track_caller]
-    fn make<T, E>(&self, method: MethodName, args: impl IntoArguments) -> Call<T, E> {
-        let (operation, replay) = self.options.encode(method.as_deref(), args);
+    fn make<T, E>(
+        &self,
+        method: MethodName,
+        interface: Option<&'static str>,
+        args: impl IntoArguments,
+    ) -> Call<T, E> {
+        let (operation, replay) = self.options.encode(method.as_deref(), interface, args);
         Call::new(self.session.clone(), self.session.submit(method, operation, replay))
     }
 }
@@ -310,10 +316,14 @@ pub(super) fn call_once<T, E>(
     core: &Arc<Core>,
     options: CheckoutOptions,
     method: MethodName,
+    interface: Option<&'static str>,
     args: impl IntoArguments,
+    retries: u32,
 ) -> Call<T, E> {
-    let (operation, replay) = CallOptions::of(core, options).encode(method.as_deref(), args);
-    let (session, seq) = SharedSession::call_once(core.clone(), options, method, operation, replay);
+    let (operation, replay) =
+        CallOptions::of(core, options).encode(method.as_deref(), interface, args);
+    let (session, seq) =
+        SharedSession::call_once(core.clone(), options, method, operation, replay, retries);
     Call::new(session, seq)
 }
 
@@ -335,6 +345,7 @@ impl CallOptions {
     fn encode(
         &self,
         method: Option<&str>,
+        interface: Option<&'static str>,
         args: impl IntoArguments,
     ) -> (Operation, Option<Arc<Replay>>) {
         let of_caller = if self.trace.is_none() { TraceContext::of_caller() } else { None };
@@ -349,6 +360,7 @@ impl CallOptions {
             grace: Some(self.grace)
                 .filter(|&grace| has_limit && grace != DEFAULT_GRACE)
                 .map(|grace| grace.microseconds().unwrap_or(NO_LIMIT)),
+            interface,
             traceparent: trace.map(TraceContext::traceparent),
             tracestate: trace.and_then(TraceContext::tracestate),
             ..CallMeta::default()
@@ -425,19 +437,22 @@ pub trait Caller {
     /// Calls a method of a typed interface.
     #[doc(hidden)]
     #[track_caller]
-    fn typed<T, E>(&self, method: &'static str, args: impl IntoArguments) -> Call<T, E>;
+    fn typed<T, E>(&self, method: TypedMethod, args: impl IntoArguments) -> Call<T, E>;
 }
 
 impl Caller for Checkout {
     #[track_caller]
-    fn typed<T, E>(&self, method: &'static str, args: impl IntoArguments) -> Call<T, E> {
-        self.make(Some(Cow::Borrowed(method)), args)
+    fn typed<T, E>(&self, method: TypedMethod, args: impl IntoArguments) -> Call<T, E> {
+        self.make(Some(Cow::Borrowed(method.name)), Some(method.interface), args)
     }
 }
 
 impl Caller for crate::Client {
     #[track_caller]
-    fn typed<T, E>(&self, method: &'static str, args: impl IntoArguments) -> Call<T, E> {
-        call_once(self.core(), self.options(), Some(Cow::Borrowed(method)), args)
+    fn typed<T, E>(&self, method: TypedMethod, args: impl IntoArguments) -> Call<T, E> {
+        let TypedMethod { interface, name, is_idempotent } = method;
+        let retries = if is_idempotent { self.retries() } else { 0 };
+        let name = Some(Cow::Borrowed(name));
+        call_once(self.core(), self.options(), name, Some(interface), args, retries)
     }
 }

@@ -38,6 +38,8 @@ pub struct Client {
     core: Arc<Core>,
     options: CheckoutOptions,
     _driver: Arc<DriverLease>,
+    /// How often a call of an idempotent method that died with its worker is made again.
+    retries: u32,
     #[cfg(feature = "nats")]
     runtime: Handle,
 }
@@ -80,6 +82,7 @@ impl Client {
             options: core.config.checkout_options(),
             core,
             _driver: Arc::new(DriverLease(driver_queue)),
+            retries: 0,
             #[cfg(feature = "nats")]
             runtime: runtime.clone(),
         }
@@ -88,7 +91,11 @@ impl Client {
     /// Starts another client in the same runtime. Its checkouts have the options of this handle.
     #[cfg(feature = "nats")]
     pub(super) fn sibling(&self, config: Config) -> Self {
-        Self { options: self.options, ..Self::start(config, &self.runtime) }
+        Self { options: self.options, retries: self.retries, ..Self::start(config, &self.runtime) }
+    }
+
+    pub(super) fn retries(&self) -> u32 {
+        self.retries
     }
 
     pub(in crate::client) fn core(&self) -> &Arc<Core> {
@@ -162,7 +169,7 @@ impl Client {
     /// ```
     #[track_caller]
     pub fn call<T>(&self, method: &str, args: impl IntoArguments) -> Call<T> {
-        call_once(&self.core, self.options, Some(Cow::Owned(method.to_owned())), args)
+        call_once(&self.core, self.options, Some(Cow::Owned(method.to_owned())), None, args, 0)
     }
 
     /// Calls an interface that is one function, in a checkout of its own. The call names no method.
@@ -181,7 +188,35 @@ impl Client {
     /// As for [`call`](Self::call).
     #[track_caller]
     pub fn invoke<T>(&self, args: impl IntoArguments) -> Call<T> {
-        call_once(&self.core, self.options, None, args)
+        call_once(&self.core, self.options, None, None, args, 0)
+    }
+
+    /// Returns a client whose calls of methods with `#[taskfork(idempotent)]` are made again, up to `times` times each,
+    /// if they die with their workers. It shares the workers of this client.
+    ///
+    /// Defaults to 0. Only calls that this client makes itself are made again, and not those of a checkout, because a
+    /// checkout ends with its worker. The call goes to another worker, within its time limit, which counts on from when
+    /// it was made. A call that has an answer is never made again, also if that is a panic, and a call whose time is
+    /// over is not either. A call that had not begun when its worker died goes to another one in any case, whatever its
+    /// method.
+    ///
+    /// ```
+    /// use taskfork::Client;
+    ///
+    /// #[taskfork::interface]
+    /// trait Thumbnails {
+    ///     #[taskfork(idempotent)]
+    ///     fn shrink(&mut self, image: Vec<u8>) -> Vec<u8>;
+    /// }
+    ///
+    /// async fn shrink(client: &ThumbnailsClient, image: Vec<u8>) -> Result<Vec<u8>, taskfork::Error> {
+    ///     client.retry(2).shrink(image).await
+    /// }
+    /// # let _ = shrink;
+    /// ```
+    #[must_use = "it returns another client"]
+    pub fn retry(&self, times: u32) -> Self {
+        Self { retries: times, ..self.clone() }
     }
 
     /// Closes the client, and waits until its last connection is closed.

@@ -18,3 +18,5 @@ mod resize;
 mod tls;
 #[cfg(feature = "tls")]
 mod tls_options;
+pub(crate) mod typed;
+pub(crate) mod typed_method;

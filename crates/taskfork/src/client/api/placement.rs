@@ -89,6 +89,7 @@ impl Client {
             (None, None) => return Err(ConfigError::NoAddress),
         }
         config.limits.min_workers = 0;
+        config.required = config.required.copy();
         Ok(config)
     }
 }

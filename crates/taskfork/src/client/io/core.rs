@@ -18,12 +18,13 @@ use crate::client::config::Config;
 use crate::client::now::Now;
 use crate::client::observe::stats::{self, Counters};
 use crate::client::pool::timers::{TimerKey, Timers};
-use crate::client::pool::{Lease, Loss, Pool, Released, WorkerKey};
+use crate::client::pool::{Lease, Loss, Permit, Pool, Released, WorkerKey};
 use crate::client::proto::disconnect::Disconnect;
 use crate::client::proto::handshake::PeerLimits;
 use crate::client::proto::io_types::Event;
 use crate::error::{ConnectionError, FatalError};
 use crate::sync::lock;
+use crate::wire::interface_description::InterfaceDescription;
 use crate::wire::native::FromWorker;
 
 pub(crate) type ClientPool = Pool<Connection, Arc<dyn Waiter>, ConnectionError>;
@@ -65,6 +66,17 @@ impl Core {
             stopped: AtomicBool::new(false),
             drained: Notify::new(),
             config,
+        }
+    }
+
+    /// Requires an interface of the servers. Workers that are connected already are used no more, because their servers
+    /// did not compare it.
+    pub(crate) fn require(&self, interface: &'static InterfaceDescription) {
+        if self.config.required.add(interface) {
+            let idle = self.pool().expire_workers();
+            // Dropped after the pool is unlocked, because closing a socket can take the kernel a while.
+            drop(idle);
+            self.worker_removed();
         }
     }
 
@@ -247,10 +259,30 @@ impl Core {
         reason: ConnectionError,
     ) -> Option<PoolCommand> {
         self.record_connect_failure(&reason);
+        let refused = self.wrong_interface(&reason);
         let connection = self.pool().handshake_failed(lease, reason, time::now());
         drop(connection);
         self.worker_removed();
+        refused.into_iter().for_each(|cause| self.fail_waiting(&cause));
         None
+    }
+
+    /// Ends a failed attempt to connect.
+    pub(crate) fn finish_failed_attempt(&self, permit: Permit, reason: ConnectionError) {
+        self.record_connect_failure(&reason);
+        let refused = self.wrong_interface(&reason);
+        self.pool().failed(permit, reason, time::now());
+        self.worker_removed();
+        refused.into_iter().for_each(|cause| self.fail_waiting(&cause));
+    }
+
+    /// The error of all checkouts that wait, if the server does not serve what this client requires. To try again would
+    /// not help.
+    fn wrong_interface(&self, reason: &ConnectionError) -> Option<FatalError> {
+        reason.is_wrong_interface().then(|| FatalError::WrongInterface {
+            address: self.config.addresses(),
+            difference: reason.to_string(),
+        })
     }
 
     /// Records a failed attempt to connect: the next handshake is not optimistic.
@@ -331,12 +363,19 @@ impl Core {
         self.drained.notify_waiters();
     }
 
-    /// Why no checkout can get a worker any more, if the client is closed or its runtime is gone.
+    /// Why no checkout can get a worker, if the client is closed, its runtime is gone, or the server has just refused
+    /// what the client requires.
     pub(crate) fn unavailable(&self) -> Option<FatalError> {
-        if self.pool().is_closed() {
-            return Some(FatalError::ClientClosed);
-        }
-        self.is_stopped().then(runtime_shut_down)
+        let refused = {
+            let pool = self.pool();
+            if pool.is_closed() {
+                return Some(FatalError::ClientClosed);
+            }
+            // Once the delay is over, the next checkout finds out whether it is still so.
+            let known = pool.unreachable().filter(|_| pool.is_delayed(time::now()));
+            known.and_then(|known| self.wrong_interface(&known.reason))
+        };
+        refused.or_else(|| self.is_stopped().then(runtime_shut_down))
     }
 
     fn is_stopped(&self) -> bool {

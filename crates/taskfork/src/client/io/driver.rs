@@ -225,9 +225,7 @@ fn finish_attempt(core: &Arc<Core>, (permit, outcome, took): Attempt) {
                 Some(trouble) => reason.with_detail(&trouble),
                 None => reason,
             };
-            core.record_connect_failure(&reason);
-            core.pool().failed(permit, reason, time::now());
-            core.worker_removed();
+            core.finish_failed_attempt(permit, reason);
         }
     }
 }

@@ -82,19 +82,22 @@ impl SharedSession {
         session
     }
 
-    /// Makes a call in a checkout of its own, which ends with that call.
+    /// Makes a call in a checkout of its own, which ends with that call. If its worker dies, it is made again up to
+    /// `retries` times, though it may have run.
     pub(crate) fn call_once(
         core: Arc<Core>,
         options: CheckoutOptions,
         method: MethodName,
         operation: Operation,
         replay: Option<Arc<Replay>>,
+        retries: u32,
     ) -> (Arc<Self>, Seq) {
         let session = Self::with(core, options, true);
         let now = now();
         let mut state = session.lock();
         let mut effects = Effects::default();
         session.check_out(options.priority, &mut state, &mut effects);
+        state.session.set_retries(retries);
         let seq = state.session.submit(method, operation, replay, &now);
         state.session.close();
         let is_sent = match &mut state.place {
@@ -380,7 +383,7 @@ impl SharedSession {
             match session.process(now) {
                 Step::Changed => return Poll::Ready(()),
                 Step::Answer(outcome) => {
-                    let failed = matches!(outcome, Outcome::Error(_));
+                    let failed = matches!(outcome, Outcome::Error { .. });
                     if let Some(head) = session.head() {
                         let (method, sent) = (head.method.as_deref(), &head.sent);
                         self.core.counters.count_answer(method, sent, failed);
@@ -468,6 +471,8 @@ impl SharedSession {
                         Return::FailHandshake(reason) => PoolCommand::FailHandshake(lease, reason),
                     });
                 }
+                // Another worker would come too late.
+                Event::NeedsWorker if state.session.end_if_late(&now()) => {}
                 Event::NeedsWorker => {
                     // The pool still counts the lost worker as held, so it cannot return the same one.
                     let taken = self.core.pool().check_out_again(self.clone(), time::now());

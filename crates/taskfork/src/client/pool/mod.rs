@@ -83,6 +83,8 @@ pub(crate) struct Pool<C, W, E> {
     backoff: Backoff,
     unreachable: Option<Unreachable<E>>,
     closed: bool,
+    /// Workers up to this generation are used no more.
+    expired: u64,
 }
 
 #[derive(Debug)]
@@ -163,7 +165,7 @@ pub(crate) enum Released<C, W> {
     Idle,
     /// It goes to the checkout that is first in the queue.
     Assigned(W, Lease<C>),
-    /// It has reached `max_checkouts`, there are more than `max_workers`, or the pool is closed.
+    /// It has reached `max_checkouts`, it has expired, there are more than `max_workers`, or the pool is closed.
     Expired(C),
 }
 
@@ -196,6 +198,7 @@ impl<C, W, E> Pool<C, W, E> {
             backoff: Backoff::default(),
             unreachable: None,
             closed: false,
+            expired: 0,
         }
     }
 
@@ -222,6 +225,19 @@ impl<C, W, E> Pool<C, W, E> {
         self.closed = true;
         let idle = std::mem::take(&mut self.idle);
         idle.into_iter().filter_map(|index| self.workers.remove(index).idle).collect()
+    }
+
+    /// Uses no worker any more that is connected, or being connected. Removes the idle ones, whose connections it
+    /// returns. Leased workers stay until they come back.
+    pub(crate) fn expire_workers(&mut self) -> Vec<C> {
+        self.expired = self.next_generation;
+        let idle = std::mem::take(&mut self.idle);
+        idle.into_iter().filter_map(|index| self.workers.remove(index).idle).collect()
+    }
+
+    /// Whether no attempt to connect may be made now, because the last one failed.
+    pub(crate) fn is_delayed(&self, now: Instant) -> bool {
+        self.backoff.next.is_some_and(|next| now < next)
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -439,7 +455,8 @@ impl<C, W, E> Pool<C, W, E> {
 
     fn make_available(&mut self, index: usize) -> Released<C, W> {
         let connected = self.workers.len() - self.connecting;
-        if self.closed || connected > self.limits.max_workers {
+        let is_expired = self.workers[index].generation <= self.expired;
+        if self.closed || is_expired || connected > self.limits.max_workers {
             let Some(connection) = self.workers.remove(index).idle else {
                 unreachable!("a worker becomes available only while its connection is here");
             };

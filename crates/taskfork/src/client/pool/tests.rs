@@ -41,6 +41,7 @@ enum Event {
     IdleDeath(prop::sample::Index),
     Resize(usize, usize),
     CancelAttempts,
+    Expire,
     Later(u16),
 }
 
@@ -60,6 +61,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => index().prop_map(Event::IdleDeath),
         1 => (0usize..3, 1usize..5).prop_map(|(min, more)| Event::Resize(min, min + more)),
         1 => Just(Event::CancelAttempts),
+        1 => Just(Event::Expire),
         1 => (0u16..2000).prop_map(Event::Later),
     ]
 }
@@ -76,6 +78,8 @@ struct Model {
     /// Those that had a worker before. They wait in the order in which they came back.
     returned: BTreeSet<u64>,
     serial: u64,
+    /// Workers that must not be used again.
+    expired: Vec<WorkerKey>,
 }
 
 impl Model {
@@ -90,6 +94,7 @@ impl Model {
             waiting: VecDeque::new(),
             returned: BTreeSet::new(),
             serial: 0,
+            expired: Vec::new(),
         }
     }
 
@@ -188,6 +193,12 @@ impl Model {
             Event::CancelAttempts if self.pool.has_surplus_attempt() => {
                 self.permits.drain(..).for_each(|permit| self.pool.cancelled(permit));
             }
+            Event::Expire => {
+                assert_eq!(self.pool.expire_workers().len(), self.idle.len());
+                self.idle.clear();
+                self.expired.extend(self.leases.iter().map(|lease| lease.key));
+                self.expired.extend(self.permits.iter().map(Permit::key));
+            }
             Event::Later(millis) => self.now += Duration::from_millis(millis.into()),
             _ => {}
         }
@@ -201,6 +212,8 @@ impl Model {
     }
 
     fn settle(&mut self, released: Released<u64, u64>, key: WorkerKey) {
+        let is_expired = self.expired.contains(&key);
+        assert!(!is_expired || matches!(released, Released::Expired(_)), "an old worker is used");
         match released {
             Released::Idle => {
                 assert!(self.waiting.is_empty(), "a worker idles while somebody waits");
@@ -213,7 +226,8 @@ impl Model {
             }
             Released::Expired(_) => {
                 let others = self.idle.len() + self.leases.len();
-                assert!(self.limits.max_checkouts.is_some() || others >= self.limits.max_workers);
+                let is_surplus = others >= self.limits.max_workers;
+                assert!(is_expired || is_surplus || self.limits.max_checkouts.is_some());
             }
         }
     }

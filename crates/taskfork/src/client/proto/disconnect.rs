@@ -113,6 +113,17 @@ impl Disconnect {
         self.notice().is_some_and(|notice| notice.timed_out)
     }
 
+    /// Whether the worker died, or the way to it ended, before the call's time was over.
+    pub(crate) fn is_death(&self) -> bool {
+        match self {
+            Self::Notified(notice) => !notice.timed_out,
+            Self::Closed | Self::Unread => true,
+            #[cfg(feature = "nats")]
+            Self::Path(_) => true,
+            Self::Protocol(_) | Self::NoHandshake(_) => false,
+        }
+    }
+
     /// Whether the connection ended without a notice of the worker's death.
     pub(crate) fn is_without_notice(&self) -> bool {
         matches!(self, Self::Closed | Self::Unread)

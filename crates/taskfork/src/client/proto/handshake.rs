@@ -10,6 +10,7 @@ use crate::display::seconds;
 use crate::error::ConnectionError;
 use crate::time_limit::TimeLimit;
 use crate::wire::WireError;
+use crate::wire::error_body::kind;
 use crate::wire::frame::{self, DEFAULT_MAX_BLOB, PREAMBLE};
 use crate::wire::hello::{ClientHello, MAX_HELLO, WorkerHello};
 use crate::wire::native::{FromWorker, VERSIONS};
@@ -58,6 +59,9 @@ pub(crate) enum HandshakeError {
     Incompatible(String),
     #[error("the server refused: {0}")]
     Refused(String),
+    /// The server does not serve what the client requires.
+    #[error("{0}")]
+    WrongInterface(String),
     /// The server has no free worker; the hello follows later.
     #[error("the server has no worker yet: {0}")]
     ServerBusy(String),
@@ -67,6 +71,7 @@ impl From<HandshakeError> for ConnectionError {
     fn from(error: HandshakeError) -> Self {
         match error {
             HandshakeError::Io(error) => Self::system(error),
+            HandshakeError::WrongInterface(difference) => Self::wrong_interface(difference),
             error => Self::new(error.to_string()),
         }
     }
@@ -96,6 +101,7 @@ pub(crate) fn client_hello(
     max_shared: usize,
     client: u64,
 ) -> Result<Vec<u8>, WireError> {
+    let interfaces = config.required.encode()?;
     let hello = ClientHello {
         versions: VERSIONS.into(),
         name: &config.name,
@@ -104,6 +110,7 @@ pub(crate) fn client_hello(
         max_files: files,
         shared_memory: max_shared,
         client_number: client,
+        interfaces: interfaces.as_deref(),
         peer: config.peer.as_deref(),
     };
     let mut out = PREAMBLE.to_vec();
@@ -135,6 +142,9 @@ impl HandshakeReader {
                 None => Ok(Some(hello)),
                 Some(why) => Err(HandshakeError::Incompatible(why)),
             },
+            FromWorker::Error { body, .. } if body.kind == kind::WRONG_INTERFACE => {
+                Err(HandshakeError::WrongInterface(body.message.to_owned()))
+            }
             FromWorker::Error { body, .. } => Err(HandshakeError::Refused(body.message.to_owned())),
             // A gateway ends a stream in this way.
             FromWorker::End(_) => Err(HandshakeError::Closed),

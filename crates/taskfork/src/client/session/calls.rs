@@ -86,7 +86,11 @@ pub(crate) enum Outcome {
         attachments: AnswerAttachments,
     },
     /// The worker returned an error.
-    Error(Box<AnswerError>),
+    Error {
+        error: Box<AnswerError>,
+        /// The worker may be used again after its checkout.
+        keeps_worker: bool,
+    },
     /// The worker is ready, and nothing else was asked for.
     Ready,
     Unsendable(String),

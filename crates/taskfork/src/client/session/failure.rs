@@ -19,7 +19,7 @@ const MAX_UNSTARTED_DEATHS: u32 = 10;
 
 impl Session {
     /// Handles the end of the worker's connection. If the worker has begun nothing for this checkout, another one
-    /// replaces it; otherwise the checkout fails.
+    /// replaces it, and so it does for a call that may be made again; otherwise the checkout fails.
     pub(super) fn handle_disconnect(&mut self, disconnect: Disconnect) {
         if let Assignment::Ending(..) = self.assignment {
             return self.handle_handshake_aborted(false);
@@ -47,7 +47,12 @@ impl Session {
             || self.setup_deaths == MAX_SETUP_DEATHS
             || (is_unstarted && self.unstarted_deaths + 1 == MAX_UNSTARTED_DEATHS);
         let is_used = self.usage != Usage::Unused;
-        if begun || is_used || hopeless || matches!(disconnect, Disconnect::Protocol(_)) {
+        let is_repeated = begun && self.retries > 0 && disconnect.is_death();
+        if begun && !is_repeated
+            || is_used
+            || hopeless
+            || matches!(disconnect, Disconnect::Protocol(_))
+        {
             let loss = if disconnect.is_in_setup() { Loss::Unused } else { Loss::Used };
             let timed_out = disconnect.is_timeout();
             let server = self.server_end.take().filter(|_| disconnect.is_without_notice());
@@ -66,7 +71,11 @@ impl Session {
             };
             return self.end_with(cause, loss, last_started);
         }
-        let replacing = Assignment::Replacing { is_unstarted };
+        if is_repeated {
+            self.retries -= 1;
+            self.is_repeated = true;
+        }
+        let replacing = Assignment::Replacing { is_unstarted: is_unstarted && !begun };
         let Assignment::Worker(connection) = std::mem::replace(&mut self.assignment, replacing)
         else {
             return;
@@ -75,6 +84,7 @@ impl Session {
             connection,
             match disconnect {
                 Disconnect::NoHandshake(reason) => Return::FailHandshake(reason),
+                _ if is_repeated => Return::Lose(Loss::Used),
                 _ => Return::Lose(Loss::Unused),
             },
         ));
@@ -160,7 +170,8 @@ impl Session {
             Assignment::None | Assignment::Replacing { .. } => {}
         }
         while let Some((_, head)) = self.calls.head() {
-            let may_have_run = head.number().is_some_and(|number| number <= begun);
+            let may_have_run =
+                self.is_repeated || head.number().is_some_and(|number| number <= begun);
             self.finish_head(Outcome::Fatal { cause: cause.clone(), may_have_run });
         }
     }
@@ -189,7 +200,7 @@ impl Session {
                 self.emit(Event::Returned(connection, Return::Lose(Loss::Used)));
             }
             Assignment::Worker(mut connection) => {
-                let keeps = self.usage != Usage::CallFailed || self.options.reuse_after_error;
+                let keeps = self.usage != Usage::Spoiled || self.options.reuse_after_error;
                 // AnyEvent::Task sends no end of the checkout after an error.
                 if !keeps && connection.is_native() {
                     // The message is short, so it can always be encoded.

@@ -71,6 +71,10 @@ pub(crate) struct Session {
     unobserved_failure: Option<(Seq, String)>,
     /// The user makes one call and drops the checkout.
     is_single: bool,
+    /// How many times the first call may be made again after it may have run.
+    retries: u32,
+    /// It has been made again, so it may have run whatever happens to it now.
+    is_repeated: bool,
     /// The time limits of further calls.
     timeout: TimeLimit,
     run_timeout: TimeLimit,
@@ -147,8 +151,8 @@ enum Usage {
     /// No call has been answered, so another worker may take over.
     Unused,
     Used,
-    /// A call has failed in the worker.
-    CallFailed,
+    /// A call has failed, and its error may have left the worker's state half changed.
+    Spoiled,
 }
 
 /// What others must learn of a change.
@@ -201,6 +205,8 @@ impl Session {
             unstarted_deaths: 0,
             unobserved_failure: None,
             is_single,
+            retries: 0,
+            is_repeated: false,
             timeout: options.timeout,
             run_timeout: options.run_timeout,
             check_at: None,
@@ -436,6 +442,11 @@ impl Session {
 
     pub(crate) fn set_run_timeout(&mut self, timeout: TimeLimit) {
         self.run_timeout = timeout;
+    }
+
+    /// Allows the first call to be made again this many times, though it may have run.
+    pub(crate) fn set_retries(&mut self, retries: u32) {
+        self.retries = retries;
     }
 
     /// Replaces the log. Returns the one before.

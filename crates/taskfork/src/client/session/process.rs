@@ -40,7 +40,7 @@ enum Head {
 /// The parts of an answer that borrow nothing from its message.
 enum Answer {
     Result { offset: usize, format: ValueFormat },
-    Error(Box<AnswerError>),
+    Error { error: Box<AnswerError>, keeps_worker: bool },
 }
 
 impl Session {
@@ -146,7 +146,9 @@ impl Session {
                 (call, Some(Answer::Result { offset: body.len() - value.len(), format }))
             }
             Ok(FromWorker::Error { call, body: error }) if !is_skipped_due => {
-                (call, Some(Answer::Error(Box::new(error.into_owned(slice)))))
+                let keeps_worker = error.keeps_worker;
+                let error = Box::new(error.into_owned(slice));
+                (call, Some(Answer::Error { error, keeps_worker }))
             }
             Ok(FromWorker::Ok { .. } | FromWorker::Error { .. }) => {
                 self.handle_disconnect(Disconnect::violation(
@@ -205,7 +207,7 @@ impl Session {
                 value.advance(offset);
                 Outcome::Result { value, format, attachments }
             }
-            Answer::Error(error) => Outcome::Error(error),
+            Answer::Error { error, keeps_worker } => Outcome::Error { error, keeps_worker },
         })
     }
 
@@ -213,16 +215,23 @@ impl Session {
     #[inline]
     pub(crate) fn handle_answer(&mut self, outcome: Outcome) {
         match outcome {
-            Outcome::Error(_) => {
-                self.usage = Usage::CallFailed;
+            Outcome::Error { keeps_worker, .. } => {
+                match keeps_worker {
+                    true => self.mark_used(),
+                    false => self.usage = Usage::Spoiled,
+                }
                 self.fail_head(outcome);
             }
             _ => {
-                if self.usage == Usage::Unused {
-                    self.usage = Usage::Used;
-                }
+                self.mark_used();
                 self.finish_head(outcome);
             }
+        }
+    }
+
+    fn mark_used(&mut self) {
+        if self.usage == Usage::Unused {
+            self.usage = Usage::Used;
         }
     }
 

@@ -166,7 +166,8 @@ impl<S: 'static> ServerBuilder<S> {
         self
     }
 
-    /// Sets the methods that clients can call, and returns the server.
+    /// Sets the methods that clients can call, and returns the server. A tuple of up to eight typed interfaces has the
+    /// methods of all of them.
     ///
     /// ```
     /// use taskfork::{Methods, Server};

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::super::limits::Limit;
 use super::ServerBuilder;
 use crate::busy_poll::BusyPoll;
+use crate::worker::ReplaceAfter;
 
 impl<S> ServerBuilder<S> {
     /// Sets the maximum number of workers for all clients together. Defaults to 64, or to four for
@@ -70,6 +71,25 @@ impl<S> ServerBuilder<S> {
     /// ```
     pub fn max_calls(mut self, calls: impl Into<Option<u64>>) -> Self {
         self.options.recycling.max_calls = calls.into();
+        self
+    }
+
+    /// Sets after which errors of calls a worker is replaced. It finishes its checkout first.
+    ///
+    /// Defaults to [`ReplaceAfter::Panic`] for interfaces that the attribute
+    /// [`interface`](macro@crate::interface) makes: an error that a method returns is a value. For all others it
+    /// defaults to [`ReplaceAfter::AnyError`], because a function that stops in the middle can leave the worker's
+    /// state half changed. A client can keep all workers by
+    /// [`reuse_after_error`](crate::client::ClientBuilder::reuse_after_error). One that speaks JSON decides itself.
+    ///
+    /// ```
+    /// use taskfork::worker::ReplaceAfter;
+    ///
+    /// let server = taskfork::Server::builder().replace_after(ReplaceAfter::AnyError);
+    /// # let _ = server;
+    /// ```
+    pub fn replace_after(mut self, errors: ReplaceAfter) -> Self {
+        self.options.replace_after = Some(errors);
         self
     }
 

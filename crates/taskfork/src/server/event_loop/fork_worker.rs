@@ -330,6 +330,7 @@ impl EventLoop {
                 max_result: self.options.sandbox.result_limit().unwrap_or(usize::MAX),
                 max_calls: self.options.recycling.max_calls,
                 max_memory: self.options.recycling.max_memory,
+                replace_after: self.options.replace_after,
                 share_details: self.options.access.details,
                 server_user: self.connections.rules.own(),
             },

@@ -77,6 +77,8 @@ pub(crate) struct CallMeta<'a> {
     pub(crate) tracestate: Option<&'a str>,
     /// The arguments were JSON first.
     pub(crate) json: bool,
+    /// The typed interface that the method belongs to.
+    pub(crate) interface: Option<&'a str>,
 }
 
 #[taskfork_macros::startup_code]
@@ -120,6 +122,7 @@ impl<'a> FromClient<'a> {
                 "traceparent" => call.traceparent = Some(reader.str()?),
                 "tracestate" => call.tracestate = Some(reader.str()?),
                 JSON => call.json = reader.bool()?,
+                "interface" => call.interface = Some(reader.str()?),
                 _ => return Ok(false),
             }
             Ok(true)
@@ -133,7 +136,17 @@ impl<'a> FromClient<'a> {
 
 /// Appends the beginning of a call. The caller appends the array of its arguments.
 pub(crate) fn put_call(out: &mut Vec<u8>, method: Option<&str>, meta: CallMeta<'_>) {
-    let CallMeta { log, trace, timeout, run_timeout, grace, traceparent, tracestate, json } = meta;
+    let CallMeta {
+        log,
+        trace,
+        timeout,
+        run_timeout,
+        grace,
+        traceparent,
+        tracestate,
+        json,
+        interface,
+    } = meta;
     put_array(out, 4);
     put_uint(out, CALL);
     let mut map = MapWriter::new(out);
@@ -150,6 +163,7 @@ pub(crate) fn put_call(out: &mut Vec<u8>, method: Option<&str>, meta: CallMeta<'
     map.optional_str("traceparent", traceparent);
     map.optional_str("tracestate", tracestate);
     map.flag(JSON, json);
+    map.optional_str("interface", interface);
     match method {
         Some(method) => put_str(out, method),
         None => put_nil(out),

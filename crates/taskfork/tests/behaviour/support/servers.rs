@@ -10,6 +10,13 @@ use taskfork::worker::{Arguments, Function};
 use taskfork::{BoxError, Methods, Server, ServerBuilder, ServerError};
 
 pub(crate) const ENTRIES: &[(&str, Entry)] = &[
+    ("replace_after_typed", crate::replace_after::typed),
+    ("replace_after_untyped", crate::replace_after::untyped),
+    ("retries", crate::retries::server),
+    ("several_interfaces", crate::several_interfaces::server),
+    ("typed_clients", crate::typed_clients::server),
+    ("typed_clients_listening", crate::typed_clients::listening),
+    ("typed_clients_untyped", crate::typed_clients::untyped),
     ("general", |server| serve(server.name("general"))),
     ("sandboxed", crate::sandbox::spawned),
     ("limited_memory", crate::limits::server_with_memory),

@@ -37,7 +37,7 @@ proptest! {
         bytes.extend(checkout.send(usize::MAX, limit));
         checkout.receive(&failure(1));
         checkout.process(Duration::ZERO);
-        let is_error = matches!(checkout.outcome(first), Some(Outcome::Error(_)));
+        let is_error = matches!(checkout.outcome(first), Some(Outcome::Error { .. }));
         prop_assert!(is_error);
         for call in behind {
             let is_dropped = matches!(checkout.outcome(call), Some(Outcome::Dropped { .. }));
@@ -79,7 +79,7 @@ fn answers_of_skipped_calls_are_read_while_a_long_call_is_sent() {
     checkout.send_all();
     checkout.receive(&failure(1));
     checkout.process(Duration::ZERO);
-    assert!(matches!(checkout.outcome(first), Some(Outcome::Error(_))));
+    assert!(matches!(checkout.outcome(first), Some(Outcome::Error { .. })));
     assert!(matches!(checkout.outcome(behind), Some(Outcome::Dropped { .. })));
     let long = checkout.call(9000);
     checkout.send(usize::MAX, 100);

@@ -29,6 +29,7 @@ use crate::wire::values::ValueFormat;
 mod calls;
 mod gateway;
 mod handshake;
+mod retries;
 mod run_timeout;
 mod violations;
 
@@ -57,9 +58,18 @@ impl Checkout {
 
     /// `is_single` says that it makes one call only.
     fn with(is_single: bool) -> Self {
+        Self::with_reuse(is_single, true)
+    }
+
+    /// Replaces a worker if an error says so.
+    fn replacing() -> Self {
+        Self::with_reuse(false, false)
+    }
+
+    fn with_reuse(is_single: bool, reuse_after_error: bool) -> Self {
         let session = Session::new(
             SessionOptions {
-                reuse_after_error: true,
+                reuse_after_error,
                 timeout: TimeLimit::new(TIMEOUT),
                 run_timeout: TimeLimit::NEVER,
                 grace: TimeLimit::new(GRACE),

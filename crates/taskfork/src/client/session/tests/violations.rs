@@ -96,7 +96,7 @@ fn the_answer_of_a_call_that_must_be_skipped_ends_the_connection() {
         checkout.send_all();
         checkout.receive(&failure(1));
         checkout.process(Duration::ZERO);
-        assert!(matches!(checkout.outcome(first), Some(Outcome::Error(_))));
+        assert!(matches!(checkout.outcome(first), Some(Outcome::Error { .. })));
         let next = checkout.call(3);
         checkout.send_all();
         checkout.receive(&message);

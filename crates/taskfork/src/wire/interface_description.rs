@@ -1,0 +1,184 @@
+//! What a typed interface looks like to its callers: names and types as texts. A client sends it in its hello.
+
+use super::WireError;
+use super::fields::MapWriter;
+use super::msgpack::{put_array, put_nil, put_str};
+
+/// The most interfaces in a hello.
+pub(crate) const MAX_INTERFACES: usize = 64;
+
+/// The most bytes of descriptions with methods in a hello. The rest of the hello needs room too. A gateway adds up to
+/// half of it.
+const MAX_DESCRIPTIONS: usize = 7 << 10;
+
+/// A typed interface.
+#[doc(hidden)]
+#[derive(Debug, PartialEq, Eq)]
+pub struct InterfaceDescription {
+    pub(crate) name: &'static str,
+    pub(crate) methods: &'static [MethodDescription],
+    /// Two interfaces with the same methods have the same.
+    fingerprint: u64,
+}
+
+/// A method of a typed interface.
+#[doc(hidden)]
+#[derive(Debug, PartialEq, Eq)]
+pub struct MethodDescription {
+    /// What calls name it by.
+    pub name: &'static str,
+    /// Names and types of the parameters.
+    pub parameters: &'static [(&'static str, &'static str)],
+    pub result: &'static str,
+    /// `None` if it cannot fail.
+    pub error: Option<&'static str>,
+}
+
+/// An interface that the attribute [`interface`](macro@crate::interface) has made.
+#[doc(hidden)]
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be one of several interfaces of a server",
+    note = "a server serves several interfaces if `#[taskfork::interface]` has made all of them"
+)]
+pub trait Described {
+    const DESCRIPTION: &'static InterfaceDescription;
+}
+
+/// The error type of a method whose caller gets the text and the causes of any error.
+#[doc(hidden)]
+pub const UNTYPED_ERROR: &str = "Failure";
+
+impl InterfaceDescription {
+    /// Describes an interface with these methods.
+    pub const fn new(name: &'static str, methods: &'static [MethodDescription]) -> Self {
+        let mut hash = Fnv::new();
+        let mut method = 0;
+        while method < methods.len() {
+            hash = hash.method(&methods[method]);
+            method += 1;
+        }
+        Self { name, methods, fingerprint: hash.0 }
+    }
+
+    pub(super) fn fingerprint(&self) -> u64 {
+        self.fingerprint
+    }
+
+    fn put(&self, out: &mut Vec<u8>, with_methods: bool) {
+        let mut map = MapWriter::new(out);
+        map.str("name", self.name);
+        map.uint("fingerprint", self.fingerprint);
+        if with_methods {
+            let out = map.key("methods");
+            put_array(out, self.methods.len() as u32);
+            self.methods.iter().for_each(|method| method.put(out));
+        }
+    }
+}
+
+impl MethodDescription {
+    fn put(&self, out: &mut Vec<u8>) {
+        put_array(out, 4);
+        put_str(out, self.name);
+        put_array(out, self.parameters.len() as u32);
+        for (name, ty) in self.parameters {
+            put_array(out, 2);
+            put_str(out, name);
+            put_str(out, ty);
+        }
+        put_str(out, self.result);
+        match self.error {
+            Some(error) => put_str(out, error),
+            None => put_nil(out),
+        }
+    }
+}
+
+/// Encodes what a client requires of its server, for the key `interfaces` of its hello. Without the methods if those
+/// are too long: then the server compares fingerprints.
+///
+/// # Errors
+/// If there are more interfaces than a server reads.
+pub(crate) fn encode(interfaces: &[&InterfaceDescription]) -> Result<Vec<u8>, WireError> {
+    if interfaces.len() > MAX_INTERFACES {
+        return Err(WireError::Malformed(format!(
+            "a client requires {} interfaces, and the limit is {MAX_INTERFACES}",
+            interfaces.len()
+        )));
+    }
+    let encoded = |with_methods| {
+        let mut out = Vec::new();
+        put_array(&mut out, interfaces.len() as u32);
+        interfaces.iter().for_each(|interface| interface.put(&mut out, with_methods));
+        out
+    };
+    let whole = encoded(true);
+    Ok(if whole.len() <= MAX_DESCRIPTIONS { whole } else { encoded(false) })
+}
+
+/// The hash FNV-1a, which can be computed while a program is compiled.
+#[derive(Clone, Copy)]
+struct Fnv(u64);
+
+impl Fnv {
+    const fn new() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+
+    const fn byte(self, byte: u8) -> Self {
+        Self((self.0 ^ byte as u64).wrapping_mul(0x0100_0000_01b3))
+    }
+
+    /// A text and a byte that is in no text.
+    const fn text(mut self, text: &str) -> Self {
+        let bytes = text.as_bytes();
+        let mut index = 0;
+        while index < bytes.len() {
+            self = self.byte(bytes[index]);
+            index += 1;
+        }
+        self.byte(0xff)
+    }
+
+    const fn method(mut self, method: &MethodDescription) -> Self {
+        self = self.text(method.name);
+        let mut index = 0;
+        while index < method.parameters.len() {
+            let (name, ty) = method.parameters[index];
+            self = self.text(name).text(ty);
+            index += 1;
+        }
+        // A byte that begins no text: without it, a parameter could be taken for a method.
+        self = self.byte(0xfe).text(method.result);
+        match method.error {
+            Some(error) => self.byte(0xfd).text(error),
+            None => self.byte(0xfc),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn method(name: &'static str, result: &'static str) -> MethodDescription {
+        MethodDescription { name, parameters: &[("a", "u8")], result, error: None }
+    }
+
+    #[test]
+    fn each_part_of_a_method_changes_the_fingerprint() {
+        static METHODS: [[MethodDescription; 1]; 6] = [
+            [method("a", "u8")],
+            [method("b", "u8")],
+            [method("a", "u16")],
+            [MethodDescription { parameters: &[("a", "u8"), ("b", "u8")], ..method("a", "u8") }],
+            [MethodDescription { parameters: &[("b", "u8")], ..method("a", "u8") }],
+            [MethodDescription { error: Some(""), ..method("a", "u8") }],
+        ];
+        let prints: Vec<_> =
+            METHODS.iter().map(|one| InterfaceDescription::new("x", one).fingerprint).collect();
+        let different: std::collections::BTreeSet<_> = prints.iter().collect();
+        assert_eq!(different.len(), prints.len());
+        assert_eq!(InterfaceDescription::new("another name", &METHODS[0]).fingerprint, prints[0]);
+    }
+}
