@@ -109,7 +109,11 @@ fn interfaces() -> Vec<Case> {
     let parameter = list(&[name.clone(), name.clone()]);
     add("with 64 parameters", vec![parameters(vec![parameter.clone(); 64])], Served);
     add("with 65 parameters", vec![parameters(vec![parameter; 65])], Refused);
-    add("with a parameter of 1", vec![parameters(vec![list(std::slice::from_ref(&name))])], Refused);
+    add(
+        "with a parameter of 1",
+        vec![parameters(vec![list(std::slice::from_ref(&name))])],
+        Refused,
+    );
     let deep = (0..1000).fold(Value::Nil, |inner, _| list(&[inner]));
     add("with an unknown key 1000 deep", vec![map(&[("later", deep)])], Served);
     cases
