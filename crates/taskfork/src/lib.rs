@@ -111,6 +111,7 @@ pub mod error;
 pub mod fuzz;
 mod log_output;
 mod peer;
+mod progress;
 mod report;
 mod ring;
 pub mod sandbox;
@@ -134,6 +135,7 @@ pub use client::{Call, Checkout, Client};
 #[doc(inline)]
 pub use error::Error;
 pub use log_defer;
+pub use progress::Progress;
 #[doc(inline)]
 pub use server::{Server, ServerBuilder, ServerError, init};
 #[doc(inline)]

@@ -18,6 +18,7 @@ pub use api::builder::{ClientBuilder, ConfigError};
 pub use api::call::Call;
 pub use api::checkout::{Caller, Checkout};
 pub use api::handle::Client;
+pub use api::progress::ProgressUpdates;
 pub use observe::stats::Stats;
 pub use pool::Overload;
 pub use rmpv::Value;

@@ -25,6 +25,7 @@ mod perl;
 mod phase;
 mod pipeline;
 mod presetup;
+mod progress;
 #[cfg_attr(not(feature = "spans"), path = "records_disabled.rs")]
 mod records;
 mod rings;

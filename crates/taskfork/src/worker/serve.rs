@@ -49,6 +49,7 @@ pub(crate) fn serve<S: 'static>(
         tracing::error!(worker = init.number, "a timeout cannot show this worker's stack: {error}");
     }
     context::set_scratch(init.scratch);
+    telemetry::set_slot(init.slot);
     let number = init.number;
     let mut worker = Worker {
         number,

@@ -48,6 +48,7 @@ mod pipelining;
 mod pool;
 mod preload;
 mod privileges;
+mod progress;
 mod recycling;
 mod relayed;
 mod reports;

@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
+use super::progress::ProgressUpdates;
 use crate::blob;
 use crate::client::io::shared_session::SharedSession;
 use crate::client::io::spin::SpinGuard;
@@ -108,6 +109,30 @@ impl<T, E> Call<T, E> {
         E: Send + 'static,
     {
         Self::from(Source::Ready(Mutex::new(Some(Box::new(|| result)))))
+    }
+
+    /// The reports of how far the call has got, which the worker's code makes with
+    /// [`Context::progress`](crate::worker::Context::progress). There are none once the call is over, from servers that
+    /// speak the protocol of AnyEvent::Task, and for [`ready`](Self::ready).
+    ///
+    /// ```no_run
+    /// # async fn example(client: taskfork::Client) -> Result<(), taskfork::Error> {
+    /// let call = client.call::<u64>("import", ("orders.csv",));
+    /// let mut progress = call.progress();
+    /// while let Some(progress) = progress.changed().await {
+    ///     println!("{progress}");
+    /// }
+    /// println!("{} rows", call.await?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn progress(&self) -> ProgressUpdates {
+        match &self.source {
+            Source::Session { session, seq, .. } if !self.done => session
+                .progress_cell(*seq)
+                .map_or_else(ProgressUpdates::none, |cell| ProgressUpdates::new(session.clone(), cell)),
+            Source::Session { .. } | Source::Ready(_) => ProgressUpdates::none(),
+        }
     }
 
     #[track_caller]

@@ -10,6 +10,7 @@ mod nats;
 mod nats_options;
 #[cfg(feature = "nats")]
 mod placement;
+pub(super) mod progress;
 #[cfg(feature = "tls")]
 mod tls;
 #[cfg(feature = "tls")]

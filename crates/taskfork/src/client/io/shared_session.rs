@@ -17,6 +17,7 @@ use super::effects::{Effects, PoolCommand, Waiter};
 use super::spin::SpinGuard;
 use super::time;
 use crate::client::now::Now;
+use crate::client::observe::progress::ProgressCell;
 use crate::client::observe::replay::Replay;
 use crate::client::pool::timers::TimerKey;
 use crate::client::pool::wait_queue::Ticket;
@@ -313,6 +314,16 @@ impl SharedSession {
         self.lock().session.alloc_shared(length)
     }
 
+    /// Where reports of the progress of a call go. `None` if there will be none.
+    pub(crate) fn progress_cell(&self, seq: Seq) -> Option<Arc<ProgressCell>> {
+        self.lock().session.progress_cell(seq)
+    }
+
+    /// Handles what has arrived.
+    pub(crate) fn receive_arrived(self: &Arc<Self>) {
+        self.update(|_, _| {});
+    }
+
     /// The caller has dropped the call.
     pub(crate) fn abandon(self: &Arc<Self>, seq: Seq) {
         self.update(|state, _| {
@@ -439,6 +450,7 @@ impl SharedSession {
                 Event::Wake(seq, _) if state.polled == Some(seq) => {}
                 Event::Wake(_, waker) => effects.wakers.push(waker),
                 Event::Replay(replay) => effects.rare().replays.push(replay),
+                Event::Progress(cell) => effects.rare().progress.push(cell),
                 Event::DropLog(log) => effects.rare().logs.push(log),
                 Event::Established(limits, took) => self.core.record_handshake(limits, took),
                 Event::WorkerLost(cause) => self.core.counters.count_death(cause),

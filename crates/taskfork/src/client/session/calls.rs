@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use crate::client::observe::log::Timing;
 use crate::client::observe::metrics::Stopwatch;
+use crate::client::observe::progress::ProgressCell;
 use crate::client::observe::replay::Replay;
 use crate::client::proto::AnswerAttachments;
 use crate::error::FatalError;
@@ -42,6 +43,8 @@ pub(crate) struct Entry {
     pub(crate) sent: Stopwatch,
     /// Where the worker's spans and events go, until the outcome is taken.
     pub(crate) replay: Option<Arc<Replay>>,
+    /// How far it has got, if the worker has said that or somebody wants to know it.
+    pub(crate) progress_cell: Option<Arc<ProgressCell>>,
 }
 
 /// The replay of a finished call. It must be dropped while no lock is held, because that may run users' code.
@@ -310,6 +313,19 @@ impl Calls {
         }
         self.compact();
         replay
+    }
+
+    /// Where reports of the progress of an unfinished call go.
+    pub(crate) fn progress_cell(&mut self, seq: Seq) -> Option<Arc<ProgressCell>> {
+        let index = self.index(seq)?;
+        let entry = &mut self.list[index];
+        (!entry.is_finished()).then(|| entry.progress_cell.get_or_insert_default().clone())
+    }
+
+    /// Removes the place of reports of a call's progress.
+    pub(crate) fn take_progress_cell(&mut self, seq: Seq) -> Option<Arc<ProgressCell>> {
+        let index = self.index(seq)?;
+        self.list[index].progress_cell.take()
     }
 
     pub(crate) fn set_waker(&mut self, seq: Seq, waker: &Waker) {

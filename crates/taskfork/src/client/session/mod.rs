@@ -42,6 +42,7 @@ pub(crate) use self::process::Step;
 use crate::client::now::Now;
 use crate::client::observe::log::Timing;
 use crate::client::observe::metrics::Stopwatch;
+use crate::client::observe::progress::ProgressCell;
 use crate::client::observe::replay::Replay;
 use crate::client::pool::Loss;
 use crate::client::proto::connection::Connection;
@@ -145,6 +146,8 @@ pub(crate) enum Event {
     Wake(Seq, Waker),
     /// A replay has pending records, or is finished.
     Replay(Arc<Replay>),
+    /// The progress of a call has changed, or the call is over.
+    Progress(Arc<ProgressCell>),
     /// A log to drop. Dropping the last handle of a log calls the user's callback.
     DropLog(Log),
     /// A worker's hello has come, this long after the connection was made.
@@ -438,6 +441,7 @@ impl Session {
             timing,
             sent: Stopwatch::new(),
             replay,
+            progress_cell: None,
         };
         let seq = self.calls.push(entry);
         self.watch_deadline();
@@ -467,9 +471,16 @@ impl Session {
         self.calls.set_waker(seq, waker);
     }
 
+    /// Where reports of the progress of a call go. `None` if there will be none.
+    pub(crate) fn progress_cell(&mut self, seq: Seq) -> Option<Arc<ProgressCell>> {
+        self.calls.progress_cell(seq)
+    }
+
     /// The caller has dropped the call.
     pub(crate) fn abandon(&mut self, seq: Seq) {
         self.mark_observed(seq);
+        // Whoever awaits the next report must not wait for a call that nobody wants.
+        self.end_progress(seq);
         if let (Assignment::Worker(connection), Some(number)) =
             (&mut self.assignment, self.calls.number_behind_head(seq))
         {
@@ -580,6 +591,15 @@ impl Session {
     fn emit_replay(&mut self, replay: Option<Arc<Replay>>) {
         if let Some(replay) = replay {
             self.emit(Event::Replay(replay));
+        }
+    }
+
+    /// No more reports of the progress of this call follow.
+    #[inline]
+    fn end_progress(&mut self, seq: Seq) {
+        if let Some(cell) = self.calls.take_progress_cell(seq) {
+            cell.end();
+            self.emit(Event::Progress(cell));
         }
     }
 

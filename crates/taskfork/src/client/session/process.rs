@@ -161,12 +161,19 @@ impl Session {
             }
             // The connection has handled the right answer of a skipped call.
             Ok(FromWorker::Skipped { call }) if entry.abandoned || is_skipped_due => (call, None),
-            Ok(FromWorker::Telemetry(Telemetry { log, trace }))
+            Ok(FromWorker::Telemetry(telemetry @ Telemetry { log, trace, .. }))
                 if connection.is_next_call_sent() && !is_skipped_due =>
             {
                 connection.read_budget().count_telemetry(body.len());
                 if let (Some(into), Some(encoded)) = (&self.log, log) {
                     log::merge(into, encoded);
+                }
+                if !entry.abandoned
+                    && let Some(progress) = telemetry.read_progress()
+                {
+                    let cell = entry.progress_cell.get_or_insert_default().clone();
+                    cell.set(progress);
+                    self.events.push(Some(Event::Progress(cell)));
                 }
                 if let (Some(replay), Some(encoded)) = (&entry.replay, trace) {
                     replay.push(connection.pid, slice(encoded));
@@ -229,6 +236,7 @@ impl Session {
     #[inline]
     pub(super) fn finish_head(&mut self, outcome: Outcome) {
         let Some((seq, _)) = self.calls.head() else { return };
+        self.end_progress(seq);
         let (waker, replay) = self.calls.finish(seq, outcome);
         if let Some(waker) = waker {
             self.emit(Event::Wake(seq, waker));

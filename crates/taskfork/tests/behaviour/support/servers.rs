@@ -59,6 +59,7 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
         crate::shared_buffers::server(server.listen("tcp:127.0.0.1:0"))
     }),
     ("shared_buffers_none", |server| crate::shared_buffers::server(server.shared_memory(0))),
+    ("progress", crate::progress::server),
     ("rings", crate::rings::server),
     ("rings_awake", |server| {
         crate::rings::server(
