@@ -128,9 +128,11 @@ impl<T, E> Call<T, E> {
     /// ```
     pub fn progress(&self) -> ProgressUpdates {
         match &self.source {
-            Source::Session { session, seq, .. } if !self.done => session
-                .progress_cell(*seq)
-                .map_or_else(ProgressUpdates::none, |cell| ProgressUpdates::new(session.clone(), cell)),
+            Source::Session { session, seq, .. } if !self.done => {
+                session.progress_cell(*seq).map_or_else(ProgressUpdates::none, |cell| {
+                    ProgressUpdates::new(session.clone(), cell)
+                })
+            }
             Source::Session { .. } | Source::Ready(_) => ProgressUpdates::none(),
         }
     }
