@@ -5,6 +5,7 @@ use quote::{format_ident, quote, quote_spanned};
 use syn::spanned::Spanned;
 use syn::{Ident, ItemTrait};
 
+use crate::emitter::Emitter;
 use crate::model::{Interface, Method, Output};
 use crate::parameter::Parameter;
 
@@ -29,10 +30,14 @@ fn dispatch(item: &ItemTrait, interface: &Interface) -> TokenStream {
         .iter()
         .map(|Method { called, conditions, .. }| quote!(#(#conditions)* #called));
     let arms = interface.methods.iter().map(|method| {
-        let Method { name: function, called: text, conditions, parameters, output, .. } = method;
+        let Method { name: function, called: text, conditions, parameters, emitter, output, .. } =
+            method;
         let names = parameters.iter().map(|parameter| &parameter.name);
         let types = parameters.iter().map(Parameter::decoded);
-        let passed = parameters.iter().map(Parameter::passed);
+        let mut passed: Vec<_> = parameters.iter().map(Parameter::passed).collect();
+        if let Some(emitter) = emitter {
+            passed.insert(emitter.index, quote!(&mut __emitter));
+        }
         let answer = match output {
             Output::Plain(_) => quote!(__request.value(&__result)),
             // This span makes the compiler report an unsuitable error type where the trait names it.
@@ -43,15 +48,41 @@ fn dispatch(item: &ItemTrait, interface: &Interface) -> TokenStream {
                 quote_spanned!(value.span()=> __request.untyped(__result))
             }
         };
+        let answer = quote! {{
+            let __result = <S as #name>::#function(__state, #(#passed),*);
+            #answer
+        }};
+        let answer = match emitter {
+            None => answer,
+            Some(Emitter { item, .. }) => quote! {
+                match __request.emitter::<#item>() {
+                    ::core::result::Result::Ok(mut __emitter) => #answer,
+                    ::core::result::Result::Err(__reply) => __reply,
+                }
+            },
+        };
         quote! {
             #(#conditions)*
             ::core::option::Option::Some(#text) => match __request.parse::<(#(#types,)*)>() {
-                ::core::result::Result::Ok((#(#names,)*)) => {
-                    let __result = <S as #name>::#function(__state, #(#passed),*);
-                    #answer
-                }
+                ::core::result::Result::Ok((#(#names,)*)) => #answer,
                 ::core::result::Result::Err(__reply) => __reply,
             },
+        }
+    });
+    let streaming: Vec<_> = interface
+        .methods
+        .iter()
+        .filter(|method| method.emitter.is_some())
+        .map(|Method { called, conditions, .. }| {
+            quote!(#(#conditions)* ::core::option::Option::Some(#called) => true,)
+        })
+        .collect();
+    let streams = (!streaming.is_empty()).then(|| quote! {
+        fn streams(&self, __method: ::core::option::Option<&str>) -> bool {
+            match __method {
+                #(#streaming)*
+                _ => false,
+            }
         }
     });
     quote! {
@@ -70,6 +101,8 @@ fn dispatch(item: &ItemTrait, interface: &Interface) -> TokenStream {
                     _ => __request.unknown_method([#(#known),*]),
                 }
             }
+
+            #streams
         }
     }
 }
@@ -77,7 +110,10 @@ fn dispatch(item: &ItemTrait, interface: &Interface) -> TokenStream {
 fn calls(item: &ItemTrait, interface: &Interface) -> TokenStream {
     let output = |method: &Method| {
         let (value, error) = types(method);
-        quote!(::taskfork::Call<#value, #error>)
+        match &method.emitter {
+            Some(Emitter { item, .. }) => quote!(::taskfork::StreamCall<#item, #value, #error>),
+            None => quote!(::taskfork::Call<#value, #error>),
+        }
     };
     let calls = Calls {
         name: format_ident!("{}Calls", item.ident),
@@ -91,7 +127,12 @@ fn calls(item: &ItemTrait, interface: &Interface) -> TokenStream {
 fn blocking_calls(item: &ItemTrait, interface: &Interface) -> TokenStream {
     let output = |method: &Method| {
         let (value, error) = types(method);
-        quote!(::core::result::Result<#value, ::taskfork::Error<#error>>)
+        match &method.emitter {
+            Some(Emitter { item, .. }) => {
+                quote!(::taskfork::blocking::StreamCall<#item, #value, #error>)
+            }
+            None => quote!(::core::result::Result<#value, ::taskfork::Error<#error>>),
+        }
     };
     let calls = Calls {
         name: format_ident!("{}BlockingCalls", item.ident),
@@ -157,7 +198,11 @@ impl Calls<'_> {
             Output::Plain(value) | Output::Untyped { value } => value.span(),
             Output::Typed { error, .. } => error.span(),
         };
-        quote_spanned!(span=> #caller::typed(self, #called, (#(#arguments,)*)))
+        let function = match method.emitter {
+            Some(_) => quote!(streamed),
+            None => quote!(typed),
+        };
+        quote_spanned!(span=> #caller::#function(self, #called, (#(#arguments,)*)))
     }
 }
 

@@ -4,6 +4,7 @@
 //! `startup_code` is for the crate `taskfork` itself.
 
 mod attributes;
+mod emitter;
 mod expand;
 mod model;
 mod parameter;

@@ -20,6 +20,8 @@
 //! # }
 //! ```
 
+mod stream;
+
 use std::io;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::pin::pin;
@@ -31,6 +33,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
+pub use self::stream::StreamCall;
 use crate::blob::BlobMut;
 use crate::client::{Caller as AsyncCaller, ClientBuilder, ConfigError, Stats};
 use crate::display::debug_as_text;
@@ -397,6 +400,25 @@ impl Checkout {
         Call { inner: self.inner.call(method, args) }
     }
 
+    /// Calls a method that streams items of the type `I`, and returns a result of the type `T` at the end. See
+    /// [`crate::Checkout::stream`].
+    ///
+    /// ```no_run
+    /// # fn example(client: taskfork::blocking::Client) -> Result<(), taskfork::Error> {
+    /// let checkout = client.checkout();
+    /// let mut lines = checkout.stream::<String, u64>("lines", ("words.txt",));
+    /// for line in &mut lines {
+    ///     println!("{}", line?);
+    /// }
+    /// println!("{} lines", lines.finish()?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[track_caller]
+    pub fn stream<I, T>(&self, method: &str, args: impl IntoArguments) -> StreamCall<I, T> {
+        StreamCall::new(self.inner.stream(method, args))
+    }
+
     /// Waits until the checkout has a worker and the calls made before are over. It runs nothing in
     /// the worker.
     ///
@@ -522,6 +544,15 @@ pub trait Caller {
     where
         T: DeserializeOwned,
         E: InterfaceError;
+
+    /// Calls a method of a typed interface that streams.
+    #[doc(hidden)]
+    #[track_caller]
+    fn streamed<I, T, E>(
+        &self,
+        method: &'static str,
+        args: impl IntoArguments,
+    ) -> StreamCall<I, T, E>;
 }
 
 impl Caller for Checkout {
@@ -533,6 +564,15 @@ impl Caller for Checkout {
     {
         block_on(self.inner.typed(method, args))
     }
+
+    #[track_caller]
+    fn streamed<I, T, E>(
+        &self,
+        method: &'static str,
+        args: impl IntoArguments,
+    ) -> StreamCall<I, T, E> {
+        StreamCall::new(self.inner.streamed(method, args))
+    }
 }
 
 impl Caller for Client {
@@ -543,6 +583,15 @@ impl Caller for Client {
         E: InterfaceError,
     {
         block_on(self.inner.typed(method, args))
+    }
+
+    #[track_caller]
+    fn streamed<I, T, E>(
+        &self,
+        method: &'static str,
+        args: impl IntoArguments,
+    ) -> StreamCall<I, T, E> {
+        StreamCall::new(self.inner.streamed(method, args))
     }
 }
 

@@ -131,7 +131,7 @@ pub mod worker;
 #[doc(inline)]
 pub use blob::Blob;
 #[doc(inline)]
-pub use client::{Call, Checkout, Client};
+pub use client::{Call, Checkout, Client, StreamCall};
 #[doc(inline)]
 pub use error::Error;
 pub use log_defer;
@@ -139,7 +139,7 @@ pub use progress::Progress;
 #[doc(inline)]
 pub use server::{Server, ServerBuilder, ServerError, init};
 #[doc(inline)]
-pub use worker::{BoxError, Methods};
+pub use worker::{BoxError, Emitter, Methods};
 
 /// Defines a typed interface for the methods of a trait.
 ///

@@ -19,6 +19,7 @@ pub use api::call::Call;
 pub use api::checkout::{Caller, Checkout};
 pub use api::handle::Client;
 pub use api::progress::ProgressUpdates;
+pub use api::stream::StreamCall;
 pub use observe::stats::Stats;
 pub use pool::Overload;
 pub use rmpv::Value;

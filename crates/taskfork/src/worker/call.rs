@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use log_defer::Level;
 
+use super::emitter::Port;
 use super::error_reply::ErrorReply;
 use super::handlers::log_setup_error;
 use super::interface::Request;
 use super::scoreboard::Phase;
 use super::state::{ExitReason, Worker};
+use super::streaming::Streaming;
 use super::telemetry::{self, RequestedTelemetry};
 #[cfg(feature = "spans")]
 use super::tracer;
@@ -32,7 +34,7 @@ const KEPT_BUFFER: usize = 1 << 20;
 
 #[taskfork_macros::startup_code]
 impl<S: 'static> Worker<'_, S> {
-    /// Runs a call and leaves its telemetry and its answer in `out`.
+    /// Runs a call and leaves its telemetry and its answer in `out`. `streaming` is for a call whose caller reads items.
     ///
     /// `begun` is the current time. `sent` is when the client sent the call, from which its timeout
     /// counts.
@@ -43,6 +45,7 @@ impl<S: 'static> Worker<'_, S> {
         meta: &CallMeta<'_>,
         begun: Duration,
         sent: Duration,
+        streaming: Option<&Streaming<'_>>,
     ) -> Result<(), ExitReason> {
         let grace = meta.grace.map_or(DEFAULT_GRACE, TimeLimit::from_microseconds);
         let timeout = meta.timeout.map_or(TimeLimit::NEVER, TimeLimit::from_microseconds);
@@ -66,7 +69,7 @@ impl<S: 'static> Worker<'_, S> {
         });
         trace_context::set(TraceContext::received(meta.traceparent, meta.tracestate));
         context::set(deadline);
-        let result = self.call(method, args);
+        let result = self.call(method, args, streaming);
         context::set(None);
         trace_context::set(None);
         let telemetry = telemetry::end_call();
@@ -93,10 +96,11 @@ impl<S: 'static> Worker<'_, S> {
         &mut self,
         method: Option<&str>,
         args: Arguments<'_>,
+        streaming: Option<&Streaming<'_>>,
     ) -> Result<(), WireError> {
         self.out.bytes.clear();
         self.out.bytes.shrink_to(KEPT_BUFFER);
-        let Err(error) = self.try_call(method, args) else { return Ok(()) };
+        let Err(error) = self.try_call(method, args, streaming) else { return Ok(()) };
         self.pipeline.set_failed();
         let error = if self.shows_details() { error } else { error.without_details() };
         write_error(&mut self.out.bytes, self.max_answer, self.pipeline.number(), &error)
@@ -124,7 +128,12 @@ impl<S: 'static> Worker<'_, S> {
     }
 
     /// Runs a call and writes its result. An error is not written yet.
-    fn try_call(&mut self, method: Option<&str>, args: Arguments<'_>) -> Result<(), ErrorReply> {
+    fn try_call(
+        &mut self,
+        method: Option<&str>,
+        args: Arguments<'_>,
+        streaming: Option<&Streaming<'_>>,
+    ) -> Result<(), ErrorReply> {
         if let Some(error) = self.setup_error.take() {
             return Err(error);
         }
@@ -138,9 +147,15 @@ impl<S: 'static> Worker<'_, S> {
             return Err(ErrorReply::setup(Failure::new("there is no state")));
         };
         let (interface, number) = (self.interface, self.pipeline.number());
+        if streaming.is_some() && !interface.streams(method) {
+            return Err(ErrorReply::arguments(&Failure::new(
+                "the method streams no items: make a call, and no stream",
+            )));
+        }
+        let port = streaming.map(|streaming| -> &dyn Port { streaming });
         self.out.write(self.max_answer, |out| {
             native::put_ok(out, number, ValueFormat::from_json_flag(interface.returns_json()));
-            catch_panic(|| interface.call(state, Request::new(method, args, out)).0)
+            catch_panic(|| interface.call(state, Request::new(method, args, out, port)).0)
                 .unwrap_or_else(|panic| Err(ErrorReply::panic(panic)))
         })?;
         self.check_result()?;
@@ -152,7 +167,10 @@ impl<S: 'static> Worker<'_, S> {
         };
         let fits = self
             .out
-            .fit_with(client, |bytes, home, may_add| shared_memory.store(bytes, home, may_add));
+            .fit_with(client, |bytes, home, may_add| match streaming {
+                Some(streaming) => streaming.store(bytes, home, may_add),
+                None => shared_memory.store(bytes, home, may_add),
+            });
         let length = self.out.len();
         let error = match fits {
             Err(reason) => ErrorReply::result(&reason),

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::emitter::{Emitter, Port};
 use super::error_reply::ErrorReply;
 use crate::blob;
 use crate::error::Failure;
@@ -70,6 +71,12 @@ pub trait Interface<S>: 'static {
         false
     }
 
+    /// Whether this method sends items to a caller that reads them.
+    #[doc(hidden)]
+    fn streams(&self, _method: Option<&str>) -> bool {
+        false
+    }
+
     /// Whether this first argument is a method's name. Only the JSON protocol does not distinguish the
     /// two.
     #[doc(hidden)]
@@ -98,6 +105,8 @@ pub struct Request<'a> {
     args: Arguments<'a>,
     /// The buffer for the encoded result.
     out: &'a mut Vec<u8>,
+    /// Where items go, if the caller reads them.
+    port: Option<&'a dyn Port>,
 }
 
 /// The outcome of a request. A value has been written to its buffer.
@@ -107,8 +116,13 @@ pub struct Reply(pub(crate) Result<(), ErrorReply>);
 
 #[taskfork_macros::startup_code]
 impl<'a> Request<'a> {
-    pub(crate) fn new(method: Option<&'a str>, args: Arguments<'a>, out: &'a mut Vec<u8>) -> Self {
-        Self { method, args: args.of_method(method), out }
+    pub(crate) fn new(
+        method: Option<&'a str>,
+        args: Arguments<'a>,
+        out: &'a mut Vec<u8>,
+        port: Option<&'a dyn Port>,
+    ) -> Self {
+        Self { method, args: args.of_method(method), out, port }
     }
 
     /// The method that the call names.
@@ -124,6 +138,13 @@ impl<'a> Request<'a> {
     /// Decodes the arguments. The error is a reply that says why they do not fit.
     pub fn parse<T: FromArguments>(&self) -> Result<T, Reply> {
         self.args.parse().map_err(|error| Reply(Err(ErrorReply::arguments(&error))))
+    }
+
+    /// Where the items of a method that streams go. The error is a reply for a caller that does not read them.
+    pub fn emitter<T>(&self) -> Result<Emitter<'a, T>, Reply> {
+        let reason = "the method streams items, which this call does not read: make a stream, and no call (clients that speak JSON cannot)";
+        let port = self.port.ok_or_else(|| Reply(Err(ErrorReply::arguments(&Failure::new(reason)))));
+        port.map(Emitter::to_caller)
     }
 
     /// Answers with a value.

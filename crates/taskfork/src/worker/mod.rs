@@ -10,6 +10,7 @@
 mod call;
 mod confinement;
 mod connection;
+mod emitter;
 mod error_reply;
 pub(crate) mod executable;
 pub(crate) mod function;
@@ -34,12 +35,14 @@ pub(crate) mod scoreboard;
 mod serve;
 mod shared_memory;
 mod state;
+mod streaming;
 mod subprocess;
 mod telemetry;
 #[cfg(feature = "spans")]
 pub(crate) mod tracer;
 mod user_code;
 
+pub use emitter::{EmitError, Emitter};
 pub use executable::Executable;
 pub use function::Function;
 pub use interface::{BoxError, Interface};

@@ -257,6 +257,7 @@ pub(super) fn lock() -> MutexGuard<'static, Recorder> {
     sync::lock(&RECORDER)
 }
 
-fn lock_sending() -> MutexGuard<'static, ()> {
+/// Keeps the thread from sending meanwhile.
+pub(super) fn lock_sending() -> MutexGuard<'static, ()> {
     sync::lock(&SENDING)
 }

@@ -193,7 +193,7 @@ impl<T, E> fmt::Debug for Call<T, E> {
     }
 }
 
-fn result<T, E>(
+pub(super) fn result<T, E>(
     outcome: Outcome,
     max_frame: usize,
     site: impl FnOnce() -> CallSite,
@@ -225,18 +225,26 @@ where
     })
 }
 
+/// Decodes a value of an answer, or the reason why that is not possible.
+pub(super) fn decode_value<T: DeserializeOwned>(
+    value: &Bytes,
+    format: ValueFormat,
+    attachments: AnswerAttachments,
+    max_frame: usize,
+) -> Result<T, String> {
+    bounds::check(value, max_frame)?;
+    let attachments = attachments.map(|attachments| *attachments).unwrap_or_default();
+    let decode = || attachments::decode(value, |value| values::decode(value, format));
+    blob::within(Some(value), attachments, decode)
+}
+
 fn decode<T: DeserializeOwned, E>(
     value: &Bytes,
     format: ValueFormat,
     attachments: AnswerAttachments,
     max_frame: usize,
 ) -> Result<T, Failed<E>> {
-    let checked = bounds::check(value, max_frame);
-    let decoded = checked.and_then(|()| {
-        let attachments = attachments.map(|attachments| *attachments).unwrap_or_default();
-        let decode = || attachments::decode(value, |value| values::decode(value, format));
-        blob::within(Some(value), attachments, decode)
-    });
+    let decoded = decode_value(value, format, attachments, max_frame);
     decoded.map_err(|message| Failed::Call(CallError::Decode { message }))
 }
 

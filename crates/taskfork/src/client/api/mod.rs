@@ -11,6 +11,7 @@ mod nats_options;
 #[cfg(feature = "nats")]
 mod placement;
 pub(super) mod progress;
+pub(super) mod stream;
 #[cfg(feature = "tls")]
 mod tls;
 #[cfg(feature = "tls")]

@@ -24,6 +24,7 @@ use crate::client::pool::wait_queue::Ticket;
 use crate::client::pool::{CheckedOut, Lease, Loss};
 use crate::client::proto::io_types::Transmit;
 use crate::client::session::calls::{MethodName, Operation, Outcome, Seq};
+use crate::client::session::items::Item;
 use crate::client::session::{Event, Return, Session, Step};
 use crate::error::{FatalError, Stage};
 use crate::shm_pool::ShmBufferMut;
@@ -64,6 +65,22 @@ enum Place {
     Worker(Lease<Box<Link>>),
 }
 
+/// What [`SharedSession::poll_item`] has found.
+#[derive(Debug)]
+pub(crate) enum Polled {
+    Item(Item),
+    Outcome(MethodName, Outcome),
+}
+
+impl Polled {
+    fn take(session: &mut Session, seq: Seq) -> Option<Self> {
+        if let Some(item) = session.take_item(seq) {
+            return Some(Self::Item(item));
+        }
+        session.take(seq).map(|(method, outcome)| Self::Outcome(method, outcome))
+    }
+}
+
 impl State {
     /// The session and its connection's stream, if it has a worker.
     fn linked(&mut self) -> Option<(&mut Session, &mut Link)> {
@@ -88,6 +105,7 @@ impl SharedSession {
         method: MethodName,
         operation: Operation,
         replay: Option<Arc<Replay>>,
+        reads_items: bool,
     ) -> (Arc<Self>, Seq) {
         let session = Self::with(core, true);
         let now = now();
@@ -95,6 +113,9 @@ impl SharedSession {
         let mut effects = Effects::default();
         session.check_out(&mut state, &mut effects);
         let seq = state.session.submit(method, operation, replay, &now);
+        if reads_items {
+            state.session.read_items(seq);
+        }
         state.session.close();
         let is_sent = match &mut state.place {
             Place::Worker(lease) => {
@@ -186,10 +207,14 @@ impl SharedSession {
         method: MethodName,
         operation: Operation,
         replay: Option<Arc<Replay>>,
+        reads_items: bool,
     ) -> Seq {
         let now = now();
         let mut state = self.lock();
         let seq = state.session.submit(method, operation, replay, &now);
+        if reads_items {
+            state.session.read_items(seq);
+        }
         if state.session.has_more_than_head() {
             self.set_timer(&mut state);
             let tell = matches!(state.place, Place::Worker(_)) && !state.driver_notified;
@@ -268,6 +293,32 @@ impl SharedSession {
             std::thread::sleep(LOCK_PAUSE);
         }
         taken.map_or(Poll::Pending, Poll::Ready)
+    }
+
+    /// Polls the next item of a call, or the outcome behind the last one.
+    pub(crate) fn poll_item(self: &Arc<Self>, seq: Seq, waker: &Waker) -> Poll<Polled> {
+        let now = now();
+        let mut state = self.lock();
+        let mut effects = Effects::default();
+        let mut polled = Polled::take(&mut state.session, seq);
+        if polled.is_none() {
+            state.session.set_waker(seq, waker);
+            state.polled = Some(seq);
+            self.advance(&mut state, &mut effects, &now);
+            state.polled = None;
+            polled = Polled::take(&mut state.session, seq);
+            // The session has taken the waker for an item that this task gets now.
+            if polled.is_none() {
+                state.session.set_waker(seq, waker);
+            }
+        }
+        if state.session.has_to_send() {
+            self.advance(&mut state, &mut effects, &now);
+        }
+        self.finish_if_done(&mut state, &mut effects);
+        drop(state);
+        self.core.apply(effects);
+        polled.map_or(Poll::Pending, Poll::Ready)
     }
 
     /// Starts a spin for the answer of a call, if the call runs and the policy allows it.

@@ -23,6 +23,7 @@
 
 pub(crate) mod calls;
 mod failure;
+pub(crate) mod items;
 mod pipeline;
 mod process;
 #[cfg(test)]
@@ -36,6 +37,7 @@ use std::time::{Duration, Instant};
 use log_defer::Log;
 use smallvec::SmallVec;
 
+use self::items::Item;
 use self::calls::{Calls, Entry, MethodName, Operation, Outcome, Progress, Seq};
 use self::pipeline::Pipeline;
 pub(crate) use self::process::Step;
@@ -442,10 +444,30 @@ impl Session {
             sent: Stopwatch::new(),
             replay,
             progress_cell: None,
+            items: None,
         };
         let seq = self.calls.push(entry);
         self.watch_deadline();
         seq
+    }
+
+    /// The caller of a call that has just been submitted reads the items that it streams.
+    pub(crate) fn read_items(&mut self, seq: Seq) {
+        if let Some(entry) = self.calls.get_mut(seq) {
+            entry.items = Some(Box::default());
+        }
+    }
+
+    /// Takes the next item of a call, if there is one. Its worker gets more credit.
+    pub(crate) fn take_item(&mut self, seq: Seq) -> Option<Item> {
+        let entry = self.calls.get_mut(seq)?;
+        let (item, credit) = entry.items.as_mut()?.take()?;
+        if let (Some(credit), Some(number)) = (credit, entry.number())
+            && let Assignment::Worker(connection) = &mut self.assignment
+        {
+            connection.put_credit(number, credit);
+        }
+        Some(item)
     }
 
     /// Looks at the deadline of the first call in time.
@@ -481,9 +503,11 @@ impl Session {
         self.mark_observed(seq);
         // Whoever awaits the next report must not wait for a call that nobody wants.
         self.end_progress(seq);
-        if let (Assignment::Worker(connection), Some(number)) =
-            (&mut self.assignment, self.calls.number_behind_head(seq))
-        {
+        // A call that streams looks for it while it runs, too.
+        let streaming = self.calls.get_mut(seq).filter(|entry| entry.items.is_some());
+        let number = streaming.and_then(|entry| entry.number());
+        let number = number.or_else(|| self.calls.number_behind_head(seq));
+        if let (Assignment::Worker(connection), Some(number)) = (&mut self.assignment, number) {
             connection.cancel_call(number);
         }
         let is_partly_sent = self.connection().is_some_and(Connection::is_call_partly_sent);

@@ -3,6 +3,7 @@
 use bytes::{Buf, Bytes};
 
 use super::calls::{Operation, Outcome, Progress};
+use super::items::Item;
 use super::{Assignment, Event, Handle, Session, Usage};
 use crate::client::now::Now;
 use crate::client::observe::log;
@@ -147,6 +148,14 @@ impl Session {
             Ok(FromWorker::Error { call, body: error }) if !is_skipped_due => {
                 (call, Some(Answer::Error(Box::new(error.into_owned(slice)))))
             }
+            Ok(FromWorker::Item(item)) if !is_skipped_due => {
+                let (call, cost) = (item.call, item.cost);
+                let offset = body.len() - item.value.len();
+                if let Err(reason) = self.handle_item(call, cost, offset, body) {
+                    self.handle_disconnect(reason);
+                }
+                return Step::Changed;
+            }
             Ok(FromWorker::Ok { .. } | FromWorker::Error { .. }) => {
                 self.handle_disconnect(Disconnect::violation(
                     "the worker answered a call that it had to skip",
@@ -213,6 +222,41 @@ impl Session {
             }
             Answer::Error(error) => Outcome::Error(error),
         })
+    }
+
+    /// An item of the first call has come: `body` from `offset` on.
+    fn handle_item(
+        &mut self,
+        call: Option<u64>,
+        cost: u64,
+        offset: usize,
+        body: Bytes,
+    ) -> Result<(), Disconnect> {
+        let Assignment::Worker(connection) = &mut self.assignment else { return Ok(()) };
+        let Some((seq, entry)) = self.calls.head() else { return Ok(()) };
+        let (is_due, length) = (connection.is_next_call_sent(), body.len());
+        let Some(items) = entry.items.as_mut().filter(|_| is_due) else {
+            return Err(Disconnect::violation("the worker sent an item that no call asked for"));
+        };
+        if call != Some(connection.next_answer()) {
+            return Err(Disconnect::violation("the worker sent an item of another call"));
+        }
+        let attachments = connection.take_attachments()?;
+        connection.record_item();
+        let mut value = body;
+        value.advance(offset);
+        items.receive(Item { value, attachments, cost }, length).map_err(Disconnect::violation)?;
+        if entry.abandoned {
+            items.clear();
+        }
+        if self.usage == Usage::Unused {
+            // The call has begun, whatever the worker says.
+            self.usage = Usage::Used;
+        }
+        if let Some(waker) = entry.waker.take() {
+            self.emit(Event::Wake(seq, waker));
+        }
+        Ok(())
     }
 
     /// The first call has been answered.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rmp::Marker;
 
 use super::kind::{
-    CALL, CANCEL, DONE, FILES, HELLO, JSON, PIPELINED_CALL, QUEUE_LENGTH, RINGS, SHM, SINGLE_CALL,
+    CALL, CANCEL, CREDIT, DONE, FILES, HELLO, JSON, PIPELINED_CALL, QUEUE_LENGTH, RINGS, SHM, SINGLE_CALL,
     kind_of, set_kind,
 };
 use super::transport::read_files;
@@ -42,6 +42,8 @@ pub(crate) enum FromClient<'a> {
     QueueLength(u64),
     /// The result of the call with this number is no longer wanted; the worker skips it if it has not begun.
     Cancel(u64),
+    /// The worker may send items of the call with this number until they have used this credit in all.
+    Credit { call: u64, credit: u64 },
     /// How many files accompany the next message.
     Files(usize),
     Shm(ShmMessage),
@@ -75,6 +77,8 @@ pub(crate) struct CallMeta<'a> {
     pub(crate) tracestate: Option<&'a str>,
     /// The arguments were JSON first.
     pub(crate) json: bool,
+    /// The caller reads the items that the call streams. This is the first credit for them.
+    pub(crate) items: Option<u64>,
 }
 
 #[taskfork_macros::startup_code]
@@ -96,6 +100,10 @@ impl<'a> FromClient<'a> {
             (FILES, 3) => read_files(&mut reader).map(Self::Files),
             (SHM, 2) => ShmMessage::read(&mut reader).map(Self::Shm),
             (RINGS, 2) => skip_map(&mut reader).map(|()| Self::Rings),
+            (CREDIT, 4) => {
+                skip_map(&mut reader)?;
+                Ok(Self::Credit { call: reader.int()?, credit: reader.unsigned()? })
+            }
             (CANCEL, 3) => {
                 skip_map(&mut reader)?;
                 reader.int().map(Self::Cancel)
@@ -117,6 +125,7 @@ impl<'a> FromClient<'a> {
                 "traceparent" => call.traceparent = Some(reader.str()?),
                 "tracestate" => call.tracestate = Some(reader.str()?),
                 JSON => call.json = reader.bool()?,
+                "items" => call.items = Some(reader.unsigned()?),
                 _ => return Ok(false),
             }
             Ok(true)
@@ -130,7 +139,7 @@ impl<'a> FromClient<'a> {
 
 /// Appends the beginning of a call. The caller appends the array of its arguments.
 pub(crate) fn put_call(out: &mut Vec<u8>, method: Option<&str>, meta: CallMeta<'_>) {
-    let CallMeta { log, trace, timeout, grace, traceparent, tracestate, json } = meta;
+    let CallMeta { log, trace, timeout, grace, traceparent, tracestate, json, items } = meta;
     put_array(out, 4);
     put_uint(out, CALL);
     let mut map = MapWriter::new(out);
@@ -146,6 +155,7 @@ pub(crate) fn put_call(out: &mut Vec<u8>, method: Option<&str>, meta: CallMeta<'
     map.optional_str("traceparent", traceparent);
     map.optional_str("tracestate", tracestate);
     map.flag(JSON, json);
+    map.optional_uint("items", items);
     match method {
         Some(method) => put_str(out, method),
         None => put_nil(out),
@@ -210,6 +220,15 @@ pub(crate) fn put_cancel(out: &mut Vec<u8>, call: u64) {
     put_uint(out, CANCEL);
     put_map(out, 0);
     put_uint(out, call);
+}
+
+/// Appends how much credit the items of a call may have used in all.
+pub(crate) fn put_credit(out: &mut Vec<u8>, call: u64, credit: u64) {
+    put_array(out, 4);
+    put_uint(out, CREDIT);
+    put_map(out, 0);
+    put_uint(out, call);
+    put_uint(out, credit);
 }
 
 /// The number of the call that a message cancels; `None` for another message.

@@ -1,9 +1,10 @@
 //! Messages from a worker to its client, and from the server in the worker's place.
 
 use log_defer::Message;
+use rmp::Marker;
 
 use super::kind::{
-    DEATH, END, ERROR, FILES, HELLO, JSON, OK, QUEUED, RINGS, SHM, SKIPPED, TELEMETRY, kind_of,
+    DEATH, END, ERROR, FILES, HELLO, ITEM, JSON, OK, QUEUED, RINGS, SHM, SKIPPED, TELEMETRY, kind_of,
 };
 use super::transport::read_files;
 use crate::progress::Progress;
@@ -32,6 +33,8 @@ pub(crate) enum FromWorker<'a> {
         call: Option<u64>,
         body: ErrorBody<'a>,
     },
+    /// An item that the running call streams.
+    Item(Item<'a>),
     Death(DeathNotice),
     Telemetry(Telemetry<'a>),
     /// From the server: this connection waits for a worker, for this reason. The hello follows later.
@@ -83,6 +86,7 @@ impl<'a> FromWorker<'a> {
                 let AnswerMeta { call, .. } = AnswerMeta::read(&mut reader)?;
                 Ok(Self::Error { call, body: ErrorBody::read(&mut reader)? })
             }
+            (ITEM, 3) => Item::read(&mut reader).map(Self::Item),
             (DEATH, 2) => DeathNotice::read(&mut reader).map(Self::Death),
             (TELEMETRY, 2) => Telemetry::read(&mut reader).map(Self::Telemetry),
             (FILES, 3) => read_files(&mut reader).map(Self::Files),
@@ -149,6 +153,58 @@ impl StreamEnd {
     }
 }
 
+/// An item that a call streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Item<'a> {
+    pub(crate) call: Option<u64>,
+    /// How much credit it uses: its bytes, with those that accompany the message, and [`ITEM_OVERHEAD`].
+    pub(crate) cost: u64,
+    /// The encoded item, at the end of the message.
+    pub(crate) value: &'a [u8],
+}
+
+/// How much credit an item uses beside its bytes, so that many short items are bounded too.
+pub(crate) const ITEM_OVERHEAD: u64 = 256;
+
+impl<'a> Item<'a> {
+    fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {
+        let (mut call, mut cost) = (None, 0);
+        read_map(reader, |key, reader| {
+            match key {
+                CALL_NUMBER => call = Some(reader.int()?),
+                COST => cost = reader.unsigned()?,
+                _ => return Ok(false),
+            }
+            Ok(true)
+        })?;
+        Ok(Self { call, cost, value: reader.rest() })
+    }
+}
+
+/// Appends the beginning of an item. The caller appends the item, and sets its cost.
+pub(crate) fn put_item(out: &mut Vec<u8>, call: Option<u64>) {
+    put_array(out, 3);
+    put_uint(out, ITEM);
+    let mut map = MapWriter::new(out);
+    // First, and in its longest encoding, so that `set_item_cost` can replace it.
+    let out = map.key(COST);
+    out.push(Marker::U64.to_u8());
+    out.extend_from_slice(&[0; 8]);
+    map.optional_uint(CALL_NUMBER, call);
+}
+
+/// Where the cost is in an encoded item: behind the headers of the array, the kind, the map and the key, each of one
+/// byte, the key itself, and the marker of the number.
+const COST_OFFSET: usize = 5 + COST.len();
+
+/// Sets the cost of an encoded item.
+pub(crate) fn set_item_cost(item: &mut [u8], cost: u64) {
+    if let Some(place) = item.get_mut(COST_OFFSET..COST_OFFSET + 8) {
+        place.copy_from_slice(&cost.to_be_bytes());
+    }
+}
+
+const COST: &str = "cost";
 const PASSED: &str = "passed";
 const UNREAD: &str = "unread";
 

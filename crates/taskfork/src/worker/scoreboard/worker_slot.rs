@@ -145,6 +145,17 @@ impl WorkerSlot {
         }
     }
 
+    /// Runs the call on that has sent a part of its results. Fails if the server has stopped the worker.
+    pub(crate) fn resume_call(&self) -> Result<(), StopRequest> {
+        let calls = self.calls();
+        let (sending, running) = (pack(Phase::AnsweringLong, calls), pack(Phase::Busy, calls));
+        match self.words[STATE].compare_exchange(sending, running, SeqCst, SeqCst) {
+            Ok(_) => Ok(()),
+            // The server has changed it, so this returns what it wants.
+            Err(_) => self.enter(Phase::AnsweringLong),
+        }
+    }
+
     /// Whether the client has closed the connection. A worker asks after it has entered a phase. The
     /// order of the writes makes sure that the server sees the phase or the worker sees this.
     pub(crate) fn is_client_gone(&self) -> bool {

@@ -40,6 +40,7 @@ const LIMITS: PeerLimits = PeerLimits {
     pipeline_window: 1 << 16,
     files: 0,
     accepts_single_calls: false,
+    sends_items: true,
 };
 
 /// A session and what it has reported.
