@@ -30,8 +30,9 @@ fn dispatch(item: &ItemTrait, interface: &Interface) -> TokenStream {
         .iter()
         .map(|Method { called, conditions, .. }| quote!(#(#conditions)* #called));
     let arms = interface.methods.iter().map(|method| {
-        let Method { name: function, called: text, conditions, parameters, emitter, output, .. } =
-            method;
+        let Method {
+            name: function, called: text, conditions, parameters, emitter, output, ..
+        } = method;
         let names = parameters.iter().map(|parameter| &parameter.name);
         let types = parameters.iter().map(Parameter::decoded);
         let mut passed: Vec<_> = parameters.iter().map(Parameter::passed).collect();
@@ -77,11 +78,13 @@ fn dispatch(item: &ItemTrait, interface: &Interface) -> TokenStream {
             quote!(#(#conditions)* ::core::option::Option::Some(#called) => true,)
         })
         .collect();
-    let streams = (!streaming.is_empty()).then(|| quote! {
-        fn streams(&self, __method: ::core::option::Option<&str>) -> bool {
-            match __method {
-                #(#streaming)*
-                _ => false,
+    let streams = (!streaming.is_empty()).then(|| {
+        quote! {
+            fn streams(&self, __method: ::core::option::Option<&str>) -> bool {
+                match __method {
+                    #(#streaming)*
+                    _ => false,
+                }
             }
         }
     });

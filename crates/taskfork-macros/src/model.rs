@@ -157,7 +157,10 @@ impl Method {
                 check_type(item, mistakes);
                 let found = Emitter { index: parameters.len(), item: Box::new(item.clone()) };
                 if emitter.replace(found).is_some() {
-                    mistakes.add(input.ty.span(), "a method has at most one emitter: send items of an enum");
+                    mistakes.add(
+                        input.ty.span(),
+                        "a method has at most one emitter: send items of an enum",
+                    );
                 }
                 continue;
             }

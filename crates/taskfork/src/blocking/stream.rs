@@ -5,6 +5,7 @@ use serde::de::DeserializeOwned;
 use super::block_on;
 use crate::client;
 use crate::error::{Error, Failure};
+use crate::wire::arguments::IntoArguments;
 use crate::wire::call_error::InterfaceError;
 
 /// A call that streams items of the type `I`, and has a result of the type `T` at its end. It is an iterator of the items.
@@ -26,6 +27,24 @@ use crate::wire::call_error::InterfaceError;
 #[must_use = "a call that is dropped at once is taken back"]
 pub struct StreamCall<I, T, E = Failure> {
     inner: client::StreamCall<I, T, E>,
+}
+
+impl super::Client {
+    /// Calls a method that streams items of the type `I`, and returns a result of the type `T` at the end. See
+    /// [`crate::Client::stream`].
+    ///
+    /// ```no_run
+    /// # fn example(client: taskfork::blocking::Client) -> Result<(), taskfork::Error> {
+    /// for line in client.stream::<String, u64>("lines", ("words.txt",)) {
+    ///     println!("{}", line?);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[track_caller]
+    pub fn stream<I, T>(&self, method: &str, args: impl IntoArguments) -> StreamCall<I, T> {
+        StreamCall::new(self.inner.stream(method, args))
+    }
 }
 
 impl<I, T, E> StreamCall<I, T, E> {

@@ -1,5 +1,6 @@
 //! Running a call, and writing its answer.
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use log_defer::Level;
@@ -45,7 +46,7 @@ impl<S: 'static> Worker<'_, S> {
         meta: &CallMeta<'_>,
         begun: Duration,
         sent: Duration,
-        streaming: Option<&Streaming<'_>>,
+        streaming: Option<&Rc<Streaming>>,
     ) -> Result<(), ExitReason> {
         let grace = meta.grace.map_or(DEFAULT_GRACE, TimeLimit::from_microseconds);
         let timeout = meta.timeout.map_or(TimeLimit::NEVER, TimeLimit::from_microseconds);
@@ -96,7 +97,7 @@ impl<S: 'static> Worker<'_, S> {
         &mut self,
         method: Option<&str>,
         args: Arguments<'_>,
-        streaming: Option<&Streaming<'_>>,
+        streaming: Option<&Rc<Streaming>>,
     ) -> Result<(), WireError> {
         self.out.bytes.clear();
         self.out.bytes.shrink_to(KEPT_BUFFER);
@@ -132,7 +133,7 @@ impl<S: 'static> Worker<'_, S> {
         &mut self,
         method: Option<&str>,
         args: Arguments<'_>,
-        streaming: Option<&Streaming<'_>>,
+        streaming: Option<&Rc<Streaming>>,
     ) -> Result<(), ErrorReply> {
         if let Some(error) = self.setup_error.take() {
             return Err(error);
@@ -152,7 +153,7 @@ impl<S: 'static> Worker<'_, S> {
                 "the method streams no items: make a call, and no stream",
             )));
         }
-        let port = streaming.map(|streaming| -> &dyn Port { streaming });
+        let port = streaming.map(|streaming| -> Rc<dyn Port> { streaming.clone() });
         self.out.write(self.max_answer, |out| {
             native::put_ok(out, number, ValueFormat::from_json_flag(interface.returns_json()));
             catch_panic(|| interface.call(state, Request::new(method, args, out, port)).0)
@@ -165,12 +166,10 @@ impl<S: 'static> Worker<'_, S> {
             max_blob: self.max_blob,
             max_files: self.client_files,
         };
-        let fits = self
-            .out
-            .fit_with(client, |bytes, home, may_add| match streaming {
-                Some(streaming) => streaming.store(bytes, home, may_add),
-                None => shared_memory.store(bytes, home, may_add),
-            });
+        let fits = self.out.fit_with(client, |bytes, home, may_add| match streaming {
+            Some(streaming) => streaming.store(bytes, home, may_add),
+            None => shared_memory.store(bytes, home, may_add),
+        });
         let length = self.out.len();
         let error = match fits {
             Err(reason) => ErrorReply::result(&reason),

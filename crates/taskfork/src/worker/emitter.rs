@@ -1,6 +1,7 @@
 //! What a method uses to stream items to its caller.
 
 use std::fmt;
+use std::rc::Rc;
 
 use serde::Serialize;
 
@@ -32,17 +33,18 @@ use crate::wire::values::{EncodeError, encode};
 /// }
 ///
 /// // A test of the method needs no worker.
-/// let mut squares = Vec::new();
-/// let count = State.squares(3, &mut Emitter::new(|square: &u64| squares.push(*square))).unwrap();
-/// assert_eq!((squares, count), (vec![1, 4, 9], 3));
+/// let (sender, squares) = std::sync::mpsc::channel();
+/// let mut out = Emitter::new(move |square: &u64| sender.send(*square).unwrap());
+/// assert_eq!(State.squares(3, &mut out).unwrap(), 3);
+/// assert_eq!(squares.try_iter().collect::<Vec<_>>(), [1, 4, 9]);
 /// ```
-pub struct Emitter<'a, T> {
-    sink: Sink<'a, T>,
+pub struct Emitter<T> {
+    sink: Sink<T>,
 }
 
-enum Sink<'a, T> {
-    Caller(&'a dyn Port),
-    Function(Box<dyn FnMut(&T) + 'a>),
+enum Sink<T> {
+    Caller(Rc<dyn Port>),
+    Function(Box<dyn FnMut(&T)>),
 }
 
 /// Why an item was not sent.
@@ -69,7 +71,7 @@ pub enum EmitError {
 
 debug_as_text!(EmitError);
 
-/// How a worker sends items.
+/// How a worker sends items. After the call nothing is sent, whoever has kept the emitter.
 pub(crate) trait Port: fmt::Debug {
     /// Sends the item that `encode` appends.
     fn send(
@@ -78,22 +80,22 @@ pub(crate) trait Port: fmt::Debug {
     ) -> Result<(), EmitError>;
 }
 
-impl<'a, T> Emitter<'a, T> {
+impl<T> Emitter<T> {
     /// An emitter that passes each item to a function. It is for tests of methods.
     ///
     /// ```
     /// use taskfork::Emitter;
     ///
-    /// let mut items = Vec::new();
-    /// Emitter::new(|item: &i32| items.push(*item)).send(&7)?;
-    /// assert_eq!(items, [7]);
+    /// let (sender, items) = std::sync::mpsc::channel();
+    /// Emitter::new(move |item: &i32| sender.send(*item).unwrap()).send(&7)?;
+    /// assert_eq!(items.recv(), Ok(7));
     /// # Ok::<(), taskfork::worker::EmitError>(())
     /// ```
-    pub fn new(function: impl FnMut(&T) + 'a) -> Self {
+    pub fn new(function: impl FnMut(&T) + 'static) -> Self {
         Self { sink: Sink::Function(Box::new(function)) }
     }
 
-    pub(super) fn to_caller(port: &'a dyn Port) -> Self {
+    pub(super) fn to_caller(port: Rc<dyn Port>) -> Self {
         Self { sink: Sink::Caller(port) }
     }
 
@@ -129,7 +131,7 @@ impl<'a, T> Emitter<'a, T> {
     }
 }
 
-impl<T> fmt::Debug for Emitter<'_, T> {
+impl<T> fmt::Debug for Emitter<T> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str("Emitter")
     }

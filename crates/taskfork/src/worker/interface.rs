@@ -1,5 +1,7 @@
 //! The trait that the main loop of a worker calls: it takes a request and writes an encoded reply.
 
+use std::rc::Rc;
+
 use serde::Serialize;
 
 use super::emitter::{Emitter, Port};
@@ -106,7 +108,7 @@ pub struct Request<'a> {
     /// The buffer for the encoded result.
     out: &'a mut Vec<u8>,
     /// Where items go, if the caller reads them.
-    port: Option<&'a dyn Port>,
+    port: Option<Rc<dyn Port>>,
 }
 
 /// The outcome of a request. A value has been written to its buffer.
@@ -120,7 +122,7 @@ impl<'a> Request<'a> {
         method: Option<&'a str>,
         args: Arguments<'a>,
         out: &'a mut Vec<u8>,
-        port: Option<&'a dyn Port>,
+        port: Option<Rc<dyn Port>>,
     ) -> Self {
         Self { method, args: args.of_method(method), out, port }
     }
@@ -141,9 +143,12 @@ impl<'a> Request<'a> {
     }
 
     /// Where the items of a method that streams go. The error is a reply for a caller that does not read them.
-    pub fn emitter<T>(&self) -> Result<Emitter<'a, T>, Reply> {
+    pub fn emitter<T>(&self) -> Result<Emitter<T>, Reply> {
         let reason = "the method streams items, which this call does not read: make a stream, and no call (clients that speak JSON cannot)";
-        let port = self.port.ok_or_else(|| Reply(Err(ErrorReply::arguments(&Failure::new(reason)))));
+        let port = self
+            .port
+            .clone()
+            .ok_or_else(|| Reply(Err(ErrorReply::arguments(&Failure::new(reason)))));
         port.map(Emitter::to_caller)
     }
 

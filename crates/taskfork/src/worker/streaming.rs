@@ -2,6 +2,8 @@
 
 use std::cell::RefCell;
 use std::fmt;
+use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -14,7 +16,7 @@ use super::telemetry;
 use crate::blob;
 use crate::clock::now;
 use crate::wire::WireError;
-use crate::wire::attachments::Attachments;
+use crate::wire::attachments::{self, Attachments};
 use crate::wire::frame::{ATOMIC_WRITE, HEADER_LEN};
 use crate::wire::gather_frame::{GatherFrame, ReceiverLimits};
 use crate::wire::native::{self, FromClient, ITEM_OVERHEAD};
@@ -22,10 +24,13 @@ use crate::wire::shm::{Origin, PlacedBytes};
 use crate::wire::values::EncodeError;
 
 /// The connection, while a call runs that streams.
-pub(super) struct Streaming<'c>(RefCell<State<'c>>);
+///
+/// It owns the connection meanwhile, because the user's code can keep an emitter longer than the call. It is empty after
+/// the call.
+pub(super) struct Streaming(RefCell<Option<State>>);
 
-struct State<'c> {
-    connection: &'c mut Connection,
+struct State {
+    connection: Connection,
     shared_memory: SharedMemory,
     slot: WorkerSlot,
     client: ReceiverLimits,
@@ -48,15 +53,17 @@ impl<S: 'static> Worker<'_, S> {
         &mut self,
         connection: &mut Connection,
         body: &Bytes,
-        attachments: Attachments,
+        files: Attachments,
         credit: u64,
-        times: (std::time::Duration, std::time::Duration),
+        times: (Duration, Duration),
     ) -> Result<(), ExitReason> {
         let FromClient::Call { method, args, meta, .. } = FromClient::decode(body)? else {
             return Err(WireError::malformed("a call that cannot be read again").into());
         };
-        let streaming = Streaming(RefCell::new(State {
-            connection,
+        // The placeholder is not used before the connection is back.
+        let placeholder = Connection::new(connection.socket, Vec::new(), &self.config, self.slot);
+        let streaming = Rc::new(Streaming(RefCell::new(Some(State {
+            connection: std::mem::replace(connection, placeholder),
             shared_memory: std::mem::take(&mut self.shared_memory),
             slot: self.slot,
             client: ReceiverLimits {
@@ -71,22 +78,23 @@ impl<S: 'static> Worker<'_, S> {
             is_cancelled: false,
             failure: None,
             out: GatherFrame::default(),
-        }));
+        }))));
         let (begun, sent) = times;
-        let served = blob::within(Some(body), attachments, || {
+        let served = blob::within(Some(body), files, || {
             self.serve_call(method, args, &meta, begun, sent, Some(&streaming))?;
-            crate::wire::attachments::check_blob_limit().map_err(ExitReason::from)
+            attachments::check_blob_limit().map_err(ExitReason::from)
         });
-        let State { shared_memory, failure, .. } = streaming.0.into_inner();
-        self.shared_memory = shared_memory;
-        match failure {
+        let Some(state) = streaming.0.take() else { return served };
+        *connection = state.connection;
+        self.shared_memory = state.shared_memory;
+        match state.failure {
             Some(failure) => Err(failure),
             None => served,
         }
     }
 }
 
-impl Streaming<'_> {
+impl Streaming {
     /// See [`SharedMemory::store`].
     pub(super) fn store(
         &self,
@@ -94,17 +102,17 @@ impl Streaming<'_> {
         origin: Option<Origin>,
         may_add: bool,
     ) -> Option<PlacedBytes> {
-        self.0.borrow_mut().shared_memory.store(bytes, origin, may_add)
+        self.0.borrow_mut().as_mut()?.shared_memory.store(bytes, origin, may_add)
     }
 }
 
-impl fmt::Debug for Streaming<'_> {
+impl fmt::Debug for Streaming {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str("Streaming")
     }
 }
 
-impl Port for Streaming<'_> {
+impl Port for Streaming {
     fn send(
         &self,
         encode: &mut dyn FnMut(&mut Vec<u8>) -> Result<(), EncodeError>,
@@ -112,6 +120,7 @@ impl Port for Streaming<'_> {
         let mut state = self.0.try_borrow_mut().map_err(|_| {
             EmitError::Item("it is sent while another item is being encoded".to_owned())
         })?;
+        let state = state.as_mut().ok_or(EmitError::Closed)?;
         state.wait_for_credit()?;
         let mut out = std::mem::take(&mut state.out);
         let prepared = state.prepare(&mut out, encode);
@@ -127,7 +136,7 @@ impl Port for Streaming<'_> {
 /// The buffer of items is freed above this size.
 const MAX_KEPT: usize = 1 << 20;
 
-impl State<'_> {
+impl State {
     /// Waits until an item may be sent.
     fn wait_for_credit(&mut self) -> Result<(), EmitError> {
         while self.failure.is_none() && !self.is_cancelled && self.used >= self.credit {
@@ -144,7 +153,7 @@ impl State<'_> {
     /// Waits for a message of the client and handles it.
     fn read_message(&mut self) -> Result<(), ExitReason> {
         let Some(frame) = self.connection.read_frame_or_idle()? else {
-            return self.shared_memory.trim(self.connection).map_err(ExitReason::from);
+            return self.shared_memory.trim(&mut self.connection).map_err(ExitReason::from);
         };
         match FromClient::decode(self.connection.body(&frame))? {
             FromClient::Credit { call, credit } if Some(call) == self.call => {
@@ -158,7 +167,7 @@ impl State<'_> {
             FromClient::Cancel(call) => self.is_cancelled |= Some(call) == self.call,
             FromClient::QueueLength(checkouts) => self.slot.set_waiting(checkouts, now()),
             FromClient::Shm(message) => {
-                self.shared_memory.handle_message(message, self.connection)?;
+                self.shared_memory.handle_message(message, &mut self.connection)?;
             }
             other => {
                 let what = match other {
@@ -227,7 +236,7 @@ impl State<'_> {
         if is_long {
             self.slot.resume_call()?;
         }
-        self.shared_memory.mark_sent(&out.references, self.connection);
+        self.shared_memory.mark_sent(&out.references, &mut self.connection);
         self.used = self.used.saturating_add(cost);
         Ok(())
     }

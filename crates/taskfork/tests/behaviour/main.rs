@@ -75,6 +75,7 @@ mod spawn_failures;
 mod spawned;
 mod status;
 mod stderr;
+mod streams;
 mod support;
 mod time_limits;
 mod traces;

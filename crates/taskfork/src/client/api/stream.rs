@@ -1,5 +1,6 @@
 //! The items and the result of a call that streams.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::future::poll_fn;
 use std::marker::PhantomData;
@@ -12,12 +13,14 @@ use futures_core::Stream;
 use serde::de::DeserializeOwned;
 
 use super::call::{decode_value, result};
+use super::checkout::stream_once;
 use super::progress::ProgressUpdates;
 use crate::client::io::shared_session::{Polled, SharedSession};
 use crate::client::session::calls::Seq;
 use crate::client::session::items::Item;
 use crate::error::{CallError, Error, Failure};
 use crate::report::CallSite;
+use crate::wire::arguments::IntoArguments;
 use crate::wire::call_error::InterfaceError;
 use crate::wire::values::ValueFormat;
 
@@ -101,6 +104,31 @@ impl<I, T, E> StreamCall<I, T, E> {
     }
 }
 
+impl crate::Client {
+    /// Calls a method that streams items of the type `I`, and returns a result of the type `T` at the end, in a checkout of
+    /// its own. See [`Checkout::stream`](crate::Checkout::stream).
+    ///
+    /// ```no_run
+    /// # async fn example(client: taskfork::Client) -> Result<(), taskfork::Error> {
+    /// let mut lines = client.stream::<String, u64>("lines", ("words.txt",));
+    /// while let Some(line) = lines.next().await? {
+    ///     println!("{line}");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As for [`Checkout::stream`](crate::Checkout::stream).
+    ///
+    /// # Cancellation
+    /// Dropping the stream kills the worker, unless the call has ended.
+    #[track_caller]
+    pub fn stream<I, T>(&self, method: &str, args: impl IntoArguments) -> StreamCall<I, T> {
+        stream_once(self.core(), Some(Cow::Owned(method.to_owned())), args)
+    }
+}
+
 impl<I, T, E> StreamCall<I, T, E>
 where
     I: DeserializeOwned,
@@ -108,6 +136,15 @@ where
     E: InterfaceError,
 {
     /// Waits for the next item. `None` once all have been returned, and after an error.
+    ///
+    /// ```no_run
+    /// # async fn example(client: taskfork::Client) -> Result<(), taskfork::Error> {
+    /// let mut lines = client.stream::<String, u64>("lines", ("words.txt",));
+    /// let first = lines.next().await?;
+    /// # let _ = first;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// The error of the call, once, behind the items that came before.
@@ -119,6 +156,14 @@ where
     }
 
     /// Waits for the end of the call and returns its result. Items that have not been returned are discarded.
+    ///
+    /// ```no_run
+    /// # async fn example(client: taskfork::Client) -> Result<(), taskfork::Error> {
+    /// let count = client.stream::<String, u64>("lines", ("words.txt",)).finish().await?;
+    /// # let _ = count;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// The error of the call.

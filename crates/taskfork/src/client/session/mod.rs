@@ -37,8 +37,8 @@ use std::time::{Duration, Instant};
 use log_defer::Log;
 use smallvec::SmallVec;
 
-use self::items::Item;
 use self::calls::{Calls, Entry, MethodName, Operation, Outcome, Progress, Seq};
+use self::items::Item;
 use self::pipeline::Pipeline;
 pub(crate) use self::process::Step;
 use crate::client::now::Now;

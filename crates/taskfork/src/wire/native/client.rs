@@ -5,8 +5,8 @@ use std::time::Duration;
 use rmp::Marker;
 
 use super::kind::{
-    CALL, CANCEL, CREDIT, DONE, FILES, HELLO, JSON, PIPELINED_CALL, QUEUE_LENGTH, RINGS, SHM, SINGLE_CALL,
-    kind_of, set_kind,
+    CALL, CANCEL, CREDIT, DONE, FILES, HELLO, JSON, PIPELINED_CALL, QUEUE_LENGTH, RINGS, SHM,
+    SINGLE_CALL, kind_of, set_kind,
 };
 use super::transport::read_files;
 use crate::time_limit::TimeLimit;
@@ -43,7 +43,10 @@ pub(crate) enum FromClient<'a> {
     /// The result of the call with this number is no longer wanted; the worker skips it if it has not begun.
     Cancel(u64),
     /// The worker may send items of the call with this number until they have used this credit in all.
-    Credit { call: u64, credit: u64 },
+    Credit {
+        call: u64,
+        credit: u64,
+    },
     /// How many files accompany the next message.
     Files(usize),
     Shm(ShmMessage),

@@ -4,7 +4,8 @@ use log_defer::Message;
 use rmp::Marker;
 
 use super::kind::{
-    DEATH, END, ERROR, FILES, HELLO, ITEM, JSON, OK, QUEUED, RINGS, SHM, SKIPPED, TELEMETRY, kind_of,
+    DEATH, END, ERROR, FILES, HELLO, ITEM, JSON, OK, QUEUED, RINGS, SHM, SKIPPED, TELEMETRY,
+    kind_of,
 };
 use super::transport::read_files;
 use crate::progress::Progress;
