@@ -158,6 +158,9 @@ pub use worker::{BoxError, Emitter, Methods};
 ///   Documentation of the trait's methods is copied.
 /// * `PasswordsBlockingCalls`: the same for [`blocking`].
 ///
+/// A method with a parameter `&mut Emitter<T>` sends items while it runs, and its caller gets a [`StreamCall`] instead
+/// of a [`Call`]. See [`Emitter`].
+///
 /// A method that does not return a `Result` returns no error of its own. Its call can still fail, for
 /// example by a panic. [`Error`] describes all errors of a call, and [`Call`] what cancellation does.
 ///

@@ -15,6 +15,7 @@ use super::state::{ExitReason, Worker};
 use super::telemetry;
 use crate::blob;
 use crate::clock::now;
+use crate::sys;
 use crate::wire::WireError;
 use crate::wire::attachments::{self, Attachments};
 use crate::wire::frame::{ATOMIC_WRITE, HEADER_LEN};
@@ -117,6 +118,8 @@ impl Port for Streaming {
         &self,
         encode: &mut dyn FnMut(&mut Vec<u8>) -> Result<(), EncodeError>,
     ) -> Result<(), EmitError> {
+        // A process that user code has forked must take no message from its worker.
+        sys::exit_if_forked();
         let mut state = self.0.try_borrow_mut().map_err(|_| {
             EmitError::Item("it is sent while another item is being encoded".to_owned())
         })?;

@@ -29,6 +29,7 @@ use crate::wire::values::ValueFormat;
 mod calls;
 mod gateway;
 mod handshake;
+mod streams;
 mod violations;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
