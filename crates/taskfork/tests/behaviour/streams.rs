@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use taskfork::client::Protocol;
+use taskfork::client::{Protocol, Value};
 use taskfork::error::{CallError, FatalError};
 use taskfork::worker::EmitError;
 use taskfork::{Blob, BoxError, Client, Emitter, Error, ServerBuilder, ServerError};
 
+use crate::support::raw::{Raw, map, text};
 use crate::support::{start, start_with, trial, until};
 
 #[taskfork::interface]
@@ -358,4 +359,66 @@ trial!(an_item_that_cannot_be_sent_is_an_error_of_the_emitter, async || {
     assert_eq!(items.next().await.unwrap(), Some(Fussy(8)));
     let text = items.finish().await.unwrap();
     assert!(text.contains("it is nothing") && text.contains("1048576"), "{text}");
+});
+
+/// A client by hand that has called `numbers` for 10 items and has given this credit. Gives the items that came.
+async fn raw_stream(path: &Path, credit: u64, items: usize) -> (Raw, Vec<Value>) {
+    let (mut raw, hello) = Raw::greeted(path).await;
+    assert!(hello.to_string().contains("\"items\": true"), "{hello}");
+    let meta = map(&[("items", credit.into())]);
+    raw.send_message(vec![1.into(), meta, text("numbers"), Value::Array(vec![10.into()])]);
+    let items = (0..items).map(|_| raw.receive().unwrap().as_array().unwrap()[2].clone()).collect();
+    (raw, items)
+}
+
+trial!(a_worker_follows_the_credit_to_the_byte, async || {
+    let (server, _client) = start("streams");
+    let address = server.address().to_string();
+    let path = Path::new(address.strip_prefix("unix:").unwrap());
+    let credit = |raw: &mut Raw, call: u64, credit: u64| {
+        raw.send_message(vec![12.into(), map(&[]), call.into(), credit.into()]);
+    };
+    let (mut raw, items) = raw_stream(path, 1, 1).await;
+    assert_eq!(items, [Value::from(0)]);
+    // The body of an item has 24 bytes: with 256 more, one more item has credit.
+    credit(&mut raw, 1, 281);
+    let next = raw.receive().unwrap();
+    assert_eq!(next.as_array().unwrap()[2], 1.into(), "{next}");
+    // Credit of another call changes nothing. A queue length may come at any time.
+    credit(&mut raw, 7, u64::MAX);
+    raw.send_message(vec![5.into(), map(&[]), 3.into()]);
+    credit(&mut raw, 1, u64::MAX);
+    for number in 2..10 {
+        assert_eq!(raw.receive().unwrap().as_array().unwrap()[2], number.into());
+    }
+    let answer = raw.receive().unwrap();
+    assert_eq!(answer.as_array().unwrap()[0], 1.into(), "{answer}");
+
+    // A cancelled call ends without its other items.
+    let (mut raw, _) = raw_stream(path, 1, 1).await;
+    raw.send_message(vec![4.into(), map(&[]), 1.into()]);
+    let answer = raw.receive().unwrap();
+    assert_eq!(answer.as_array().unwrap()[0], 2.into(), "{answer}");
+    assert!(answer.to_string().contains("no longer reads"), "{answer}");
+});
+
+trial!(a_client_that_breaks_the_rules_of_streams_is_disconnected, async || {
+    let (server, client) = start("streams");
+    let address = server.address().to_string();
+    let path = Path::new(address.strip_prefix("unix:").unwrap());
+    let none = || map(&[]);
+    let call = vec![3.into(), none(), text("echo"), Value::Array(vec![text("x")])];
+    for wrong in [
+        call,
+        vec![2.into(), none()],
+        vec![12.into(), none(), 1.into(), 0.into()],
+        vec![6.into(), none(), 1.into()],
+        vec![99.into(), none()],
+    ] {
+        let name = format!("{wrong:?}");
+        let (mut raw, _) = raw_stream(path, 1, 1).await;
+        raw.send_message(wrong);
+        assert_eq!(raw.drain(), b"", "{name}");
+    }
+    assert_eq!(client.echo("on").await.unwrap(), "on");
 });

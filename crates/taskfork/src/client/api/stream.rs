@@ -16,7 +16,7 @@ use super::call::{decode_value, result};
 use super::checkout::stream_once;
 use super::progress::ProgressUpdates;
 use crate::client::io::shared_session::{Polled, SharedSession};
-use crate::client::session::calls::Seq;
+use crate::client::session::calls::{MethodName, Outcome, Seq};
 use crate::client::session::items::Item;
 use crate::error::{CallError, Error, Failure};
 use crate::report::CallSite;
@@ -63,21 +63,18 @@ pub struct StreamCall<I, T, E = Failure> {
     session: Arc<SharedSession>,
     seq: Seq,
     made_at: &'static Location<'static>,
-    state: State<T>,
-    types: PhantomData<fn() -> (I, E)>,
+    state: State,
+    types: PhantomData<fn() -> (I, T, E)>,
 }
 
 /// How far the reader has got.
-enum State<T> {
+enum State {
     Running,
-    /// All items have been returned, and the result waits to be taken.
-    Finished(T),
+    /// All items have been returned, and the result waits to be decoded.
+    Finished(MethodName, Outcome),
     /// The error has been returned, or the result.
     Over,
 }
-
-// The result is only ever moved.
-impl<I, T, E> Unpin for StreamCall<I, T, E> {}
 
 impl<I, T, E> StreamCall<I, T, E> {
     #[track_caller]
@@ -179,7 +176,7 @@ where
             item?;
         }
         match std::mem::replace(&mut self.state, State::Over) {
-            State::Finished(result) => Ok(result),
+            State::Finished(method, outcome) => self.result(method, outcome),
             State::Running | State::Over => {
                 panic!("a stream was finished after its error was taken")
             }
@@ -212,18 +209,20 @@ where
         match ready!(self.session.poll_item(self.seq, context.waker())) {
             Polled::Item(item) => Poll::Ready(Some(Ok(item))),
             Polled::Outcome(method, outcome) => {
-                self.state = State::Over;
-                let (session, made_at) = (&self.session, self.made_at);
-                let site = || CallSite::new(session.client_name(), method.as_deref(), made_at);
-                match result(outcome, session.max_frame(), site) {
-                    Ok(result) => {
-                        self.state = State::Finished(result);
-                        Poll::Ready(None)
-                    }
-                    Err(error) => Poll::Ready(Some(Err(error))),
+                if let Outcome::Result { .. } = outcome {
+                    self.state = State::Finished(method, outcome);
+                    return Poll::Ready(None);
                 }
+                self.state = State::Over;
+                Poll::Ready(self.result(method, outcome).err().map(Err))
             }
         }
+    }
+
+    fn result(&self, method: MethodName, outcome: Outcome) -> Result<T, Error<E>> {
+        let (session, made_at) = (&self.session, self.made_at);
+        let site = || CallSite::new(session.client_name(), method.as_deref(), made_at);
+        result(outcome, session.max_frame(), site)
     }
 }
 

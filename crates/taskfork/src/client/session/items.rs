@@ -67,6 +67,11 @@ impl ItemQueue {
         Some((item, gives.then_some(wanted)))
     }
 
+    /// Whether an item has come, so that the call has begun.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.used > 0
+    }
+
     /// Drops the items, because nobody reads them.
     pub(crate) fn clear(&mut self) {
         self.items.clear();
