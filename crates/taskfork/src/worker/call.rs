@@ -153,7 +153,7 @@ impl<S: 'static> Worker<'_, S> {
                 "the method streams no items: make a call, and no stream",
             )));
         }
-        let port = streaming.map(|streaming| -> Rc<dyn Port> { streaming.clone() });
+        let port = streaming.cloned().map(|streaming| -> Rc<dyn Port> { streaming });
         self.out.write(self.max_answer, |out| {
             native::put_ok(out, number, ValueFormat::from_json_flag(interface.returns_json()));
             catch_panic(|| interface.call(state, Request::new(method, args, out, port)).0)

@@ -64,8 +64,11 @@ pub struct StreamCall<I, T, E = Failure> {
     seq: Seq,
     made_at: &'static Location<'static>,
     state: State,
-    types: PhantomData<fn() -> (I, T, E)>,
+    types: PhantomData<Types<I, T, E>>,
 }
+
+/// A function, so that a stream can be sent to other threads whatever its types are.
+type Types<I, T, E> = fn() -> (I, T, E);
 
 /// How far the reader has got.
 enum State {

@@ -234,7 +234,7 @@ impl ServerSlot {
             let total = self.words[PROGRESS_TOTAL].load(SeqCst);
             let text = &self.words[PROGRESS_TEXT..PROGRESS_TEXT + PROGRESS_TEXT_WORDS];
             let text = load_text(text);
-            if version % 2 == 0 && self.words[PROGRESS].load(SeqCst) == version {
+            if version.is_multiple_of(2) && self.words[PROGRESS].load(SeqCst) == version {
                 return Some(Progress::new(done, Some(total).filter(|&it| it != u64::MAX), text));
             }
         }
