@@ -1,6 +1,5 @@
 //! The items and the result of a call that streams.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::future::poll_fn;
 use std::marker::PhantomData;
@@ -13,14 +12,12 @@ use futures_core::Stream;
 use serde::de::DeserializeOwned;
 
 use super::call::{decode_value, result};
-use super::checkout::stream_once;
 use super::progress::ProgressUpdates;
 use crate::client::io::shared_session::{Polled, SharedSession};
 use crate::client::session::calls::{MethodName, Outcome, Seq};
 use crate::client::session::items::Item;
 use crate::error::{CallError, Error, Failure};
 use crate::report::CallSite;
-use crate::wire::arguments::IntoArguments;
 use crate::wire::call_error::InterfaceError;
 use crate::wire::values::ValueFormat;
 
@@ -101,31 +98,6 @@ impl<I, T, E> StreamCall<I, T, E> {
         cell.map_or_else(ProgressUpdates::none, |cell| {
             ProgressUpdates::new(self.session.clone(), cell)
         })
-    }
-}
-
-impl crate::Client {
-    /// Calls a method that streams items of the type `I`, and returns a result of the type `T` at the end, in a checkout of
-    /// its own. See [`Checkout::stream`](crate::Checkout::stream).
-    ///
-    /// ```no_run
-    /// # async fn example(client: taskfork::Client) -> Result<(), taskfork::Error> {
-    /// let mut lines = client.stream::<String, u64>("lines", ("words.txt",));
-    /// while let Some(line) = lines.next().await? {
-    ///     println!("{line}");
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// As for [`Checkout::stream`](crate::Checkout::stream).
-    ///
-    /// # Cancellation
-    /// Dropping the stream kills the worker, unless the call has ended.
-    #[track_caller]
-    pub fn stream<I, T>(&self, method: &str, args: impl IntoArguments) -> StreamCall<I, T> {
-        stream_once(self.core(), Some(Cow::Owned(method.to_owned())), args)
     }
 }
 
