@@ -9,7 +9,7 @@ use taskfork::worker::EmitError;
 use taskfork::{Blob, BoxError, Client, Emitter, Error, ServerBuilder, ServerError};
 
 use crate::support::raw::{Raw, map, text};
-use crate::support::{start, start_with, trial, until};
+use crate::support::{address_in, programs, start, start_with, trial, until};
 
 #[taskfork::interface]
 pub(crate) trait Streams {
@@ -372,9 +372,9 @@ async fn raw_stream(path: &Path, credit: u64, items: usize) -> (Raw, Vec<Value>)
 }
 
 trial!(a_worker_follows_the_credit_to_the_byte, async || {
-    let (server, _client) = start("streams");
-    let address = server.address().to_string();
-    let path = Path::new(address.strip_prefix("unix:").unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let _program = programs::start(&["serve_streams", &address_in(&folder)]);
+    let path = &folder.path().join("s");
     let credit = |raw: &mut Raw, call: u64, credit: u64| {
         raw.send_message(vec![12.into(), map(&[]), call.into(), credit.into()]);
     };
@@ -403,9 +403,10 @@ trial!(a_worker_follows_the_credit_to_the_byte, async || {
 });
 
 trial!(a_client_that_breaks_the_rules_of_streams_is_disconnected, async || {
-    let (server, client) = start("streams");
-    let address = server.address().to_string();
-    let path = Path::new(address.strip_prefix("unix:").unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let _program = programs::start(&["serve_streams", &address_in(&folder)]);
+    let path = &folder.path().join("s");
+    let client = Client::builder().address(address_in(&folder)).build().unwrap();
     let none = || map(&[]);
     let call = vec![3.into(), none(), text("echo"), Value::Array(vec![text("x")])];
     for wrong in [
