@@ -15,7 +15,7 @@ use crate::nats_options::{NatsFiles, NodeChoice};
 use crate::server_address::ServerAddress;
 use crate::units::Time;
 use crate::values::{self, CallArguments};
-use crate::{logging, output, wait_notices};
+use crate::{logging, output, progress_bar, wait_notices};
 
 /// What to call, and how.
 #[derive(Debug, clap::Args)]
@@ -164,7 +164,7 @@ pub(crate) fn run(
         let done = async {
             let mut failed = None;
             for (call, log) in calls {
-                let outcome = call.await;
+                let outcome = progress_bar::await_with_bar(call).await;
                 if let Some((log, message)) = log {
                     drop(log);
                     let width = Style::for_stdout().width;

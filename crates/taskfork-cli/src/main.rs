@@ -18,6 +18,7 @@ mod node_options;
 mod output;
 mod pool_signals;
 mod pools;
+mod progress_bar;
 mod replacement;
 mod sandbox_command;
 mod sandbox_options;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
 use log_defer::{printable, printable_json, printable_lines};
+use taskfork::Progress;
 use taskfork::server::ServerStatus;
 
 use crate::error::CommandError;
@@ -116,8 +117,18 @@ pub(crate) fn text(status: &ServerStatus) -> String {
 }
 
 /// The headers of the columns of [`row`].
-pub(crate) const COLUMNS: [&str; 9] =
-    ["worker", "pid", "state", "for", "method", "calls", "checkouts", "memory", "client"];
+pub(crate) const COLUMNS: [&str; 10] = [
+    "worker",
+    "pid",
+    "state",
+    "for",
+    "method",
+    "progress",
+    "calls",
+    "checkouts",
+    "memory",
+    "client",
+];
 
 /// The status of the server in one line.
 pub(crate) fn headline(status: &ServerStatus) -> String {
@@ -154,6 +165,7 @@ pub(crate) fn row(worker: &taskfork::server::WorkerStatus) -> [String; COLUMNS.l
         printable(&worker.state).into_owned(),
         time(worker.seconds),
         worker.method.as_deref().map(printable).unwrap_or_default().into_owned(),
+        worker.progress.as_ref().map(progress).unwrap_or_default(),
         worker.calls.to_string(),
         worker.checkouts.to_string(),
         worker
@@ -162,6 +174,15 @@ pub(crate) fn row(worker: &taskfork::server::WorkerStatus) -> [String; COLUMNS.l
             .unwrap_or_default(),
         worker.peer.as_ref().map(ToString::to_string).unwrap_or_default(),
     ]
+}
+
+/// How far a call has got, with the percentage first.
+pub(crate) fn progress(progress: &Progress) -> String {
+    let text = progress.to_string();
+    match progress.fraction() {
+        Some(fraction) => format!("{:.0}% {}", (fraction * 100.0).floor(), printable(&text)),
+        None => printable(&text).into_owned(),
+    }
 }
 
 /// A duration. Longer durations are shown with less precision.
@@ -186,6 +207,7 @@ mod tests {
             r#"{{"name": "{nasty}", "pid": 1, "seconds": 1.0, "accepting": true, "max_workers": 1,
             "forked": 1, "refused": 0, "deaths": {{"{nasty}": 1}}, "workers": [{{"number": 1, "pid": 2,
             "state": "{nasty}", "seconds": 1.0, "method": "{nasty}", "calls": 1, "checkouts": 0,
+            "progress": {{"done": 1, "total": 3, "what": "{nasty}"}},
             "peer": {{"kind": "tls", "names": ["{nasty}"], "address": "{nasty}"}}}}]}}"#
         );
         let status: ServerStatus = serde_json::from_str(&status).expect("it is a status");

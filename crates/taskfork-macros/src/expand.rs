@@ -6,6 +6,7 @@ use syn::spanned::Spanned;
 use syn::{Ident, ItemTrait};
 
 use crate::clients::{Clients, Kind};
+use crate::emitter::Emitter;
 use crate::model::{Interface, Method, Output};
 use crate::parameter::Parameter;
 use crate::type_text::type_text;
@@ -35,15 +36,20 @@ fn dispatch(item: &ItemTrait, interface: &Interface) -> TokenStream {
         .map(|Method { called, conditions, .. }| quote!(#(#conditions)* #called));
     let known: Vec<_> = known.collect();
     let arms = interface.methods.iter().map(|method| {
-        let Method { name: function, called: text, conditions, parameters, output, .. } = method;
+        let Method {
+            name: function, called: text, conditions, parameters, emitter, output, ..
+        } = method;
         let names = parameters.iter().map(|parameter| &parameter.name);
         let types = parameters.iter().map(Parameter::decoded);
-        let passed = parameters.iter().map(Parameter::passed);
         let optional = parameters.iter().rev().take_while(|one| one.is_optional()).count();
         let parse = match optional {
             0 => quote!(__request.parse::<(#(#types,)*)>()),
             _ => quote!(__request.parse_optional::<(#(#types,)*)>(#optional)),
         };
+        let mut passed: Vec<_> = parameters.iter().map(Parameter::passed).collect();
+        if let Some(emitter) = emitter {
+            passed.insert(emitter.index, quote!(&mut __emitter));
+        }
         let answer = match output {
             Output::Plain(_) => quote!(__request.value(&__result)),
             // This span makes the compiler report an unsuitable error type where the trait names it.
@@ -54,15 +60,47 @@ fn dispatch(item: &ItemTrait, interface: &Interface) -> TokenStream {
                 quote_spanned!(value.span()=> __request.untyped(__result))
             }
         };
+        let answer = quote! {{
+            let __result = <S as #name>::#function(__state, #(#passed),*);
+            #answer
+        }};
+        let answer = match emitter {
+            None => answer,
+            Some(Emitter { item, .. }) => quote! {
+                match __request.emitter::<#item>() {
+                    ::core::result::Result::Ok(mut __emitter) => #answer,
+                    ::core::result::Result::Err(__reply) => __reply,
+                }
+            },
+        };
         quote! {
             #(#conditions)*
             ::core::option::Option::Some(#text) => match #parse {
-                ::core::result::Result::Ok((#(#names,)*)) => {
-                    let __result = <S as #name>::#function(__state, #(#passed),*);
-                    #answer
-                }
+                ::core::result::Result::Ok((#(#names,)*)) => #answer,
                 ::core::result::Result::Err(__reply) => __reply,
             },
+        }
+    });
+    let streaming: Vec<_> = interface
+        .methods
+        .iter()
+        .filter(|method| method.emitter.is_some())
+        .map(|Method { called, conditions, .. }| {
+            quote!(#(#conditions)* ::core::option::Option::Some(#called) => true,)
+        })
+        .collect();
+    let streams = (!streaming.is_empty()).then(|| {
+        quote! {
+            fn streams(
+                &self,
+                __method: ::core::option::Option<&str>,
+                _: ::core::option::Option<&str>,
+            ) -> bool {
+                match __method {
+                    #(#streaming)*
+                    _ => false,
+                }
+            }
         }
     });
     quote! {
@@ -92,6 +130,8 @@ fn dispatch(item: &ItemTrait, interface: &Interface) -> TokenStream {
             ) -> ::std::vec::Vec<&'static ::taskfork::__private::InterfaceDescription> {
                 ::std::vec![<Self as ::taskfork::__private::Described>::DESCRIPTION]
             }
+
+            #streams
         }
     }
 }
@@ -102,7 +142,7 @@ fn description(item: &ItemTrait, interface: &Interface) -> TokenStream {
     let docs = format!("Serves [`{}`] from a worker whose state implements it.", item.ident);
     let name = name_text(&item.ident);
     let methods = interface.methods.iter().map(|method| {
-        let Method { called, conditions, parameters, output, .. } = method;
+        let Method { called, conditions, parameters, emitter, output, .. } = method;
         let parameters = parameters.iter().map(|parameter| {
             let (name, ty) = (name_text(&parameter.name), type_text(parameter.ty()));
             quote!((#name, #ty))
@@ -117,7 +157,12 @@ fn description(item: &ItemTrait, interface: &Interface) -> TokenStream {
                 (value, quote!(Some(::taskfork::__private::UNTYPED_ERROR)))
             }
         };
-        let result = type_text(value);
+        let result = match emitter {
+            Some(Emitter { item, .. }) => {
+                format!("items {}, then {}", type_text(item), type_text(value))
+            }
+            None => type_text(value),
+        };
         quote! {
             #(#conditions)*
             ::taskfork::__private::MethodDescription {
@@ -150,7 +195,10 @@ fn name_text(name: &Ident) -> String {
 fn calls(item: &ItemTrait, interface: &Interface) -> TokenStream {
     let output = |method: &Method| {
         let (value, error) = types(method);
-        quote!(::taskfork::Call<#value, #error>)
+        match &method.emitter {
+            Some(Emitter { item, .. }) => quote!(::taskfork::StreamCall<#item, #value, #error>),
+            None => quote!(::taskfork::Call<#value, #error>),
+        }
     };
     let calls = Calls {
         name: format_ident!("{}Calls", item.ident),
@@ -173,7 +221,12 @@ fn calls(item: &ItemTrait, interface: &Interface) -> TokenStream {
 fn blocking_calls(item: &ItemTrait, interface: &Interface) -> TokenStream {
     let output = |method: &Method| {
         let (value, error) = types(method);
-        quote!(::core::result::Result<#value, ::taskfork::Error<#error>>)
+        match &method.emitter {
+            Some(Emitter { item, .. }) => {
+                quote!(::taskfork::blocking::StreamCall<#item, #value, #error>)
+            }
+            None => quote!(::core::result::Result<#value, ::taskfork::Error<#error>>),
+        }
     };
     let calls = Calls {
         name: format_ident!("{}BlockingCalls", item.ident),
@@ -290,6 +343,10 @@ impl Calls<'_> {
             Output::Plain(value) | Output::Untyped { value } => value.span(),
             Output::Typed { error, .. } => error.span(),
         };
+        let function = match method.emitter {
+            Some(_) => quote!(streamed),
+            None => quote!(typed),
+        };
         let method = quote! {
             ::taskfork::__private::TypedMethod {
                 interface: #interface,
@@ -297,7 +354,7 @@ impl Calls<'_> {
                 is_idempotent: #is_idempotent,
             }
         };
-        quote_spanned!(span=> #caller::typed(#by, #method, (#(#arguments,)*)))
+        quote_spanned!(span=> #caller::#function(#by, #method, (#(#arguments,)*)))
     }
 }
 

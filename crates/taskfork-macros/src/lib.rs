@@ -6,6 +6,7 @@
 
 mod attributes;
 mod clients;
+mod emitter;
 mod expand;
 mod model;
 mod parameter;

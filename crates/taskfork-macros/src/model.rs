@@ -12,11 +12,12 @@ use syn::{
 };
 
 use crate::attributes;
+use crate::emitter::Emitter;
 use crate::parameter::{Parameter, owned};
 
 /// Methods of clients and checkouts. They take precedence over the methods of the generated traits,
 /// so that an interface's method of the same name could not be called.
-const RESERVED: [&str; 19] = [
+const RESERVED: [&str; 20] = [
     "abort",
     "alloc_blob",
     "call",
@@ -30,6 +31,7 @@ const RESERVED: [&str; 19] = [
     "ready",
     "retry",
     "stats",
+    "stream",
     "throw_fatal_error",
     "timeout",
     "trace_context",
@@ -56,6 +58,8 @@ pub(crate) struct Method {
     /// Documentation and `deprecated`, for the client's methods.
     pub(crate) docs: Vec<Attribute>,
     pub(crate) parameters: Vec<Parameter>,
+    /// The emitter, if the method streams.
+    pub(crate) emitter: Option<Emitter>,
     pub(crate) output: Output,
 }
 
@@ -150,19 +154,26 @@ impl Method {
                 ),
             ),
         }
-        let parameters: Vec<_> = signature
-            .inputs
-            .iter()
-            .filter_map(|input| match input {
-                FnArg::Typed(input) => Some(input),
-                FnArg::Receiver(_) => None,
-            })
-            .filter_map(|input| {
+        let (mut emitter, mut parameters) = (None, Vec::new());
+        for input in &signature.inputs {
+            let FnArg::Typed(input) = input else { continue };
+            if let Some(item) = Emitter::item(&input.ty) {
+                check_type(item, mistakes);
+                let found = Emitter { index: parameters.len(), item: Box::new(item.clone()) };
+                if emitter.replace(found).is_some() {
+                    mistakes.add(
+                        input.ty.span(),
+                        "a method has at most one emitter: send items of an enum",
+                    );
+                }
+                continue;
+            }
+            parameters.extend({
                 check_parameter(&input.ty, mistakes);
-                let name = parameter_name(&input.pat, mistakes)?;
-                Some(Parameter::new(name, &input.ty))
-            })
-            .collect();
+                let name = parameter_name(&input.pat, mistakes);
+                name.map(|name| Parameter::new(name, &input.ty))
+            });
+        }
         if parameters.len() > MOST_PARAMETERS {
             mistakes.add(
                 signature.inputs.span(),
@@ -186,6 +197,7 @@ impl Method {
             conditions: having(&["cfg"]),
             docs: having(&["doc", "deprecated"]),
             parameters,
+            emitter,
             output,
         })
     }

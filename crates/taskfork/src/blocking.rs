@@ -23,6 +23,7 @@
 mod handle_options;
 mod map;
 mod resize;
+mod stream;
 
 use std::io;
 use std::panic::{RefUnwindSafe, UnwindSafe};
@@ -35,6 +36,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
+pub use self::stream::StreamCall;
 use crate::blob::BlobMut;
 use crate::client::typed::Requires;
 use crate::client::typed_method::TypedMethod;
@@ -443,6 +445,25 @@ impl Checkout {
         Call { inner: self.inner.call(method, args) }
     }
 
+    /// Calls a method that streams items of the type `I`, and returns a result of the type `T` at the end. See
+    /// [`crate::Checkout::stream`].
+    ///
+    /// ```no_run
+    /// # fn example(client: taskfork::blocking::Client) -> Result<(), taskfork::Error> {
+    /// let checkout = client.checkout();
+    /// let mut lines = checkout.stream::<String, u64>("lines", ("words.txt",));
+    /// for line in &mut lines {
+    ///     println!("{}", line?);
+    /// }
+    /// println!("{} lines", lines.finish()?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[track_caller]
+    pub fn stream<I, T>(&self, method: &str, args: impl IntoArguments) -> StreamCall<I, T> {
+        StreamCall::new(self.inner.stream(method, args))
+    }
+
     /// Waits until the checkout has a worker and the calls made before are over. It runs nothing in
     /// the worker.
     ///
@@ -620,6 +641,15 @@ pub trait Caller {
     where
         T: DeserializeOwned,
         E: InterfaceError;
+
+    /// Calls a method of a typed interface that streams.
+    #[doc(hidden)]
+    #[track_caller]
+    fn streamed<I, T, E>(
+        &self,
+        method: TypedMethod,
+        args: impl IntoArguments,
+    ) -> StreamCall<I, T, E>;
 }
 
 impl Caller for Checkout {
@@ -631,6 +661,15 @@ impl Caller for Checkout {
     {
         block_on(self.inner.typed(method, args))
     }
+
+    #[track_caller]
+    fn streamed<I, T, E>(
+        &self,
+        method: TypedMethod,
+        args: impl IntoArguments,
+    ) -> StreamCall<I, T, E> {
+        StreamCall::new(self.inner.streamed(method, args))
+    }
 }
 
 impl Caller for Client {
@@ -641,6 +680,15 @@ impl Caller for Client {
         E: InterfaceError,
     {
         block_on(self.inner.typed(method, args))
+    }
+
+    #[track_caller]
+    fn streamed<I, T, E>(
+        &self,
+        method: TypedMethod,
+        args: impl IntoArguments,
+    ) -> StreamCall<I, T, E> {
+        StreamCall::new(self.inner.streamed(method, args))
     }
 }
 

@@ -118,6 +118,7 @@ mod in_process;
 #[cfg(feature = "server")]
 mod log_output;
 mod peer;
+mod progress;
 mod report;
 mod ring;
 #[cfg(feature = "server")]
@@ -141,16 +142,17 @@ pub mod worker;
 #[doc(inline)]
 pub use blob::Blob;
 #[doc(inline)]
-pub use client::{Call, Checkout, Client};
+pub use client::{Call, Checkout, Client, StreamCall};
 #[doc(inline)]
 pub use error::{BoxError, Error};
 pub use log_defer;
+pub use progress::Progress;
 #[cfg(feature = "server")]
 #[doc(inline)]
 pub use server::{Server, ServerBuilder, ServerError, init};
 #[cfg(feature = "server")]
 #[doc(inline)]
-pub use worker::Methods;
+pub use worker::{Emitter, Methods};
 
 /// Defines a typed interface for the methods of a trait.
 ///
@@ -172,6 +174,9 @@ pub use worker::Methods;
 /// * `PasswordsCalls`: a trait with these methods for typed and untyped clients and checkouts. Types of tests can
 ///   implement it with [`Call::ready`].
 /// * `PasswordsBlockingCalls`: the same for [`blocking`].
+///
+/// A method with a parameter `&mut Emitter<T>` sends items while it runs, and its caller gets a [`StreamCall`] instead
+/// of a [`Call`]. See [`Emitter`].
 ///
 /// A method that does not return a `Result` returns no error of its own. Its call can still fail, for
 /// example by a panic. [`Error`] describes all errors of a call, and [`Call`] what cancellation does.

@@ -5,7 +5,8 @@ use std::panic::{RefUnwindSafe, UnwindSafe};
 
 use taskfork::blob::{BlobMut, OpenFile};
 use taskfork::client::{
-    Address, AddressError, BusyPoll, ClientBuilder, ConfigError, Overload, Protocol, Stats,
+    Address, AddressError, BusyPoll, ClientBuilder, ConfigError, Overload, ProgressUpdates,
+    Protocol, Stats, StreamCall,
 };
 use taskfork::error::{
     Activity, CallError, CallSite, ConnectionError, Death, End, Failure, FatalError, Hung,
@@ -15,8 +16,8 @@ use taskfork::server::{
     Entry, Limit, LogWriter, ServerHandle, ServerStatus, Spawn, Stderr, WorkerStatus,
 };
 use taskfork::trace_context::TraceContext;
-use taskfork::worker::{ArgumentsError, Context, Executable, Function, Peer};
-use taskfork::{Blob, Call, Checkout, Client, Error, ServerError, blocking};
+use taskfork::worker::{ArgumentsError, Context, EmitError, Executable, Function, Peer};
+use taskfork::{Blob, Call, Checkout, Client, Error, Progress, ServerError, blocking};
 
 fn send_sync_unpin<T: Send + Sync + Unpin>() {}
 fn unwind_safe<T: UnwindSafe + RefUnwindSafe>() {}
@@ -39,6 +40,8 @@ fn values_and_errors_cross_threads_and_unwinding() {
         Address,
         AddressError,
         ArgumentsError,
+        EmitError,
+        Progress,
         BusyPoll,
         CallError,
         CallSite,
@@ -75,6 +78,10 @@ fn handles_cross_threads_and_unwinding() {
         Blob,
         Call<i64>,
         Call<std::rc::Rc<i64>>,
+        StreamCall<i64, i64>,
+        StreamCall<std::rc::Rc<i64>, std::rc::Rc<i64>>,
+        blocking::StreamCall<i64, i64>,
+        ProgressUpdates,
         Checkout,
         Client,
         Context,

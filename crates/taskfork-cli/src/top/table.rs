@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 
+use taskfork::Progress;
 use taskfork::server::WorkerStatus;
 
 use super::cpu_usage::CpuUsage;
@@ -32,7 +33,10 @@ impl Order {
         let column = (self.column + 1) % COUNT;
         Self {
             column,
-            descending: matches!(name(column), "for" | "calls" | "checkouts" | "memory" | CPU),
+            descending: matches!(
+                name(column),
+                "for" | "progress" | "calls" | "checkouts" | "memory" | CPU
+            ),
         }
     }
 
@@ -44,11 +48,15 @@ impl Order {
     pub(super) fn compare(self, cpu: &CpuUsage, a: &WorkerStatus, b: &WorkerStatus) -> Ordering {
         let client = |worker: &WorkerStatus| worker.peer.as_ref().map(ToString::to_string);
         let share = |worker: &WorkerStatus| cpu.percent(worker.pid).unwrap_or(-1.0);
+        let share_done = |worker: &WorkerStatus| {
+            worker.progress.as_ref().and_then(Progress::fraction).unwrap_or(-1.0)
+        };
         let order = match name(self.column) {
             "pid" => a.pid.cmp(&b.pid),
             "state" => a.state.cmp(&b.state),
             "for" => a.seconds.total_cmp(&b.seconds),
             "method" => a.method.cmp(&b.method),
+            "progress" => share_done(a).total_cmp(&share_done(b)),
             "calls" => a.calls.cmp(&b.calls),
             "checkouts" => a.checkouts.cmp(&b.checkouts),
             "memory" => a.memory.cmp(&b.memory),

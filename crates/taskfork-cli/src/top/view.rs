@@ -468,8 +468,8 @@ mod tests {
     #[test]
     fn workers_are_sorted_by_each_column_both_ways() {
         let mut top = TestTop::new(100, 20, &many());
-        // Process id, state, time, method.
-        top.press_repeatedly(5, KeyCode::Char('s'));
+        // Process id, state, time, method, progress.
+        top.press_repeatedly(6, KeyCode::Char('s'));
         let screen = top.lines();
         assert!(screen[3].contains("calls▼"), "{screen:?}");
         assert!(screen[4].starts_with("1 ") && screen[12].starts_with("9 "), "{screen:?}");
@@ -479,7 +479,7 @@ mod tests {
         assert!(screen[4].starts_with("9 ") && screen[12].starts_with("1 "), "{screen:?}");
         // The selection follows the worker, not the row.
         assert_eq!((top.view.selected, top.view.table.selected()), (Some(1), Some(8)));
-        for column in 6..=COUNT {
+        for column in 7..=COUNT {
             top.press(KeyCode::Char('s'));
             assert_eq!(top.view.order.column, column % COUNT);
         }

@@ -22,6 +22,8 @@ pub use api::call::Call;
 pub use api::checkout::{Caller, Checkout};
 pub use api::handle::Client;
 pub use api::map::{Items, MapCalls};
+pub use api::progress::ProgressUpdates;
+pub use api::stream::StreamCall;
 pub use api::typed::TypedClient;
 pub use observe::stats::Stats;
 pub use pool::Overload;

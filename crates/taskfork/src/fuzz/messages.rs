@@ -112,6 +112,7 @@ pub fn from_client(data: &[u8]) {
             native::put_cancel(&mut out, call);
             assert_eq!(native::cancelled_call(&out), Some(call));
         }
+        FromClient::Credit { call, credit } => native::put_credit(&mut out, call, credit),
         FromClient::Files(count) => {
             assert!(count <= isize::MAX as usize);
             return;
@@ -142,6 +143,11 @@ pub fn from_worker(data: &[u8]) {
             out.extend_from_slice(value);
         }
         FromWorker::Error { call, body } => native::put_error(&mut out, *call, body),
+        FromWorker::Item(item) => {
+            native::put_item(&mut out, item.call);
+            native::set_item_cost(&mut out, item.cost);
+            out.extend_from_slice(item.value);
+        }
         FromWorker::Death(notice) => notice.put(&mut out),
         FromWorker::Skipped { call } => native::put_skipped(&mut out, *call),
         FromWorker::Rings => native::put_rings(&mut out),
@@ -166,6 +172,7 @@ pub fn from_worker(data: &[u8]) {
 fn inspect_undecoded(data: &[u8]) {
     let mut copy = data.to_vec();
     native::set_timeout(&mut copy, 1);
+    native::set_item_cost(&mut copy, 1);
     if let Some(mode) = native::call_mode(data) {
         native::set_call_mode(&mut copy, mode);
     }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::display::seconds;
 use crate::peer::Peer;
+use crate::progress::Progress;
 use crate::worker::scoreboard::Phase;
 
 /// The status of a server and its workers. A server sends it as JSON through its [status
@@ -114,6 +115,10 @@ pub struct WorkerStatus {
     pub seconds: f64,
     /// The first 64 bytes of the name of its current or last method.
     pub method: Option<String>,
+    /// How far the call that it runs has got, if the worker reports that with
+    /// [`Context::progress`](crate::worker::Context::progress).
+    #[serde(default)]
+    pub progress: Option<Progress>,
     /// The number of calls that it has begun.
     pub calls: u64,
     /// The number of checkouts that it has finished.

@@ -67,6 +67,8 @@ pub(crate) struct WorkerHello {
     pub(crate) wants_alarm: bool,
     /// It accepts calls that end their checkouts.
     pub(crate) accepts_single_calls: bool,
+    /// It streams items to callers that read them.
+    pub(crate) sends_items: bool,
 }
 
 #[taskfork_macros::startup_code]
@@ -145,6 +147,7 @@ impl WorkerHello {
                 "ahead" => hello.pipeline_window = reader.size()?,
                 "files" => hello.max_files = reader.size()?,
                 "alarm" => hello.wants_alarm = reader.bool()?,
+                "items" => hello.sends_items = reader.bool()?,
                 "single_calls" => hello.accepts_single_calls = reader.bool()?,
                 _ => return Ok(false),
             }
@@ -182,6 +185,7 @@ impl WorkerHello {
         map.nonzero("ahead", self.pipeline_window as u64);
         map.nonzero("files", self.max_files as u64);
         map.flag("single_calls", self.accepts_single_calls);
+        map.flag("items", self.sends_items);
     }
 }
 

@@ -70,6 +70,16 @@ impl<'a> Reader<'a> {
         }
     }
 
+    pub(crate) fn optional_unsigned(&mut self) -> Result<Option<u64>, WireError> {
+        match self.rest.split_first() {
+            Some((&marker, rest)) if Marker::from_u8(marker) == Marker::Null => {
+                self.rest = rest;
+                Ok(None)
+            }
+            _ => self.unsigned().map(Some),
+        }
+    }
+
     /// Skips one value of any kind and returns its bytes. It does not recurse, so no nesting can exhaust the stack.
     pub(crate) fn value(&mut self) -> Result<&'a [u8], WireError> {
         let start = self.rest;

@@ -1,14 +1,17 @@
 //! Running a call, and writing its answer.
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use log_defer::Level;
 
+use super::emitter::Port;
 use super::error_reply::ErrorReply;
 use super::handlers::log_setup_error;
 use super::interface::Request;
 use super::scoreboard::Phase;
 use super::state::{ExitReason, Worker};
+use super::streaming::Streaming;
 use super::telemetry::{self, RequestedTelemetry};
 #[cfg(feature = "spans")]
 use super::tracer;
@@ -32,7 +35,7 @@ const KEPT_BUFFER: usize = 1 << 20;
 
 #[taskfork_macros::startup_code]
 impl<S: 'static> Worker<'_, S> {
-    /// Runs a call and leaves its telemetry and its answer in `out`.
+    /// Runs a call and leaves its telemetry and its answer in `out`. `streaming` is for a call whose caller reads items.
     ///
     /// `begun` is the current time. `sent` is when the client sent the call, from which its `timeout`
     /// counts. Its `run_timeout` counts from now.
@@ -43,6 +46,7 @@ impl<S: 'static> Worker<'_, S> {
         meta: &CallMeta<'_>,
         begun: Duration,
         sent: Duration,
+        streaming: Option<&Rc<Streaming>>,
     ) -> Result<(), ExitReason> {
         let grace = meta.grace.map_or(DEFAULT_GRACE, TimeLimit::from_microseconds);
         let timeout = meta.timeout.map_or(TimeLimit::NEVER, TimeLimit::from_microseconds);
@@ -68,7 +72,7 @@ impl<S: 'static> Worker<'_, S> {
         });
         trace_context::set(TraceContext::received(meta.traceparent, meta.tracestate));
         context::set(deadline);
-        let result = self.call(method, meta.interface, args);
+        let result = self.call(method, meta.interface, args, streaming);
         context::set(None);
         trace_context::set(None);
         let telemetry = telemetry::end_call();
@@ -96,10 +100,11 @@ impl<S: 'static> Worker<'_, S> {
         method: Option<&str>,
         interface: Option<&str>,
         args: Arguments<'_>,
+        streaming: Option<&Rc<Streaming>>,
     ) -> Result<(), WireError> {
         self.out.bytes.clear();
         self.out.bytes.shrink_to(KEPT_BUFFER);
-        let Err(error) = self.try_call(method, interface, args) else { return Ok(()) };
+        let Err(error) = self.try_call(method, interface, args, streaming) else { return Ok(()) };
         self.pipeline.set_failed();
         let replace_after =
             self.config.replace_after.unwrap_or_else(|| self.interface.replaced_after());
@@ -136,6 +141,7 @@ impl<S: 'static> Worker<'_, S> {
         method: Option<&str>,
         of: Option<&str>,
         args: Arguments<'_>,
+        streaming: Option<&Rc<Streaming>>,
     ) -> Result<(), ErrorReply> {
         if let Some(error) = self.setup_error.take() {
             return Err(error);
@@ -150,9 +156,15 @@ impl<S: 'static> Worker<'_, S> {
             return Err(ErrorReply::setup(Failure::new("there is no state")));
         };
         let (interface, number) = (self.interface, self.pipeline.number());
+        if streaming.is_some() && !interface.streams(method, of) {
+            return Err(ErrorReply::arguments(&Failure::new(
+                "the method streams no items: make a call, and no stream",
+            )));
+        }
+        let port = streaming.cloned().map(|streaming| -> Rc<dyn Port> { streaming });
         self.out.write(self.max_answer, |out| {
             native::put_ok(out, number, ValueFormat::from_json_flag(interface.returns_json()));
-            catch_panic(|| interface.call(state, Request::new(method, of, args, out)).0)
+            catch_panic(|| interface.call(state, Request::new(method, of, args, out, port)).0)
                 .unwrap_or_else(|panic| Err(ErrorReply::panic(panic)))
         })?;
         self.check_result()?;
@@ -162,9 +174,10 @@ impl<S: 'static> Worker<'_, S> {
             max_blob: self.max_blob,
             max_files: self.client_files,
         };
-        let fits = self
-            .out
-            .fit_with(client, |bytes, home, may_add| shared_memory.store(bytes, home, may_add));
+        let fits = self.out.fit_with(client, |bytes, home, may_add| match streaming {
+            Some(streaming) => streaming.store(bytes, home, may_add),
+            None => shared_memory.store(bytes, home, may_add),
+        });
         let length = self.out.len();
         let error = match fits {
             Err(reason) => ErrorReply::result(&reason),

@@ -1,7 +1,10 @@
 //! The trait that the main loop of a worker calls: it takes a request and writes an encoded reply.
 
+use std::rc::Rc;
+
 use serde::Serialize;
 
+use super::emitter::{Emitter, Port};
 use super::error_reply::ErrorReply;
 use super::replace_after::ReplaceAfter;
 use crate::blob;
@@ -66,6 +69,12 @@ pub trait Interface<S>: 'static {
         false
     }
 
+    /// Whether this method sends items to a caller that reads them.
+    #[doc(hidden)]
+    fn streams(&self, _method: Option<&str>, _interface: Option<&str>) -> bool {
+        false
+    }
+
     /// Whether this first argument is a method's name. Only the JSON protocol does not distinguish the
     /// two.
     #[doc(hidden)]
@@ -102,6 +111,8 @@ pub struct Request<'a> {
     args: Arguments<'a>,
     /// The buffer for the encoded result.
     out: &'a mut Vec<u8>,
+    /// Where items go, if the caller reads them.
+    port: Option<Rc<dyn Port>>,
 }
 
 /// The outcome of a request. A value has been written to its buffer.
@@ -116,8 +127,9 @@ impl<'a> Request<'a> {
         interface: Option<&'a str>,
         args: Arguments<'a>,
         out: &'a mut Vec<u8>,
+        port: Option<Rc<dyn Port>>,
     ) -> Self {
-        Self { method, interface, args: args.of_method(method), out }
+        Self { method, interface, args: args.of_method(method), out, port }
     }
 
     /// The interface that the method belongs to, if the call says so.
@@ -149,6 +161,16 @@ impl<'a> Request<'a> {
     pub fn parse_optional<T: FromArguments>(&self, optional: usize) -> Result<T, Reply> {
         let args = self.args.with_optional(optional);
         args.parse().map_err(|error| Reply(Err(ErrorReply::arguments(&error))))
+    }
+
+    /// Where the items of a method that streams go. The error is a reply for a caller that does not read them.
+    pub fn emitter<T>(&self) -> Result<Emitter<T>, Reply> {
+        let reason = "the method streams items, which this call does not read: make a stream, and no call (clients that speak JSON cannot)";
+        let port = self
+            .port
+            .clone()
+            .ok_or_else(|| Reply(Err(ErrorReply::arguments(&Failure::new(reason)))));
+        port.map(Emitter::to_caller)
     }
 
     /// Answers with a value.

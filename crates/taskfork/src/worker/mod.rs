@@ -10,6 +10,7 @@
 mod call;
 mod confinement;
 mod connection;
+mod emitter;
 mod error_reply;
 pub(crate) mod executable;
 pub(crate) mod function;
@@ -26,6 +27,7 @@ mod perl;
 mod phase;
 mod pipeline;
 mod presetup;
+mod progress;
 #[cfg_attr(not(feature = "spans"), path = "records_disabled.rs")]
 mod records;
 mod replace_after;
@@ -36,12 +38,14 @@ mod serve;
 mod several;
 mod shared_memory;
 mod state;
+mod streaming;
 mod subprocess;
 mod telemetry;
 #[cfg(feature = "spans")]
 pub(crate) mod tracer;
 mod user_code;
 
+pub use emitter::{EmitError, Emitter};
 pub use executable::Executable;
 pub use function::Function;
 pub use interface::Interface;

@@ -62,6 +62,7 @@ pub(crate) fn serve<S, I: Interface<S>>(
             }
             FromClient::Done | FromClient::QueueLength(_) | FromClient::Cancel(_) => {}
             FromClient::Hello(_)
+            | FromClient::Credit { .. }
             | FromClient::Files(_)
             | FromClient::Shm(_)
             | FromClient::Rings => {
@@ -209,7 +210,7 @@ impl<S, I: Interface<S>> Worker<I, S> {
         let mut out = GatherFrame::default();
         out.write(limit, |out| {
             native::put_ok(out, number, ValueFormat::from_json_flag(interface.returns_json()));
-            catch_panic(|| interface.call(state, Request::new(method, required, args, out)).0)
+            catch_panic(|| interface.call(state, Request::new(method, required, args, out, None)).0)
                 .unwrap_or_else(|panic| Err(ErrorReply::panic(panic)))
         })?;
         let client = ReceiverLimits { max_frame: limit, max_blob: 0, max_files: 0 };

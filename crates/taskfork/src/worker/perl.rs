@@ -87,11 +87,8 @@ impl<S: 'static> Worker<'_, S> {
         });
         trace_context::set(None);
         context::set(None);
-        self.call(
-            method,
-            None,
-            Arguments::new(args.len(), &encoded).with_format(ValueFormat::Json),
-        )?;
+        let args = Arguments::new(args.len(), &encoded).with_format(ValueFormat::Json);
+        self.call(method, None, args, None)?;
         let log = telemetry::end_call().into_log();
         let native = std::mem::take(&mut self.out).copy_from(HEADER_LEN);
         let mut answer = Vec::new();

@@ -4,6 +4,8 @@
 use std::convert::Infallible;
 use std::io;
 
+use bytes::Bytes;
+
 use super::connection::{Connection, ConnectionError};
 use super::handlers::{Handlers, log_setup_error};
 use super::init::{AcceptedClient, ClientSource, WorkerConfig, WorkerInit};
@@ -49,6 +51,7 @@ pub(crate) fn serve<S: 'static>(
         tracing::error!(worker = init.number, "a timeout cannot show this worker's stack: {error}");
     }
     context::set_scratch(init.scratch);
+    telemetry::set_slot(init.slot);
     let number = init.number;
     let mut worker = Worker {
         number,
@@ -81,6 +84,7 @@ pub(crate) fn serve<S: 'static>(
         max_files: 0,
         wants_alarm: false,
         accepts_single_calls: true,
+        sends_items: true,
     };
     let Err(reason) = worker.serve_client(init.client, init.buffers.inbox, &mut hello);
     let status = match worker.begin_exit(reason) {
@@ -226,12 +230,18 @@ impl<S: 'static> Worker<'_, S> {
                 let shared = self.shared_memory.take_received()?;
                 let WorkerConfig { max_frame, max_blob, .. } = self.config;
                 let attachments = Attachments { files, shared, max_blob, max_inlined: max_frame };
-                match self.pipeline.begin(mode, begun) {
-                    Some(sent) => blob::within(long.as_ref(), attachments, || {
-                        self.serve_call(method, args, &meta, begun, sent)?;
+                match (self.pipeline.begin(mode, begun), meta.items) {
+                    (Some(sent), None) => blob::within(long.as_ref(), attachments, || {
+                        self.serve_call(method, args, &meta, begun, sent, None)?;
                         attachments::check_blob_limit().map_err(ExitReason::from)
                     })?,
-                    None => self.skip_call()?,
+                    (Some(sent), Some(credit)) => {
+                        // A copy, because the call reads from the connection while it runs.
+                        let body = long.clone().unwrap_or_else(|| Bytes::copy_from_slice(body));
+                        let times = (begun, sent);
+                        self.serve_streaming_call(connection, &body, attachments, credit, times)?;
+                    }
+                    (None, _) => self.skip_call()?,
                 }
                 if self.shared_memory.is_used() {
                     self.prepend(|worker, out| worker.shared_memory.write_control(begun, out));
@@ -263,7 +273,7 @@ impl<S: 'static> Worker<'_, S> {
                 Ok(false)
             }
             // The call has already been answered.
-            FromClient::Cancel(_) => Ok(false),
+            FromClient::Cancel(_) | FromClient::Credit { .. } => Ok(false),
             FromClient::Files(count) => {
                 self.announced_files = count;
                 Ok(false)

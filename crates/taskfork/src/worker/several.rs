@@ -12,7 +12,7 @@ macro_rules! tuples {
             fn call(&self, state: &mut State, request: Request<'_>) -> Reply {
                 const { assert_different(&[$($name::DESCRIPTION),+]) };
                 let descriptions = [$($name::DESCRIPTION),+];
-                match choose(&descriptions, &request) {
+                match choose(&descriptions, request.method(), request.interface()) {
                     $(Some(($index, method)) => self.$index.call(state, request.renamed(method)),)+
                     _ => unknown(&descriptions, &request),
                 }
@@ -24,6 +24,13 @@ macro_rules! tuples {
 
             fn replaced_after(&self) -> ReplaceAfter {
                 ReplaceAfter::Panic
+            }
+
+            fn streams(&self, method: Option<&str>, interface: Option<&str>) -> bool {
+                match choose(&[$($name::DESCRIPTION),+], method, interface) {
+                    $(Some(($index, method)) => self.$index.streams(Some(method), None),)+
+                    _ => false,
+                }
             }
 
             fn method_names(&self) -> Vec<String> {
@@ -43,10 +50,14 @@ tuples! {
 ///
 /// That is the interface that the call names, or else the only one with such a method, or else the one that is in front
 /// of a point in the method's name.
-fn choose<'a>(all: &Descriptions, request: &Request<'a>) -> Option<(usize, &'a str)> {
-    let method = request.method()?;
+fn choose<'a>(
+    all: &Descriptions,
+    method: Option<&'a str>,
+    interface: Option<&str>,
+) -> Option<(usize, &'a str)> {
+    let method = method?;
     let is_called = |name: &str, interface: &InterfaceDescription| interface.name == name;
-    let named = request.interface().and_then(|name| all.iter().position(|it| is_called(name, it)));
+    let named = interface.and_then(|name| all.iter().position(|it| is_called(name, it)));
     if let Some(index) = named {
         return Some((index, method));
     }

@@ -12,7 +12,10 @@ use rustix::net::{SendFlags, send};
 
 use super::log_frames;
 use super::records::Records;
-use crate::wire::frame::{ATOMIC_WRITE, HEADER_LEN};
+use super::scoreboard::WorkerSlot;
+use crate::progress::Progress;
+use crate::wire::frame::{self, ATOMIC_WRITE, HEADER_LEN};
+use crate::wire::native;
 use crate::{sync, sys};
 
 /// How often the thread sends what the call has recorded.
@@ -27,7 +30,9 @@ static RECORDER: Mutex<Recorder> = Mutex::new(Recorder {
     log: None,
     earlier: None,
     records: Records::new(),
+    progress: None,
     out: None,
+    slot: None,
 });
 /// Notified when there is something to send.
 static CHANGED: Condvar = Condvar::new();
@@ -55,8 +60,12 @@ pub(super) struct Recorder {
     earlier: Option<Message>,
     /// Spans and events of the current call.
     pub(super) records: Records,
+    /// How far the current call has got, until the thread has sent it.
+    progress: Option<Progress>,
     /// The connection, until the thread takes it.
     out: Option<BorrowedFd<'static>>,
+    /// Where the server sees how far the current call has got.
+    slot: Option<WorkerSlot>,
 }
 
 #[derive(Clone, Copy)]
@@ -102,7 +111,9 @@ impl Recorder {
 
     fn needs_sending(&self) -> bool {
         let RecorderState::InCall(requested) = self.state else { return false };
-        requested.log.is_some() && self.log.is_some() || !self.records.is_empty()
+        requested.log.is_some() && self.log.is_some()
+            || !self.records.is_empty()
+            || self.progress.is_some()
     }
 }
 
@@ -122,6 +133,23 @@ pub(super) fn start(out: BorrowedFd<'static>) {
 /// Lets the thread send to `out`, if it is needed.
 pub(super) fn set_output(out: BorrowedFd<'static>) {
     lock().out = Some(out);
+}
+
+/// Sets where the server sees how far a call has got.
+#[taskfork_macros::startup_code]
+pub(super) fn set_slot(slot: WorkerSlot) {
+    lock().slot = Some(slot);
+}
+
+/// Records how far the current call has got.
+pub(super) fn record_progress(progress: Progress) {
+    let mut recorder = lock();
+    let RecorderState::InCall(_) = recorder.state else { return };
+    if let Some(slot) = &recorder.slot {
+        slot.set_progress(&progress);
+    }
+    recorder.progress = Some(progress);
+    recorder.schedule_send();
 }
 
 /// Begins the records of a call.
@@ -155,6 +183,8 @@ pub(super) fn end_call() -> Telemetry {
     let RecorderState::InCall(requested) = recorder.state else { return Telemetry::default() };
     recorder.state = RecorderState::BetweenCalls;
     recorder.calls += 1;
+    // The answer says that all is done.
+    recorder.progress = None;
     let earlier = recorder.earlier.take();
     let log = recorder.log.take().filter(|_| requested.log.is_some()).map(|log| log.close());
     // A loop, because the code of `collect` is not among that of a worker's start.
@@ -205,6 +235,11 @@ fn send_regularly(out: BorrowedFd<'_>) {
         }
         let log = recorder.log.clone();
         let mut frames = recorder.records.frames(ATOMIC_WRITE - HEADER_LEN);
+        if let Some(progress) = recorder.progress.take() {
+            let mut frame = Vec::new();
+            frame::put(&mut frame, |out| native::put_progress(out, &progress));
+            frames.push(frame);
+        }
         drop(recorder);
         if let Some(log) = log {
             let kept = log_frames::split(log.take(), &mut frames);
@@ -222,6 +257,7 @@ pub(super) fn lock() -> MutexGuard<'static, Recorder> {
     sync::lock(&RECORDER)
 }
 
-fn lock_sending() -> MutexGuard<'static, ()> {
+/// Keeps the thread from sending meanwhile.
+pub(super) fn lock_sending() -> MutexGuard<'static, ()> {
     sync::lock(&SENDING)
 }

@@ -127,6 +127,14 @@ fn kinds() -> Vec<Case> {
     for number in [0, 1, 2, u64::MAX >> 1] {
         add(&format!("forgotten call {number}"), frame(&[4.into(), none(), number.into()]), Served);
     }
+    for (call, credit) in [(0, 0), (1, u64::MAX), (9, 1)] {
+        let said = frame(&[12.into(), none(), call.into(), credit.into()]);
+        add(&format!("credit {credit} for call {call}"), said, Served);
+    }
+    add("credit below zero", frame(&[12.into(), none(), 1.into(), (-1).into()]), Refused);
+    add("credit without a call", frame(&[12.into(), none(), 5.into()]), Refused);
+    let said = frame(&[1.into(), map(&[("items", 1000.into())]), text("echo"), list(&[5.into()])]);
+    add("call for items of a method without any", said, Served);
     add("forgotten call 2^64 minus 1", frame(&[4.into(), none(), u64::MAX.into()]), Refused);
     let forgotten = (0..10_000).flat_map(|number: u64| frame(&[4.into(), none(), number.into()]));
     add("forgotten calls by the thousand", forgotten.collect(), Served);

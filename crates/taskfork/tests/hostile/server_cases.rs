@@ -156,6 +156,14 @@ fn answers() -> Vec<Case> {
         frame(&[5.into(), none()]),
         Fails("skipped a call that was not cancelled"),
     );
+    let item = frame(&[11.into(), map(&[("cost", 300.into()), ("call", 1.into())]), 5.into()]);
+    add("item that nobody reads", item.clone(), Fails("an item that no call asked for"));
+    add("item behind the answer", [result(5.into()), item].concat(), Served);
+    add("item with a field too few", frame(&[11.into(), none()]), Refused);
+    for (name, progress) in wrong("") {
+        let said = frame(&[4.into(), map(&[("progress", progress)])]);
+        add(&format!("progress {name}"), [said, result(5.into())].concat(), Served);
+    }
     add("two answers", [result(5.into()), result(6.into())].concat(), Served);
     add("a thousand answers", result(5.into()).repeat(1000), Served);
     for levels in [120, 129, 100_000] {

@@ -247,7 +247,9 @@ impl Worker {
                 Ok(FromClient::Files(count)) => self.link.announce_files(count),
                 Ok(FromClient::Shm(message)) => self.link.handle_shared(message)?,
                 Ok(FromClient::Rings) => self.link.accept_rings().await?,
-                Ok(FromClient::QueueLength(_) | FromClient::Cancel(_)) => {}
+                Ok(
+                    FromClient::QueueLength(_) | FromClient::Cancel(_) | FromClient::Credit { .. },
+                ) => {}
                 Ok(FromClient::Hello(_)) | Err(_) => return Err(Exit::PROTOCOL),
             }
         }

@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
+use super::progress::ProgressUpdates;
 use crate::blob;
 use crate::client::io::shared_session::SharedSession;
 use crate::client::io::spin::SpinGuard;
@@ -110,6 +111,32 @@ impl<T, E> Call<T, E> {
         Self::from(Source::Ready(Mutex::new(Some(Box::new(|| result)))))
     }
 
+    /// The reports of how far the call has got, which the worker's code makes with
+    /// [`Context::progress`](crate::worker::Context::progress). There are none once the call is over, from servers that
+    /// speak the protocol of AnyEvent::Task, and for [`ready`](Self::ready).
+    ///
+    /// ```no_run
+    /// # async fn example(client: taskfork::Client) -> Result<(), taskfork::Error> {
+    /// let call = client.call::<u64>("import", ("orders.csv",));
+    /// let mut progress = call.progress();
+    /// while let Some(progress) = progress.changed().await {
+    ///     println!("{progress}");
+    /// }
+    /// println!("{} rows", call.await?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn progress(&self) -> ProgressUpdates {
+        match &self.source {
+            Source::Session { session, seq, .. } if !self.done => {
+                session.progress_cell(*seq).map_or_else(ProgressUpdates::none, |cell| {
+                    ProgressUpdates::new(session.clone(), cell)
+                })
+            }
+            Source::Session { .. } | Source::Ready(_) => ProgressUpdates::none(),
+        }
+    }
+
     #[track_caller]
     fn from(source: Source<T, E>) -> Self {
         Self { source, made_at: Location::caller(), done: false }
@@ -166,7 +193,7 @@ impl<T, E> fmt::Debug for Call<T, E> {
     }
 }
 
-fn result<T, E>(
+pub(super) fn result<T, E>(
     outcome: Outcome,
     max_frame: usize,
     site: impl FnOnce() -> CallSite,
@@ -200,18 +227,26 @@ where
     })
 }
 
+/// Decodes a value of an answer, or the reason why that is not possible.
+pub(super) fn decode_value<T: DeserializeOwned>(
+    value: &Bytes,
+    format: ValueFormat,
+    attachments: AnswerAttachments,
+    max_frame: usize,
+) -> Result<T, String> {
+    bounds::check(value, max_frame)?;
+    let attachments = attachments.map(|attachments| *attachments).unwrap_or_default();
+    let decode = || attachments::decode(value, |value| values::decode(value, format));
+    blob::within(Some(value), attachments, decode)
+}
+
 fn decode<T: DeserializeOwned, E>(
     value: &Bytes,
     format: ValueFormat,
     attachments: AnswerAttachments,
     max_frame: usize,
 ) -> Result<T, Failed<E>> {
-    let checked = bounds::check(value, max_frame);
-    let decoded = checked.and_then(|()| {
-        let attachments = attachments.map(|attachments| *attachments).unwrap_or_default();
-        let decode = || attachments::decode(value, |value| values::decode(value, format));
-        blob::within(Some(value), attachments, decode)
-    });
+    let decoded = decode_value(value, format, attachments, max_frame);
     decoded.map_err(|message| Failed::Call(CallError::Decode { message }))
 }
 

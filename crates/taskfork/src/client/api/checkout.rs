@@ -9,14 +9,16 @@ use std::time::Duration;
 use log_defer::{Level, Log};
 
 use super::call::Call;
+use super::stream::StreamCall;
 use super::typed_method::TypedMethod;
 use crate::blob::BlobMut;
 use crate::client::config::CheckoutOptions;
 use crate::client::io::core::Core;
 use crate::client::io::effects::Waiter;
-use crate::client::io::shared_session::SharedSession;
+use crate::client::io::shared_session::{CallKind, SharedSession};
 use crate::client::observe::replay::Replay;
 use crate::client::session::calls::{MethodName, Operation};
+use crate::client::session::items::WINDOW;
 use crate::error::FatalError;
 use crate::time_limit::TimeLimit;
 use crate::trace_context::TraceContext;
@@ -217,6 +219,33 @@ impl Checkout {
         self.make(None, None, args)
     }
 
+    /// Calls a method that streams items of the type `I`, and returns a result of the type `T` at the end.
+    ///
+    /// The call takes its turn now. Calls that are made behind it are sent once it has ended.
+    ///
+    /// ```no_run
+    /// # async fn example(client: taskfork::Client) -> Result<(), taskfork::Error> {
+    /// let checkout = client.checkout();
+    /// let mut lines = checkout.stream::<String, u64>("lines", ("words.txt",));
+    /// while let Some(line) = lines.next().await? {
+    ///     println!("{line}");
+    /// }
+    /// println!("{} lines", lines.finish().await?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As for [`call`](Self::call). A method that streams nothing is [`CallError::Arguments`](crate::error::CallError), and
+    /// so is a server that cannot stream.
+    ///
+    /// # Cancellation
+    /// See [`StreamCall`].
+    #[track_caller]
+    pub fn stream<I, T>(&self, method: &str, args: impl IntoArguments) -> StreamCall<I, T> {
+        self.make_stream(Some(Cow::Owned(method.to_owned())), None, args)
+    }
+
     /// Waits until the checkout has a worker and the calls made before are over. It runs nothing in
     /// the worker.
     ///
@@ -236,7 +265,8 @@ impl Checkout {
     /// ```
     #[track_caller]
     pub fn ready(&self) -> Call<()> {
-        Call::new(self.session.clone(), self.session.submit(None, Operation::WaitForWorker, None))
+        let seq = self.session.submit(None, Operation::WaitForWorker, None, false);
+        Call::new(self.session.clone(), seq)
     }
 
     /// Allocates memory of `length` bytes for an argument, to be filled in place. Its content is
@@ -305,8 +335,21 @@ impl Checkout {
         interface: Option<&'static str>,
         args: impl IntoArguments,
     ) -> Call<T, E> {
-        let (operation, replay) = self.options.encode(method.as_deref(), interface, args);
-        Call::new(self.session.clone(), self.session.submit(method, operation, replay))
+        let (operation, replay) = self.options.encode(method.as_deref(), interface, args, None);
+        Call::new(self.session.clone(), self.session.submit(method, operation, replay, false))
+    }
+
+    #[track_caller]
+    fn make_stream<I, T, E>(
+        &self,
+        method: MethodName,
+        interface: Option<&'static str>,
+        args: impl IntoArguments,
+    ) -> StreamCall<I, T, E> {
+        let (operation, replay) =
+            self.options.encode(method.as_deref(), interface, args, Some(WINDOW));
+        let seq = self.session.submit(method, operation, replay, true);
+        StreamCall::new(self.session.clone(), seq)
     }
 }
 
@@ -321,10 +364,28 @@ pub(super) fn call_once<T, E>(
     retries: u32,
 ) -> Call<T, E> {
     let (operation, replay) =
-        CallOptions::of(core, options).encode(method.as_deref(), interface, args);
+        CallOptions::of(core, options).encode(method.as_deref(), interface, args, None);
+    let kind = CallKind { retries, reads_items: false };
     let (session, seq) =
-        SharedSession::call_once(core.clone(), options, method, operation, replay, retries);
+        SharedSession::call_once(core.clone(), options, method, operation, replay, kind);
     Call::new(session, seq)
+}
+
+/// As [`call_once`], for a call whose method streams.
+#[track_caller]
+pub(super) fn stream_once<I, T, E>(
+    core: &Arc<Core>,
+    options: CheckoutOptions,
+    method: MethodName,
+    interface: Option<&'static str>,
+    args: impl IntoArguments,
+) -> StreamCall<I, T, E> {
+    let (operation, replay) =
+        CallOptions::of(core, options).encode(method.as_deref(), interface, args, Some(WINDOW));
+    let kind = CallKind { retries: 0, reads_items: true };
+    let (session, seq) =
+        SharedSession::call_once(core.clone(), options, method, operation, replay, kind);
+    StreamCall::new(session, seq)
 }
 
 impl CallOptions {
@@ -341,12 +402,13 @@ impl CallOptions {
         }
     }
 
-    /// Encodes a call. Its records of `tracing` go to the subscriber of the caller, if that wants them.
+    /// Encodes a call, with the first credit for its items if the caller reads them. Its records of `tracing` go to the subscriber of the caller, if that wants them.
     fn encode(
         &self,
         method: Option<&str>,
         interface: Option<&'static str>,
         args: impl IntoArguments,
+        items: Option<u64>,
     ) -> (Operation, Option<Arc<Replay>>) {
         let of_caller = if self.trace.is_none() { TraceContext::of_caller() } else { None };
         let trace = self.trace.as_ref().or(of_caller.as_ref());
@@ -363,6 +425,7 @@ impl CallOptions {
             interface,
             traceparent: trace.map(TraceContext::traceparent),
             tracestate: trace.and_then(TraceContext::tracestate),
+            items,
             ..CallMeta::default()
         };
         let mut frame = GatherFrame { bytes: Vec::with_capacity(128), ..GatherFrame::default() };
@@ -438,12 +501,30 @@ pub trait Caller {
     #[doc(hidden)]
     #[track_caller]
     fn typed<T, E>(&self, method: TypedMethod, args: impl IntoArguments) -> Call<T, E>;
+
+    /// Calls a method of a typed interface that streams.
+    #[doc(hidden)]
+    #[track_caller]
+    fn streamed<I, T, E>(
+        &self,
+        method: TypedMethod,
+        args: impl IntoArguments,
+    ) -> StreamCall<I, T, E>;
 }
 
 impl Caller for Checkout {
     #[track_caller]
     fn typed<T, E>(&self, method: TypedMethod, args: impl IntoArguments) -> Call<T, E> {
         self.make(Some(Cow::Borrowed(method.name)), Some(method.interface), args)
+    }
+
+    #[track_caller]
+    fn streamed<I, T, E>(
+        &self,
+        method: TypedMethod,
+        args: impl IntoArguments,
+    ) -> StreamCall<I, T, E> {
+        self.make_stream(Some(Cow::Borrowed(method.name)), Some(method.interface), args)
     }
 }
 
@@ -454,5 +535,15 @@ impl Caller for crate::Client {
         let retries = if is_idempotent { self.retries() } else { 0 };
         let name = Some(Cow::Borrowed(name));
         call_once(self.core(), self.options(), name, Some(interface), args, retries)
+    }
+
+    #[track_caller]
+    fn streamed<I, T, E>(
+        &self,
+        method: TypedMethod,
+        args: impl IntoArguments,
+    ) -> StreamCall<I, T, E> {
+        let name = Some(Cow::Borrowed(method.name));
+        stream_once(self.core(), self.options(), name, Some(method.interface), args)
     }
 }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 
 use super::call::Call;
-use super::checkout::{Checkout, call_once};
+use super::checkout::{Checkout, call_once, stream_once};
+use super::stream::StreamCall;
 use crate::client::config::{CheckoutOptions, Config};
 use crate::client::io::core::Core;
 use crate::client::io::driver::drive;
@@ -170,6 +171,29 @@ impl Client {
     #[track_caller]
     pub fn call<T>(&self, method: &str, args: impl IntoArguments) -> Call<T> {
         call_once(&self.core, self.options, Some(Cow::Owned(method.to_owned())), None, args, 0)
+    }
+
+    /// Calls a method that streams items of the type `I`, and returns a result of the type `T` at the end, in a checkout of
+    /// its own. See [`Checkout::stream`](crate::Checkout::stream).
+    ///
+    /// ```no_run
+    /// # async fn example(client: taskfork::Client) -> Result<(), taskfork::Error> {
+    /// let mut lines = client.stream::<String, u64>("lines", ("words.txt",));
+    /// while let Some(line) = lines.next().await? {
+    ///     println!("{line}");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As for [`Checkout::stream`](crate::Checkout::stream).
+    ///
+    /// # Cancellation
+    /// Dropping the stream kills the worker, unless the call has ended.
+    #[track_caller]
+    pub fn stream<I, T>(&self, method: &str, args: impl IntoArguments) -> StreamCall<I, T> {
+        stream_once(&self.core, self.options, Some(Cow::Owned(method.to_owned())), None, args)
     }
 
     /// Calls an interface that is one function, in a checkout of its own. The call names no method.

@@ -13,7 +13,9 @@ mod nats;
 mod nats_options;
 #[cfg(feature = "nats")]
 mod placement;
+pub(super) mod progress;
 mod resize;
+pub(super) mod stream;
 #[cfg(feature = "tls")]
 mod tls;
 #[cfg(feature = "tls")]

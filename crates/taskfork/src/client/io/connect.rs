@@ -99,6 +99,7 @@ async fn connect_and_handshake(
                 pipeline_window: 0,
                 files: 0,
                 accepts_single_calls: false,
+                sends_items: false,
             },
             max_receive: config.max_frame,
             max_blob: config.max_blob,

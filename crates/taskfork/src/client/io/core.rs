@@ -120,10 +120,11 @@ impl Core {
     }
 
     fn apply_all(&self, mut effects: Effects) {
-        let RareEffects { evicted, logs, replays } = effects.take_rare();
+        let RareEffects { evicted, logs, replays, progress } = effects.take_rare();
         drop(logs);
         replays.iter().for_each(|replay| replay.play());
         drop(replays);
+        progress.iter().for_each(|cell| cell.wake());
         let Effects { mut wakers, pool_commands: mut changes, .. } = effects;
         while !changes.is_empty() {
             let next = match changes.remove(0) {
@@ -138,7 +139,9 @@ impl Core {
                 PoolCommand::Decline(lease) => self.decline(lease),
                 PoolCommand::Assign(session, lease) => match session.assign(lease) {
                     Ok(mut effects) => {
-                        effects.take_rare().replays.iter().for_each(|replay| replay.play());
+                        let rare = effects.take_rare();
+                        rare.replays.iter().for_each(|replay| replay.play());
+                        rare.progress.iter().for_each(|cell| cell.wake());
                         wakers.extend(effects.wakers);
                         changes.extend(effects.pool_commands);
                         None

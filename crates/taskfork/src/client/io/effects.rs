@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 
 use super::connection::Connection;
 use super::driver_queue::Driven;
+use crate::client::observe::progress::ProgressCell;
 use crate::client::observe::replay::Replay;
 use crate::client::pool::{Lease, Loss};
 use crate::error::{ConnectionError, FatalError};
@@ -40,6 +41,8 @@ pub(crate) struct RareEffects {
     pub(crate) logs: Vec<Log>,
     /// Replays that have pending records, or are finished.
     pub(crate) replays: Vec<Arc<Replay>>,
+    /// Reports of progress for which tasks may wait.
+    pub(crate) progress: Vec<Arc<ProgressCell>>,
 }
 
 /// A worker changes hands.

@@ -32,6 +32,7 @@ fn connect(socket: UnixStream) -> (Connection, Rings) {
         pipeline_window: 0,
         files: 16,
         accepts_single_calls: false,
+        sends_items: true,
     };
     let mut proto = proto::Connection::new(ConnectionConfig {
         protocol: Protocol::Native,

@@ -18,12 +18,14 @@ use super::spin::SpinGuard;
 use super::time;
 use crate::client::config::CheckoutOptions;
 use crate::client::now::Now;
+use crate::client::observe::progress::ProgressCell;
 use crate::client::observe::replay::Replay;
 use crate::client::pool::priority_queue::QueuePlace;
 use crate::client::pool::timers::TimerKey;
 use crate::client::pool::{CheckedOut, Lease, Loss};
 use crate::client::proto::io_types::Transmit;
 use crate::client::session::calls::{MethodName, Operation, Outcome, Seq};
+use crate::client::session::items::Item;
 use crate::client::session::{Event, Return, Session, Step};
 use crate::error::{FatalError, Stage, TimeoutOption};
 use crate::shm_pool::ShmBufferMut;
@@ -64,6 +66,22 @@ enum Place {
     Worker(Lease<Box<Link>>),
 }
 
+/// What [`SharedSession::poll_item`] has found.
+#[derive(Debug)]
+pub(crate) enum Polled {
+    Item(Item),
+    Outcome(MethodName, Outcome),
+}
+
+impl Polled {
+    fn take(session: &mut Session, seq: Seq) -> Option<Self> {
+        if let Some(item) = session.take_item(seq) {
+            return Some(Self::Item(item));
+        }
+        session.take(seq).map(|(method, outcome)| Self::Outcome(method, outcome))
+    }
+}
+
 impl State {
     /// The session and its connection's stream, if it has a worker.
     fn linked(&mut self) -> Option<(&mut Session, &mut Link)> {
@@ -72,6 +90,14 @@ impl State {
             Place::None | Place::Queue(_) => None,
         }
     }
+}
+
+/// What is particular about a call in a checkout of its own.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CallKind {
+    /// How many times it may be made again, though it may have run.
+    pub(crate) retries: u32,
+    pub(crate) reads_items: bool,
 }
 
 impl SharedSession {
@@ -90,15 +116,18 @@ impl SharedSession {
         method: MethodName,
         operation: Operation,
         replay: Option<Arc<Replay>>,
-        retries: u32,
+        kind: CallKind,
     ) -> (Arc<Self>, Seq) {
         let session = Self::with(core, options, true);
         let now = now();
         let mut state = session.lock();
         let mut effects = Effects::default();
         session.check_out(options.priority, &mut state, &mut effects);
-        state.session.set_retries(retries);
+        state.session.set_retries(kind.retries);
         let seq = state.session.submit(method, operation, replay, &now);
+        if kind.reads_items {
+            state.session.read_items(seq);
+        }
         state.session.close();
         let is_sent = match &mut state.place {
             Place::Worker(lease) => {
@@ -200,10 +229,14 @@ impl SharedSession {
         method: MethodName,
         operation: Operation,
         replay: Option<Arc<Replay>>,
+        reads_items: bool,
     ) -> Seq {
         let now = now();
         let mut state = self.lock();
         let seq = state.session.submit(method, operation, replay, &now);
+        if reads_items {
+            state.session.read_items(seq);
+        }
         if state.session.has_more_than_head() {
             self.set_timer(&mut state);
             let tell = matches!(state.place, Place::Worker(_)) && !state.driver_notified;
@@ -285,6 +318,32 @@ impl SharedSession {
         taken.map_or(Poll::Pending, Poll::Ready)
     }
 
+    /// Polls the next item of a call, or the outcome behind the last one.
+    pub(crate) fn poll_item(self: &Arc<Self>, seq: Seq, waker: &Waker) -> Poll<Polled> {
+        let now = now();
+        let mut state = self.lock();
+        let mut effects = Effects::default();
+        let mut polled = Polled::take(&mut state.session, seq);
+        if polled.is_none() {
+            state.session.set_waker(seq, waker);
+            state.polled = Some(seq);
+            self.advance(&mut state, &mut effects, &now);
+            state.polled = None;
+            polled = Polled::take(&mut state.session, seq);
+            // The session has taken the waker for an item that this task gets now.
+            if polled.is_none() {
+                state.session.set_waker(seq, waker);
+            }
+        }
+        if state.session.has_to_send() {
+            self.advance(&mut state, &mut effects, &now);
+        }
+        self.finish_if_done(&mut state, &mut effects);
+        drop(state);
+        self.core.apply(effects);
+        polled.map_or(Poll::Pending, Poll::Ready)
+    }
+
     /// Starts a spin for the answer of a call, if the call runs and the policy allows it.
     fn start_spin(&self, seq: Seq) -> Option<SpinGuard> {
         let spin_guard = {
@@ -327,6 +386,16 @@ impl SharedSession {
     /// Allocates memory that is shared with the worker, if there is any.
     pub(crate) fn alloc_shared(&self, length: usize) -> Option<ShmBufferMut> {
         self.lock().session.alloc_shared(length)
+    }
+
+    /// Where reports of the progress of a call go. `None` if there will be none.
+    pub(crate) fn progress_cell(&self, seq: Seq) -> Option<Arc<ProgressCell>> {
+        self.lock().session.progress_cell(seq)
+    }
+
+    /// Handles what has arrived.
+    pub(crate) fn receive_arrived(self: &Arc<Self>) {
+        self.update(|_, _| {});
     }
 
     /// The caller has dropped the call.
@@ -455,6 +524,7 @@ impl SharedSession {
                 Event::Wake(seq, _) if state.polled == Some(seq) => {}
                 Event::Wake(_, waker) => effects.wakers.push(waker),
                 Event::Replay(replay) => effects.rare().replays.push(replay),
+                Event::Progress(cell) => effects.rare().progress.push(cell),
                 Event::DropLog(log) => effects.rare().logs.push(log),
                 Event::Established(limits, took) => self.core.record_handshake(limits, took),
                 Event::WorkerLost(cause) => self.core.counters.count_death(cause),

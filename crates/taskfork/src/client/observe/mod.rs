@@ -3,6 +3,7 @@
 pub(crate) mod log;
 #[cfg_attr(not(feature = "metrics"), path = "metrics_off.rs")]
 pub(crate) mod metrics;
+pub(crate) mod progress;
 #[cfg_attr(not(feature = "spans"), path = "replay_off.rs")]
 pub(crate) mod replay;
 #[cfg(feature = "spans")]

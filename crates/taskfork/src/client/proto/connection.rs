@@ -42,6 +42,8 @@ pub(crate) struct Connection {
     /// How many bytes of unanswered calls the worker accepts.
     pub(crate) pipeline_window: usize,
     pub(super) accepts_single_calls: bool,
+    /// The worker streams items.
+    pub(super) sends_items: bool,
     /// The last call ends its checkout, so no other message has to.
     is_last_call_single: bool,
     /// The most files that a call may have, and an answer.
@@ -124,6 +126,7 @@ impl Connection {
             pipeline_window,
             files,
             accepts_single_calls,
+            sends_items,
         } = limits;
         Self {
             inbox,
@@ -137,6 +140,7 @@ impl Connection {
             max_blob,
             pipeline_window,
             accepts_single_calls,
+            sends_items,
             is_last_call_single: false,
             files,
             max_files,
@@ -471,6 +475,19 @@ impl Connection {
         }
     }
 
+    /// Lets the worker send items of a call until they have used this credit in all.
+    pub(crate) fn put_credit(&mut self, call: u64, credit: u64) {
+        // The worker may reuse its memory that carried the items before.
+        self.put_shm_control();
+        // Numbers are short, so they can always be encoded.
+        let _ = self.put(|out| native::put_credit(out, call, credit));
+    }
+
+    /// Whether the worker streams items.
+    pub(crate) fn sends_items(&self) -> bool {
+        self.sends_items
+    }
+
     /// Appends the number of waiting checkouts to the outbox.
     pub(crate) fn put_queue_length(&mut self, checkouts: u64) -> Result<(), Disconnect> {
         match self.is_native() {
@@ -608,6 +625,16 @@ impl Connection {
     pub(crate) fn record_answer(&mut self) {
         self.read_budget.record_answer();
         self.last_answer_long = std::mem::take(&mut self.bytes_since_answer) > frame::ATOMIC_WRITE;
+    }
+
+    /// Records that an item of the running call was received. Its credit bounds how many come.
+    pub(crate) fn record_item(&mut self) {
+        self.read_budget.record_answer();
+    }
+
+    /// The number of the call whose answer is due next.
+    pub(crate) fn next_answer(&self) -> u64 {
+        self.calls.next_answer()
     }
 
     /// Whether the worker may still write its last answer. If it dies then, its notice has no count of begun calls.

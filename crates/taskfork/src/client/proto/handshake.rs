@@ -31,6 +31,8 @@ pub(crate) struct PeerLimits {
     pub(crate) files: usize,
     /// Whether a call may end its checkout.
     pub(crate) accepts_single_calls: bool,
+    /// Whether the worker streams items.
+    pub(crate) sends_items: bool,
 }
 
 impl PeerLimits {
@@ -42,6 +44,7 @@ impl PeerLimits {
             pipeline_window: hello.pipeline_window.min(MAX_PIPELINE_WINDOW),
             files: hello.max_files.min(files),
             accepts_single_calls: hello.accepts_single_calls,
+            sends_items: hello.sends_items,
         }
     }
 }

@@ -8,8 +8,10 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::items::ItemQueue;
 use crate::client::observe::log::Timing;
 use crate::client::observe::metrics::Stopwatch;
+use crate::client::observe::progress::ProgressCell;
 use crate::client::observe::replay::Replay;
 use crate::client::proto::AnswerAttachments;
 use crate::error::FatalError;
@@ -45,6 +47,10 @@ pub(crate) struct Entry {
     pub(crate) sent: Stopwatch,
     /// Where the worker's spans and events go, until the outcome is taken.
     pub(crate) replay: Option<Arc<Replay>>,
+    /// How far it has got, if the worker has said that or somebody wants to know it.
+    pub(crate) progress_cell: Option<Arc<ProgressCell>>,
+    /// The items that it has streamed, if it does.
+    pub(crate) items: Option<Box<ItemQueue>>,
 }
 
 /// The replay of a finished call. It must be dropped while no lock is held, because that may run users' code.
@@ -162,6 +168,8 @@ pub(crate) struct Calls {
     next: usize,
     /// How many bytes of the worker's window the sent calls without answers take.
     pub(super) unanswered_bytes: usize,
+    /// How many sent calls without answers stream.
+    unanswered_streams: usize,
 }
 
 impl Calls {
@@ -221,6 +229,7 @@ impl Calls {
         let Some(entry) = self.list.get_mut(self.next) else { return };
         entry.progress = Progress::Sent(number);
         self.unanswered_bytes += entry.bytes();
+        self.unanswered_streams += usize::from(entry.items.is_some());
         self.next += 1;
     }
 
@@ -233,8 +242,21 @@ impl Calls {
             }
         }
         self.unanswered_bytes = 0;
+        self.unanswered_streams = 0;
         self.next = self.finished;
         self.compact();
+    }
+
+    /// Whether a sent call without an answer streams. Nothing but credit may follow it.
+    #[inline]
+    pub(crate) fn is_streaming(&self) -> bool {
+        self.unanswered_streams > 0
+    }
+
+    /// An entry whose outcome has not been taken.
+    pub(crate) fn get_mut(&mut self, seq: Seq) -> Option<&mut Entry> {
+        let index = self.index(seq)?;
+        self.list.get_mut(index)
     }
 
     /// The number of a sent call, if it is not the head.
@@ -270,6 +292,7 @@ impl Calls {
         let mut replay = None;
         if entry.number().is_some() {
             self.unanswered_bytes -= entry.bytes();
+            self.unanswered_streams -= usize::from(entry.items.is_some());
         }
         entry.timing.end();
         if entry.abandoned {
@@ -313,6 +336,9 @@ impl Calls {
         self.live -= usize::from(!entry.is_finished());
         entry.abandoned = true;
         entry.waker = None;
+        if let Some(items) = &mut entry.items {
+            items.clear();
+        }
         let mut replay = None;
         let is_unsent = match entry.progress {
             Progress::Queued => true,
@@ -326,6 +352,19 @@ impl Calls {
         }
         self.compact();
         replay
+    }
+
+    /// Where reports of the progress of an unfinished call go.
+    pub(crate) fn progress_cell(&mut self, seq: Seq) -> Option<Arc<ProgressCell>> {
+        let index = self.index(seq)?;
+        let entry = &mut self.list[index];
+        (!entry.is_finished()).then(|| entry.progress_cell.get_or_insert_default().clone())
+    }
+
+    /// Removes the place of reports of a call's progress.
+    pub(crate) fn take_progress_cell(&mut self, seq: Seq) -> Option<Arc<ProgressCell>> {
+        let index = self.index(seq)?;
+        self.list[index].progress_cell.take()
     }
 
     pub(crate) fn set_waker(&mut self, seq: Seq, waker: &Waker) {

@@ -29,14 +29,19 @@ impl Session {
             let cause = stats::death_cause(&disconnect);
             self.events.push(Some(Event::WorkerLost(cause)));
         }
-        let first = self.calls.head().and_then(|(_, head)| head.number());
+        let head = self.calls.head().map(|(_, head)| head);
+        let has_items = head.as_ref().and_then(|head| head.items.as_ref());
+        let has_items = has_items.is_some_and(|items| items.has_begun());
+        let first = head.and_then(|head| head.number());
         let last_started = first.map_or(0, |first| {
-            disconnect.last_started(
+            let last = disconnect.last_started(
                 first,
                 connection.calls_sent_unanswered(),
                 connection.calls_sent(),
                 connection.can_lose_answers(),
-            )
+            );
+            // A call that has sent an item has begun, whatever the notice says.
+            if has_items { last.max(first) } else { last }
         });
         let begun = first.is_some_and(|first| first <= last_started);
         if disconnect.is_in_setup() {

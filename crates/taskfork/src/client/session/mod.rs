@@ -23,6 +23,7 @@
 
 pub(crate) mod calls;
 mod failure;
+pub(crate) mod items;
 mod pipeline;
 mod process;
 #[cfg(test)]
@@ -37,11 +38,13 @@ use log_defer::Log;
 use smallvec::SmallVec;
 
 use self::calls::{Calls, Entry, MethodName, Operation, Outcome, Progress, Seq};
+use self::items::Item;
 use self::pipeline::Pipeline;
 pub(crate) use self::process::Step;
 use crate::client::now::Now;
 use crate::client::observe::log::Timing;
 use crate::client::observe::metrics::Stopwatch;
+use crate::client::observe::progress::ProgressCell;
 use crate::client::observe::replay::Replay;
 use crate::client::pool::Loss;
 use crate::client::proto::connection::Connection;
@@ -162,6 +165,8 @@ pub(crate) enum Event {
     Wake(Seq, Waker),
     /// A replay has pending records, or is finished.
     Replay(Arc<Replay>),
+    /// The progress of a call has changed, or the call is over.
+    Progress(Arc<ProgressCell>),
     /// A log to drop. Dropping the last handle of a log calls the user's callback.
     DropLog(Log),
     /// A worker's hello has come, this long after the connection was made.
@@ -495,10 +500,31 @@ impl Session {
             timing,
             sent: Stopwatch::new(),
             replay,
+            progress_cell: None,
+            items: None,
         };
         let seq = self.calls.push(entry);
         self.watch_deadline();
         seq
+    }
+
+    /// The caller of a call that has just been submitted reads the items that it streams.
+    pub(crate) fn read_items(&mut self, seq: Seq) {
+        if let Some(entry) = self.calls.get_mut(seq) {
+            entry.items = Some(Box::default());
+        }
+    }
+
+    /// Takes the next item of a call, if there is one. Its worker gets more credit.
+    pub(crate) fn take_item(&mut self, seq: Seq) -> Option<Item> {
+        let entry = self.calls.get_mut(seq)?;
+        let (item, credit) = entry.items.as_mut()?.take()?;
+        if let (Some(credit), Some(number)) = (credit, entry.number())
+            && let Assignment::Worker(connection) = &mut self.assignment
+        {
+            connection.put_credit(number, credit);
+        }
+        Some(item)
     }
 
     /// Looks at the deadline of the first call in time.
@@ -524,12 +550,21 @@ impl Session {
         self.calls.set_waker(seq, waker);
     }
 
+    /// Where reports of the progress of a call go. `None` if there will be none.
+    pub(crate) fn progress_cell(&mut self, seq: Seq) -> Option<Arc<ProgressCell>> {
+        self.calls.progress_cell(seq)
+    }
+
     /// The caller has dropped the call.
     pub(crate) fn abandon(&mut self, seq: Seq) {
         self.mark_observed(seq);
-        if let (Assignment::Worker(connection), Some(number)) =
-            (&mut self.assignment, self.calls.number_behind_head(seq))
-        {
+        // Whoever awaits the next report must not wait for a call that nobody wants.
+        self.end_progress(seq);
+        // A call that streams looks for it while it runs, too.
+        let streaming = self.calls.get_mut(seq).filter(|entry| entry.items.is_some());
+        let number = streaming.and_then(|entry| entry.number());
+        let number = number.or_else(|| self.calls.number_behind_head(seq));
+        if let (Assignment::Worker(connection), Some(number)) = (&mut self.assignment, number) {
             connection.cancel_call(number);
         }
         let is_partly_sent = self.connection().is_some_and(Connection::is_call_partly_sent);
@@ -637,6 +672,15 @@ impl Session {
     fn emit_replay(&mut self, replay: Option<Arc<Replay>>) {
         if let Some(replay) = replay {
             self.emit(Event::Replay(replay));
+        }
+    }
+
+    /// No more reports of the progress of this call follow.
+    #[inline]
+    fn end_progress(&mut self, seq: Seq) {
+        if let Some(cell) = self.calls.take_progress_cell(seq) {
+            cell.end();
+            self.emit(Event::Progress(cell));
         }
     }
 

@@ -18,6 +18,10 @@ const SMALL: usize = 4 << 10;
 /// The outbox is sent when it has this many bytes.
 const BATCH: usize = 32 << 10;
 
+/// Why a call that streams cannot be sent.
+const NO_ITEMS: &str = "the method is called for a stream of items, and this server cannot send one: it speaks a protocol \
+                        without streams, or is older";
+
 /// The sending of one checkout's calls on one connection.
 #[derive(Debug, Default)]
 pub(super) struct Pipeline {
@@ -88,6 +92,10 @@ impl Pipeline {
                 self.filling = true;
             }
             let may_send = mode != CallMode::Pipelined || self.filling && !only_first;
+            if calls.is_streaming() {
+                // Its worker reads only credit until that call has ended.
+                break;
+            }
             let Some(entry) = calls.next() else { break };
             if matches!(entry.progress, Progress::Queued)
                 && !(may_send && self.prepare(entry, mode, connection, now))
@@ -126,6 +134,10 @@ impl Pipeline {
         now: &Now,
     ) -> bool {
         let Operation::Call(frame, fitted) = &mut entry.operation else { return false };
+        if entry.items.is_some() && !connection.sends_items() {
+            entry.operation = Operation::Unsendable(NO_ITEMS.to_owned());
+            return false;
+        }
         if mode != CallMode::Pipelined {
             self.deadline_base = entry.deadline.map(|_| now.get());
             // The worker may begin before this session is advanced again.

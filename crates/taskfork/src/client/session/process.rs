@@ -3,6 +3,7 @@
 use bytes::{Buf, Bytes};
 
 use super::calls::{Operation, Outcome, Progress};
+use super::items::Item;
 use super::{Assignment, Event, Handle, Session, Usage};
 use crate::client::now::Now;
 use crate::client::observe::log;
@@ -150,6 +151,14 @@ impl Session {
                 let error = Box::new(error.into_owned(slice));
                 (call, Some(Answer::Error { error, keeps_worker }))
             }
+            Ok(FromWorker::Item(item)) if !is_skipped_due => {
+                let (call, cost) = (item.call, item.cost);
+                let offset = body.len() - item.value.len();
+                if let Err(reason) = self.handle_item(call, cost, offset, body) {
+                    self.handle_disconnect(reason);
+                }
+                return Step::Changed;
+            }
             Ok(FromWorker::Ok { .. } | FromWorker::Error { .. }) => {
                 self.handle_disconnect(Disconnect::violation(
                     "the worker answered a call that it had to skip",
@@ -164,12 +173,19 @@ impl Session {
             }
             // The connection has handled the right answer of a skipped call.
             Ok(FromWorker::Skipped { call }) if entry.abandoned || is_skipped_due => (call, None),
-            Ok(FromWorker::Telemetry(Telemetry { log, trace }))
+            Ok(FromWorker::Telemetry(telemetry @ Telemetry { log, trace, .. }))
                 if connection.is_next_call_sent() && !is_skipped_due =>
             {
                 connection.read_budget().count_telemetry(body.len());
                 if let (Some(into), Some(encoded)) = (&self.log, log) {
                     log::merge(into, encoded);
+                }
+                if !entry.abandoned
+                    && let Some(progress) = telemetry.read_progress()
+                {
+                    let cell = entry.progress_cell.get_or_insert_default().clone();
+                    cell.set(progress);
+                    self.events.push(Some(Event::Progress(cell)));
                 }
                 if let (Some(replay), Some(encoded)) = (&entry.replay, trace) {
                     replay.push(connection.pid, slice(encoded));
@@ -211,6 +227,41 @@ impl Session {
         })
     }
 
+    /// An item of the first call has come: `body` from `offset` on.
+    fn handle_item(
+        &mut self,
+        call: Option<u64>,
+        cost: u64,
+        offset: usize,
+        body: Bytes,
+    ) -> Result<(), Disconnect> {
+        let Assignment::Worker(connection) = &mut self.assignment else { return Ok(()) };
+        let Some((seq, entry)) = self.calls.head() else { return Ok(()) };
+        let (is_due, length) = (connection.is_next_call_sent(), body.len());
+        let Some(items) = entry.items.as_mut().filter(|_| is_due) else {
+            return Err(Disconnect::violation("the worker sent an item that no call asked for"));
+        };
+        if call != Some(connection.next_answer()) {
+            return Err(Disconnect::violation("the worker sent an item of another call"));
+        }
+        let attachments = connection.take_attachments()?;
+        connection.record_item();
+        let mut value = body;
+        value.advance(offset);
+        items.receive(Item { value, attachments, cost }, length).map_err(Disconnect::violation)?;
+        if entry.abandoned {
+            items.clear();
+        }
+        if self.usage == Usage::Unused {
+            // The call has begun, whatever the worker says.
+            self.usage = Usage::Used;
+        }
+        if let Some(waker) = entry.waker.take() {
+            self.emit(Event::Wake(seq, waker));
+        }
+        Ok(())
+    }
+
     /// The first call has been answered.
     #[inline]
     pub(crate) fn handle_answer(&mut self, outcome: Outcome) {
@@ -239,6 +290,7 @@ impl Session {
     #[inline]
     pub(super) fn finish_head(&mut self, outcome: Outcome) {
         let Some((seq, _)) = self.calls.head() else { return };
+        self.end_progress(seq);
         let (waker, replay) = self.calls.finish(seq, outcome);
         if let Some(waker) = waker {
             self.emit(Event::Wake(seq, waker));

@@ -147,6 +147,7 @@ impl Child {
             state: status::state_name(view.phase).to_owned(),
             seconds: now.saturating_sub(view.since).as_secs_f64(),
             method: Some(self.slot.method()).filter(|method| !method.is_empty()),
+            progress: self.slot.progress().filter(|_| view.phase == Phase::Busy),
             calls: view.calls,
             checkouts: observed.checkouts,
             memory: None,

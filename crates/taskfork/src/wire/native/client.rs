@@ -5,8 +5,8 @@ use std::time::Duration;
 use rmp::Marker;
 
 use super::kind::{
-    CALL, CANCEL, DONE, FILES, HELLO, JSON, PIPELINED_CALL, QUEUE_LENGTH, RINGS, SHM, SINGLE_CALL,
-    kind_of, set_kind,
+    CALL, CANCEL, CREDIT, DONE, FILES, HELLO, JSON, PIPELINED_CALL, QUEUE_LENGTH, RINGS, SHM,
+    SINGLE_CALL, kind_of, set_kind,
 };
 use super::transport::read_files;
 use crate::time_limit::TimeLimit;
@@ -42,6 +42,11 @@ pub(crate) enum FromClient<'a> {
     QueueLength(u64),
     /// The result of the call with this number is no longer wanted; the worker skips it if it has not begun.
     Cancel(u64),
+    /// The worker may send items of the call with this number until they have used this credit in all.
+    Credit {
+        call: u64,
+        credit: u64,
+    },
     /// How many files accompany the next message.
     Files(usize),
     Shm(ShmMessage),
@@ -79,6 +84,8 @@ pub(crate) struct CallMeta<'a> {
     pub(crate) json: bool,
     /// The typed interface that the method belongs to.
     pub(crate) interface: Option<&'a str>,
+    /// The caller reads the items that the call streams. This is the first credit for them.
+    pub(crate) items: Option<u64>,
 }
 
 #[taskfork_macros::startup_code]
@@ -100,6 +107,10 @@ impl<'a> FromClient<'a> {
             (FILES, 3) => read_files(&mut reader).map(Self::Files),
             (SHM, 2) => ShmMessage::read(&mut reader).map(Self::Shm),
             (RINGS, 2) => skip_map(&mut reader).map(|()| Self::Rings),
+            (CREDIT, 4) => {
+                skip_map(&mut reader)?;
+                Ok(Self::Credit { call: reader.int()?, credit: reader.unsigned()? })
+            }
             (CANCEL, 3) => {
                 skip_map(&mut reader)?;
                 reader.int().map(Self::Cancel)
@@ -123,6 +134,7 @@ impl<'a> FromClient<'a> {
                 "tracestate" => call.tracestate = Some(reader.str()?),
                 JSON => call.json = reader.bool()?,
                 "interface" => call.interface = Some(reader.str()?),
+                "items" => call.items = Some(reader.unsigned()?),
                 _ => return Ok(false),
             }
             Ok(true)
@@ -146,6 +158,7 @@ pub(crate) fn put_call(out: &mut Vec<u8>, method: Option<&str>, meta: CallMeta<'
         tracestate,
         json,
         interface,
+        items,
     } = meta;
     put_array(out, 4);
     put_uint(out, CALL);
@@ -164,6 +177,7 @@ pub(crate) fn put_call(out: &mut Vec<u8>, method: Option<&str>, meta: CallMeta<'
     map.optional_str("tracestate", tracestate);
     map.flag(JSON, json);
     map.optional_str("interface", interface);
+    map.optional_uint("items", items);
     match method {
         Some(method) => put_str(out, method),
         None => put_nil(out),
@@ -228,6 +242,15 @@ pub(crate) fn put_cancel(out: &mut Vec<u8>, call: u64) {
     put_uint(out, CANCEL);
     put_map(out, 0);
     put_uint(out, call);
+}
+
+/// Appends how much credit the items of a call may have used in all.
+pub(crate) fn put_credit(out: &mut Vec<u8>, call: u64, credit: u64) {
+    put_array(out, 4);
+    put_uint(out, CREDIT);
+    put_map(out, 0);
+    put_uint(out, call);
+    put_uint(out, credit);
 }
 
 /// The number of the call that a message cancels; `None` for another message.

@@ -1,5 +1,11 @@
 //! The numbers of the kinds of messages, and what calls and answers have in common. A message is an array whose first element is its kind.
 
+// From the worker, while a call runs that streams.
+pub(super) const ITEM: u64 = 11;
+
+// From the client, while a call runs that streams.
+pub(super) const CREDIT: u64 = 12;
+
 // From both sides.
 pub(in crate::wire) const HELLO: u64 = 0;
 pub(super) const FILES: u64 = 6;

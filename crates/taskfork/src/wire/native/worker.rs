@@ -1,17 +1,20 @@
 //! Messages from a worker to its client, and from the server in the worker's place.
 
 use log_defer::Message;
+use rmp::Marker;
 
 use super::kind::{
-    DEATH, END, ERROR, FILES, HELLO, JSON, OK, QUEUED, RINGS, SHM, SKIPPED, TELEMETRY, kind_of,
+    DEATH, END, ERROR, FILES, HELLO, ITEM, JSON, OK, QUEUED, RINGS, SHM, SKIPPED, TELEMETRY,
+    kind_of,
 };
 use super::transport::read_files;
+use crate::progress::Progress;
 use crate::wire::WireError;
 use crate::wire::death_notice::DeathNotice;
 use crate::wire::error_body::ErrorBody;
 use crate::wire::fields::{MapWriter, read_map, skip_map};
 use crate::wire::hello::WorkerHello;
-use crate::wire::msgpack::{Reader, put_array, put_uint};
+use crate::wire::msgpack::{Reader, put_array, put_nil, put_str, put_uint};
 use crate::wire::shm::ShmMessage;
 use crate::wire::values::ValueFormat;
 
@@ -31,6 +34,8 @@ pub(crate) enum FromWorker<'a> {
         call: Option<u64>,
         body: ErrorBody<'a>,
     },
+    /// An item that the running call streams.
+    Item(Item<'a>),
     Death(DeathNotice),
     Telemetry(Telemetry<'a>),
     /// From the server: this connection waits for a worker, for this reason. The hello follows later.
@@ -64,6 +69,8 @@ pub(crate) struct Telemetry<'a> {
     pub(crate) log: Option<&'a [u8]>,
     /// Spans and events of `tracing`.
     pub(crate) trace: Option<&'a [u8]>,
+    /// How far the call has got.
+    pub(crate) progress: Option<&'a [u8]>,
 }
 
 impl<'a> FromWorker<'a> {
@@ -80,6 +87,7 @@ impl<'a> FromWorker<'a> {
                 let AnswerMeta { call, .. } = AnswerMeta::read(&mut reader)?;
                 Ok(Self::Error { call, body: ErrorBody::read(&mut reader)? })
             }
+            (ITEM, 3) => Item::read(&mut reader).map(Self::Item),
             (DEATH, 2) => DeathNotice::read(&mut reader).map(Self::Death),
             (TELEMETRY, 2) => Telemetry::read(&mut reader).map(Self::Telemetry),
             (FILES, 3) => read_files(&mut reader).map(Self::Files),
@@ -111,11 +119,23 @@ impl<'a> Telemetry<'a> {
             match key {
                 LOG => telemetry.log = Some(reader.value()?),
                 TRACE => telemetry.trace = Some(reader.value()?),
+                PROGRESS => telemetry.progress = Some(reader.value()?),
                 _ => return Ok(false),
             }
             Ok(true)
         })?;
         Ok(telemetry)
+    }
+
+    /// How far the call has got. `None` if the worker has not said so in a form that can be read.
+    pub(crate) fn read_progress(&self) -> Option<Progress> {
+        let mut reader = Reader::new(self.progress?);
+        if reader.array().ok()? != 3 {
+            return None;
+        }
+        let done = reader.unsigned().ok()?;
+        let total = reader.optional_unsigned().ok()?;
+        Some(Progress::new(done, total, reader.str().ok()?))
     }
 }
 
@@ -134,6 +154,58 @@ impl StreamEnd {
     }
 }
 
+/// An item that a call streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Item<'a> {
+    pub(crate) call: Option<u64>,
+    /// How much credit it uses: its bytes, with those that accompany the message, and [`ITEM_OVERHEAD`].
+    pub(crate) cost: u64,
+    /// The encoded item, at the end of the message.
+    pub(crate) value: &'a [u8],
+}
+
+/// How much credit an item uses beside its bytes, so that many short items are bounded too.
+pub(crate) const ITEM_OVERHEAD: u64 = 256;
+
+impl<'a> Item<'a> {
+    fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {
+        let (mut call, mut cost) = (None, 0);
+        read_map(reader, |key, reader| {
+            match key {
+                CALL_NUMBER => call = Some(reader.int()?),
+                COST => cost = reader.unsigned()?,
+                _ => return Ok(false),
+            }
+            Ok(true)
+        })?;
+        Ok(Self { call, cost, value: reader.rest() })
+    }
+}
+
+/// Appends the beginning of an item. The caller appends the item, and sets its cost.
+pub(crate) fn put_item(out: &mut Vec<u8>, call: Option<u64>) {
+    put_array(out, 3);
+    put_uint(out, ITEM);
+    let mut map = MapWriter::new(out);
+    // First, and in its longest encoding, so that `set_item_cost` can replace it.
+    let out = map.key(COST);
+    out.push(Marker::U64.to_u8());
+    out.extend_from_slice(&[0; 8]);
+    map.optional_uint(CALL_NUMBER, call);
+}
+
+/// Where the cost is in an encoded item: behind the headers of the array, the kind, the map and the key, each of one
+/// byte, the key itself, and the marker of the number.
+const COST_OFFSET: usize = 5 + COST.len();
+
+/// Sets the cost of an encoded item.
+pub(crate) fn set_item_cost(item: &mut [u8], cost: u64) {
+    if let Some(place) = item.get_mut(COST_OFFSET..COST_OFFSET + 8) {
+        place.copy_from_slice(&cost.to_be_bytes());
+    }
+}
+
+const COST: &str = "cost";
 const PASSED: &str = "passed";
 const UNREAD: &str = "unread";
 
@@ -211,6 +283,22 @@ pub(in crate::wire) fn put_end(out: &mut Vec<u8>, passed: u64, is_unread: bool) 
 
 const LOG: &str = "ld";
 const TRACE: &str = "trace";
+const PROGRESS: &str = "progress";
+
+/// Appends telemetry that says how far the call has got.
+pub(crate) fn put_progress(out: &mut Vec<u8>, progress: &Progress) {
+    put_array(out, 2);
+    put_uint(out, TELEMETRY);
+    let mut map = MapWriter::new(out);
+    let out = map.key(PROGRESS);
+    put_array(out, 3);
+    put_uint(out, progress.done);
+    match progress.total {
+        Some(total) => put_uint(out, total),
+        None => put_nil(out),
+    }
+    put_str(out, &progress.what);
+}
 
 /// Appends telemetry that contains a log.
 pub(crate) fn put_log(out: &mut Vec<u8>, log: &Message) -> Result<(), WireError> {
@@ -232,4 +320,54 @@ pub(crate) fn put_trace_header(out: &mut Vec<u8>, records: u32) {
     put_array(out, 2);
     put_uint(out, TELEMETRY);
     put_array(MapWriter::new(out).key(TRACE), records);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(progress: &[u8]) -> Option<Progress> {
+        let mut out = Vec::new();
+        put_array(&mut out, 2);
+        put_uint(&mut out, TELEMETRY);
+        MapWriter::new(&mut out).key(PROGRESS).extend_from_slice(progress);
+        match FromWorker::decode(&out) {
+            Ok(FromWorker::Telemetry(telemetry)) => telemetry.read_progress(),
+            other => panic!("it is no telemetry: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn progress_arrives_as_it_was_sent() {
+        for progress in [
+            Progress::new(3, 7, "pages"),
+            Progress::new(u64::MAX, None, ""),
+            Progress::new(0, u64::MAX, "é".repeat(32)),
+        ] {
+            let mut out = Vec::new();
+            put_progress(&mut out, &progress);
+            let Ok(FromWorker::Telemetry(telemetry)) = FromWorker::decode(&out) else {
+                panic!("it is no telemetry")
+            };
+            assert_eq!(telemetry.read_progress(), Some(progress));
+        }
+    }
+
+    #[test]
+    fn progress_of_another_form_is_ignored() {
+        assert_eq!(read(b"\x93\x01\x02\xa1x"), Some(Progress::new(1, 2, "x")));
+        let wrong: [&[u8]; 6] = [
+            b"\x05",
+            b"\xc0",
+            b"\x92\x01\x02",
+            b"\x93\xff\x02\xa1x",
+            b"\x93\x01\xa1x\xa1x",
+            b"\x93\x01\x02\x03",
+        ];
+        for progress in wrong {
+            assert_eq!(read(progress), None, "{progress:x?}");
+        }
+        let long = [b"\x93\x01\x02\xd9\xff".as_slice(), &[b'x'; 255]].concat();
+        assert_eq!(read(&long).map(|progress| progress.what.len()), Some(Progress::MAX_TEXT));
+    }
 }

@@ -5,8 +5,9 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
 use super::layout::{
-    CHECKOUTS, CLIENT, CLIENT_GONE, DEADLINE, DEATH_UNREPORTABLE, HARD_DEADLINE, METHOD, RETIRE,
-    SINCE, SKIPPED, STACK_READY, STATE, VIOLATION, WAITING, WAITING_AT, WAKEUP, WORKERS, pack,
+    CHECKOUTS, CLIENT, CLIENT_GONE, DEADLINE, DEATH_UNREPORTABLE, HARD_DEADLINE, METHOD, PROGRESS,
+    RETIRE, SINCE, SKIPPED, STACK_READY, STATE, VIOLATION, WAITING, WAITING_AT, WAKEUP, WORKERS,
+    pack,
 };
 use super::server_slot::ServerSlot;
 use super::worker_slot::WorkerSlot;
@@ -62,7 +63,8 @@ impl Scoreboard {
         }
         let words = self.pages.page(index);
         let counters = [CLIENT_GONE, RETIRE, HARD_DEADLINE, STACK_READY, CHECKOUTS, SKIPPED];
-        let rest = [METHOD, DEADLINE, DEATH_UNREPORTABLE, CLIENT, WAITING, WAITING_AT, VIOLATION];
+        let rest = [METHOD, DEADLINE, DEATH_UNREPORTABLE, CLIENT, WAITING, WAITING_AT];
+        let rest = rest.into_iter().chain([VIOLATION, PROGRESS]);
         for word in counters.into_iter().chain(rest) {
             words[word].store(0, SeqCst);
         }

@@ -34,6 +34,15 @@ pub(super) const WAITING: usize = 19;
 pub(super) const WAITING_AT: usize = 20;
 /// The number plus 1 of the system call for which the sandbox kills the worker, or 0.
 pub(super) const VIOLATION: usize = 21;
+/// 0 without a report of the call's progress, odd while the worker changes the report, otherwise even.
+pub(super) const PROGRESS: usize = 22;
+/// How much is done.
+pub(super) const PROGRESS_DONE: usize = 23;
+/// How much there is in all, or `u64::MAX` if that is not known.
+pub(super) const PROGRESS_TOTAL: usize = 24;
+/// What is done: text of 64 bytes, filled up with zeros.
+pub(super) const PROGRESS_TEXT: usize = 25;
+pub(super) const PROGRESS_TEXT_WORDS: usize = 8;
 /// The addresses of the worker's stack.
 pub(super) const STACK: usize = 64;
 

@@ -1,16 +1,19 @@
 //! The server's side of a slot.
 
 use std::fmt;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use super::layout::{
     CHECKOUTS, CLIENT, CLIENT_GONE, DEADLINE, DEATH_UNREPORTABLE, HARD_DEADLINE, MAX_COUNT,
-    MAX_WAITING, METHOD, METHOD_WORDS, RETIRE, SINCE, SKIPPED, STACK, STACK_READY, STATE,
-    VIOLATION, WAITING, WAITING_AT, pack,
+    MAX_WAITING, METHOD, METHOD_WORDS, PROGRESS, PROGRESS_DONE, PROGRESS_TEXT, PROGRESS_TEXT_WORDS,
+    PROGRESS_TOTAL, RETIRE, SINCE, SKIPPED, STACK, STACK_READY, STATE, VIOLATION, WAITING,
+    WAITING_AT, pack,
 };
 use super::stop::{Retirement, StopRequest};
 use crate::clock::now;
+use crate::progress::Progress;
 use crate::sys::{AtomicWords, MAX_STACK_FRAMES};
 use crate::time_limit::nanoseconds;
 use crate::worker::phase::Phase;
@@ -217,11 +220,25 @@ impl ServerSlot {
 
     /// The first 64 bytes of the method that runs or has run last.
     pub(crate) fn method(&self) -> String {
-        let words = &self.words[METHOD..METHOD + METHOD_WORDS];
-        let bytes: Vec<u8> =
-            words.iter().flat_map(|word| word.load(SeqCst).to_ne_bytes()).collect();
-        let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
-        String::from_utf8_lossy(&bytes[..end]).into_owned()
+        load_text(&self.words[METHOD..METHOD + METHOD_WORDS])
+    }
+
+    /// How far the current call has got. `None` without a report, and if the worker changes it all the time.
+    pub(crate) fn progress(&self) -> Option<Progress> {
+        for _ in 0..ATTEMPTS {
+            let version = self.words[PROGRESS].load(SeqCst);
+            if version == 0 {
+                return None;
+            }
+            let done = self.words[PROGRESS_DONE].load(SeqCst);
+            let total = self.words[PROGRESS_TOTAL].load(SeqCst);
+            let text = &self.words[PROGRESS_TEXT..PROGRESS_TEXT + PROGRESS_TEXT_WORDS];
+            let text = load_text(text);
+            if version.is_multiple_of(2) && self.words[PROGRESS].load(SeqCst) == version {
+                return Some(Progress::new(done, Some(total).filter(|&it| it != u64::MAX), text));
+            }
+        }
+        None
     }
 
     /// How many checkouts have ended.
@@ -245,4 +262,11 @@ impl ServerSlot {
             [CLIENT, WAITING, WAITING_AT].map(|word| self.words[word].load(SeqCst));
         (client != 0).then(|| (client, at.min(nanoseconds(now())), waiting.min(MAX_WAITING)))
     }
+}
+
+/// Reads a text up to its first zero.
+fn load_text(words: &[AtomicU64]) -> String {
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.load(SeqCst).to_ne_bytes()).collect();
+    let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
 }

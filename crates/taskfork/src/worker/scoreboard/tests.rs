@@ -4,10 +4,14 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use proptest::prelude::*;
 
-use super::layout::{MAX_WAITING, METHOD_WORDS, RETIRE, SINCE, SKIPPED, STACK_READY, STATE, pack};
+use super::layout::{
+    MAX_WAITING, METHOD_WORDS, PROGRESS, PROGRESS_TEXT, RETIRE, SINCE, SKIPPED, STACK_READY, STATE,
+    pack,
+};
 use super::server_slot::{CLOCK_TOLERANCE, Corruption};
 use super::*;
 use crate::clock::now;
+use crate::progress::Progress;
 use crate::sys::MAX_STACK_FRAMES;
 
 /// Both sides of a new slot.
@@ -39,6 +43,44 @@ fn a_condemned_worker_begins_nothing() {
     assert_eq!(worker.enter(Phase::Busy), Err(StopRequest::Kill));
     let view = server.read().unwrap();
     assert_eq!((view.phase, view.calls), (Phase::KillPending, 0));
+}
+
+#[test]
+fn a_call_goes_on_after_a_long_item_unless_the_server_has_stopped_it() {
+    let (mut server, worker) = slot(&mut Scoreboard::new().unwrap());
+    worker.enter(Phase::Busy).unwrap();
+    let begun = server.read().unwrap();
+    worker.enter(Phase::AnsweringLong).unwrap();
+    assert_eq!(worker.resume_call(), Ok(()));
+    assert_eq!(server.read(), Ok(begun));
+    worker.enter(Phase::AnsweringLong).unwrap();
+    let view = server.read().unwrap();
+    assert!(server.try_stop(view, StopRequest::Kill));
+    assert_eq!(worker.resume_call(), Err(StopRequest::Kill));
+}
+
+#[test]
+fn the_server_reads_the_progress_of_the_current_call_only() {
+    let (server, worker) = slot(&mut Scoreboard::new().unwrap());
+    assert_eq!(server.progress(), None);
+    for progress in [
+        Progress::new(1, 3, "x".repeat(64)),
+        Progress::new(2, None, "pages"),
+        Progress::new(u64::MAX, u64::MAX - 1, ""),
+    ] {
+        worker.set_progress(&progress);
+        assert_eq!(server.progress(), Some(progress));
+    }
+    worker.set_call("next", None, None);
+    assert_eq!(server.progress(), None);
+    // A worker that dies in the middle of a change, or changes it all the time, shows nothing.
+    worker.set_progress(&Progress::new(1, 3, ""));
+    worker.words[PROGRESS].store(7, SeqCst);
+    assert_eq!(server.progress(), None);
+    // One that writes nonsense shows text at least.
+    worker.words[PROGRESS].store(8, SeqCst);
+    worker.words[PROGRESS_TEXT..PROGRESS_TEXT + 8].iter().for_each(|it| it.store(!0, SeqCst));
+    assert!(server.progress().is_some_and(|it| it.what.len() <= Progress::MAX_TEXT));
 }
 
 #[test]

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use super::layout::{
     CHECKOUTS, CLIENT, CLIENT_GONE, DEADLINE, DEATH_UNREPORTABLE, HARD_DEADLINE, MAX_WAITING,
-    METHOD, METHOD_WORDS, RETIRE, SINCE, SKIPPED, STACK, STACK_READY, STATE, VIOLATION, WAITING,
+    METHOD, METHOD_WORDS, PROGRESS, PROGRESS_DONE, PROGRESS_TEXT, PROGRESS_TEXT_WORDS,
+    PROGRESS_TOTAL, RETIRE, SINCE, SKIPPED, STACK, STACK_READY, STATE, VIOLATION, WAITING,
     WAITING_AT, WAKEUP, WORKERS, pack,
 };
 use super::stop::{Retirement, StopRequest};
 use crate::clock::now;
+use crate::progress::Progress;
 use crate::sys::{self, AtomicWords, MAX_STACK_FRAMES, StackSink};
 use crate::time_limit::nanoseconds;
 use crate::worker::phase::Phase;
@@ -84,20 +86,22 @@ impl WorkerSlot {
         deadline: Option<Duration>,
         hard_deadline: Option<Duration>,
     ) {
-        let words = &self.words[METHOD..METHOD + METHOD_WORDS];
-        let bytes = method.as_bytes();
-        for (place, word) in words.iter().enumerate() {
-            let rest = bytes.get(place * 8..).unwrap_or_default();
-            let mut eight = [0; 8];
-            let length = rest.len().min(8);
-            eight[..length].copy_from_slice(&rest[..length]);
-            word.store(u64::from_ne_bytes(eight), Relaxed);
-            if length < 8 {
-                break;
-            }
-        }
+        store_text(&self.words[METHOD..METHOD + METHOD_WORDS], method);
+        self.words[PROGRESS].store(0, Relaxed);
         self.words[DEADLINE].store(deadline.map_or(0, nanoseconds), Relaxed);
         self.words[HARD_DEADLINE].store(hard_deadline.map_or(0, nanoseconds), Relaxed);
+    }
+
+    /// Shows how far the current call has got.
+    pub(crate) fn set_progress(&self, progress: &Progress) {
+        let version = self.words[PROGRESS].load(Relaxed) | 1;
+        self.words[PROGRESS].store(version, SeqCst);
+        self.words[PROGRESS_DONE].store(progress.done, SeqCst);
+        self.words[PROGRESS_TOTAL].store(progress.total.unwrap_or(u64::MAX), SeqCst);
+        let text = &self.words[PROGRESS_TEXT..PROGRESS_TEXT + PROGRESS_TEXT_WORDS];
+        store_text(text, &progress.what);
+        // The next even number. After the last one comes 2, because 0 means that there is no report.
+        self.words[PROGRESS].store(version.checked_add(1).unwrap_or(2), SeqCst);
     }
 
     /// The published number of workers.
@@ -141,6 +145,17 @@ impl WorkerSlot {
         }
     }
 
+    /// Runs the call on that has sent a part of its results. Fails if the server has stopped the worker.
+    pub(crate) fn resume_call(&self) -> Result<(), StopRequest> {
+        let calls = self.calls();
+        let (sending, running) = (pack(Phase::AnsweringLong, calls), pack(Phase::Busy, calls));
+        match self.words[STATE].compare_exchange(sending, running, SeqCst, SeqCst) {
+            Ok(_) => Ok(()),
+            // The server has changed it, so this returns what it wants.
+            Err(_) => self.enter(Phase::AnsweringLong),
+        }
+    }
+
     /// Whether the client has closed the connection. A worker asks after it has entered a phase. The
     /// order of the writes makes sure that the server sees the phase or the worker sees this.
     pub(crate) fn is_client_gone(&self) -> bool {
@@ -151,5 +166,21 @@ impl WorkerSlot {
     /// same reason.
     pub(crate) fn should_retire(&self) -> bool {
         self.words[RETIRE].load(SeqCst) != 0
+    }
+}
+
+/// Stores as much of a text as the words can hold. A zero follows it if there is room.
+#[taskfork_macros::startup_code]
+fn store_text(words: &[AtomicU64], text: &str) {
+    let bytes = text.as_bytes();
+    for (place, word) in words.iter().enumerate() {
+        let rest = bytes.get(place * 8..).unwrap_or_default();
+        let mut eight = [0; 8];
+        let length = rest.len().min(8);
+        eight[..length].copy_from_slice(&rest[..length]);
+        word.store(u64::from_ne_bytes(eight), SeqCst);
+        if length < 8 {
+            break;
+        }
     }
 }

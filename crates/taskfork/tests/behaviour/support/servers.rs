@@ -66,6 +66,9 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
         crate::shared_buffers::server(server.listen("tcp:127.0.0.1:0"))
     }),
     ("shared_buffers_none", |server| crate::shared_buffers::server(server.shared_memory(0))),
+    ("progress", crate::progress::server),
+    ("streams", crate::streams::server),
+    ("streams_tcp", |server| crate::streams::server(server.listen("tcp:127.0.0.1:0"))),
     ("rings", crate::rings::server),
     ("rings_awake", |server| {
         crate::rings::server(

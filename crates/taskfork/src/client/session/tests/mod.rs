@@ -31,6 +31,7 @@ mod gateway;
 mod handshake;
 mod retries;
 mod run_timeout;
+mod streams;
 mod violations;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -42,6 +43,7 @@ const LIMITS: PeerLimits = PeerLimits {
     pipeline_window: 1 << 16,
     files: 0,
     accepts_single_calls: false,
+    sends_items: true,
 };
 
 /// A session and what it has reported.

@@ -292,7 +292,9 @@ impl World {
             Phase::Handshake => &[Phase::Setup, Phase::Idle],
             Phase::Setup => &[Phase::Idle],
             Phase::Busy => &[Phase::Answering, Phase::AnsweringLong, Phase::Held],
-            Phase::Answering | Phase::AnsweringLong => &[Phase::Held],
+            Phase::Answering => &[Phase::Held],
+            // A call that streams goes on after a long item.
+            Phase::AnsweringLong => &[Phase::Held, Phase::Busy],
             Phase::Held => &[Phase::CheckoutDone, Phase::Idle],
             Phase::CheckoutDone => &[Phase::Idle],
             _ => &[],
