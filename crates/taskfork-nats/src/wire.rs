@@ -50,6 +50,9 @@ pub(crate) const TOKEN_TIMES: std::ops::RangeInclusive<Duration> =
 /// The longest address of a direct connection, in bytes: a name of 253, and a port.
 const MAX_ADDRESS: usize = 260;
 
+/// How many addresses of direct connections a request may exclude.
+pub(crate) const MAX_AVOIDED: usize = 8;
+
 /// The longest text of a reason, in bytes.
 const MAX_TEXT: usize = 256;
 
@@ -73,6 +76,9 @@ pub(crate) struct Request {
     /// Which way the client wants its bytes to take.
     #[serde(default, skip_serializing_if = "Route::is_relayed")]
     pub(crate) route: Route,
+    /// Addresses where the client wants no direct connection, because it could not make one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) avoid: Vec<String>,
 }
 
 /// Which way the bytes between a client and a node take.
@@ -206,6 +212,9 @@ impl Request {
             ));
         }
         request.offer.check()?;
+        if request.avoid.len() > MAX_AVOIDED {
+            return Err(format!("it excludes more than {MAX_AVOIDED} addresses"));
+        }
         Ok(Self { client: shortened(&request.client), ..request })
     }
 
@@ -616,6 +625,7 @@ mod tests {
             waited_ms: u64::MAX,
             cancel: true,
             route: Route::Direct,
+            avoid: Vec::new(),
         };
         let refusal =
             Reply::Refuse { node: text.clone(), why: Refusal::NotDirect, text: text.clone() };

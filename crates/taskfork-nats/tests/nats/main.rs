@@ -11,6 +11,7 @@ mod handlers;
 mod hostile;
 mod many;
 mod micro;
+mod places;
 mod server;
 mod simulated;
 mod streams;
