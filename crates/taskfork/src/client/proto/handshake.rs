@@ -10,6 +10,7 @@ use crate::display::seconds;
 use crate::error::ConnectionError;
 use crate::time_limit::TimeLimit;
 use crate::wire::WireError;
+use crate::wire::error_body::kind;
 use crate::wire::frame::{self, DEFAULT_MAX_BLOB, PREAMBLE};
 use crate::wire::hello::{ClientHello, MAX_HELLO, WorkerHello};
 use crate::wire::native::{FromWorker, VERSIONS};
@@ -58,6 +59,9 @@ pub(crate) enum HandshakeError {
     Incompatible(String),
     #[error("the server refused: {0}")]
     Refused(String),
+    /// Whoever refuses could serve the client later.
+    #[error("the server refused: {0}")]
+    RefusedNow(String),
     /// The server has no free worker; the hello follows later.
     #[error("the server has no worker yet: {0}")]
     ServerBusy(String),
@@ -135,6 +139,9 @@ impl HandshakeReader {
                 None => Ok(Some(hello)),
                 Some(why) => Err(HandshakeError::Incompatible(why)),
             },
+            FromWorker::Error { body, .. } if body.kind == kind::BUSY => {
+                Err(HandshakeError::RefusedNow(body.message.to_owned()))
+            }
             FromWorker::Error { body, .. } => Err(HandshakeError::Refused(body.message.to_owned())),
             // A gateway ends a stream in this way.
             FromWorker::End(_) => Err(HandshakeError::Closed),
