@@ -12,7 +12,7 @@ use taskfork::Client;
 use taskfork::client::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::call::Target;
+use crate::call::{Target, end};
 use crate::error::CommandError;
 use crate::values::CallArguments;
 use crate::{logging, output, wait_notices};
@@ -119,6 +119,7 @@ async fn load(
     };
     let took = start.elapsed();
     progress.finish_and_clear();
+    end(client.clone()).await;
     Ok(Measurement {
         took,
         failed: failed.into_inner(),

@@ -17,6 +17,9 @@ use crate::units::Time;
 use crate::values::{self, CallArguments};
 use crate::{logging, output, progress_bar, wait_notices};
 
+/// How long the command waits at its end until its connections are closed.
+const END: Duration = Duration::from_secs(2);
+
 /// What to call, and how.
 #[derive(Debug, clap::Args)]
 #[command(
@@ -181,8 +184,15 @@ pub(crate) fn run(
             failed.map_or(Ok(()), Err)
         };
         let (address, timeout) = (&options.target.address, options.target.timeout());
-        wait_notices::with_wait_notices(&client, address, timeout, logging, done).await
+        let done = wait_notices::with_wait_notices(&client, address, timeout, logging, done).await;
+        end(client).await;
+        done
     })
+}
+
+/// Closes a client, so that nodes at NATS know that its sessions have ended. What hangs is left behind.
+pub(crate) async fn end(client: Client) {
+    let _ = tokio::time::timeout(END, client.close()).await;
 }
 
 /// A log, and the receiver of its message, which arrives when the last handle is dropped.

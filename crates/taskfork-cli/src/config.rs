@@ -79,7 +79,8 @@ pub(crate) struct PoolOptions {
     #[arg(long, value_name = "NAME")]
     pub(crate) method: Vec<String>,
     /// Where clients of the service reach --tls from their machines, for direct connections that do not pass through
-    /// NATS. `off` for none [default: the address of --tls, and none if that is a wildcard]
+    /// NATS. `off` for none [default: the address of --tls, and none if that is a wildcard or
+    /// --client-ca is given]
     #[arg(long, value_name = "HOST:PORT|off")]
     pub(crate) direct: Option<String>,
     /// The file with the credentials for NATS. It is read at the start

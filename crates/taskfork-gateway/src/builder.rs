@@ -217,6 +217,8 @@ impl GatewayBuilder {
     /// learn that they may try again. Defaults to 10,000, or to a quarter of the descriptors that the
     /// process may open if that is less: each takes two. 0 is an error of [`bind`](Self::bind).
     ///
+    /// Connections of clients that a node has sent here, which have a token of it, are sessions of the node, and do not count.
+    ///
     /// ```
     /// let builder = taskfork_gateway::Gateway::builder().max_connections(64);
     /// # let _ = builder;
@@ -230,7 +232,7 @@ impl GatewayBuilder {
     /// ones learn that they may try again. A client is whoever has a certificate with the same names,
     /// and without a certificate whoever connects from the same IP address (with IPv6, from the same
     /// network of 64 bits). Defaults to a quarter of [`max_connections`](Self::max_connections), and 1 at
-    /// least. 0 is an error of [`bind`](Self::bind).
+    /// least. 0 is an error of [`bind`](Self::bind). Connections with a token of a node do not count.
     ///
     /// ```
     /// let builder = taskfork_gateway::Gateway::builder()
@@ -339,7 +341,7 @@ impl GatewayBuilder {
             Some(nats) => {
                 let direct = match &tls {
                     Some(tls) => tls.direct(),
-                    None => nats.direct.direct(None)?,
+                    None => nats.direct.direct(None, false)?,
                 };
                 Some(crate::nats::Node::new(nats, server, handshake_timeout, direct))
             }

@@ -71,6 +71,12 @@ impl Certificates {
         self.current().fingerprint
     }
 
+    /// Whether clients need certificates.
+    #[cfg(feature = "nats")]
+    pub(crate) fn wants_those_of_clients(&self) -> bool {
+        self.files.client_ca.is_some()
+    }
+
     /// Reads the files again. After an error nothing has changed.
     pub(crate) fn reload(&self) -> Result<(), GatewayError> {
         let stamps = self.files.stamps();

@@ -8,14 +8,14 @@ use rustix::net::sockopt;
 use taskfork::__private::relay as wire;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::server::TlsStream;
 
 use crate::GatewayError;
 use crate::builder::Options;
 use crate::certificates::Certificates;
-use crate::clients::Clients;
+use crate::clients::{ClientConnection, Clients};
 use crate::handshake::{Greeted, greet, refuse};
 use crate::log::{LogLimit, client_event};
 use crate::relay::Relay;
@@ -37,7 +37,7 @@ pub(crate) struct Shared {
     pub(crate) options: Options,
     pub(crate) certificates: Certificates,
     pub(crate) slots: Arc<Slots>,
-    /// A permit for each relayed connection.
+    /// A permit for each relayed connection but those that a node counts.
     pub(crate) relays: Semaphore,
     /// Those of each client.
     pub(crate) clients: Arc<Clients>,
@@ -139,26 +139,34 @@ async fn relay(
     slot: Slot,
     mut draining: watch::Receiver<bool>,
 ) -> Result<(), Busy> {
-    // A place of the node is taken until this function returns.
+    let Greeted {
+        stream,
+        hello,
+        rest,
+        names,
+        #[cfg(feature = "nats")]
+        admission,
+    } = greeted;
+    // Its node has a place for it until this function returns, and offers no more than it has.
     #[cfg(feature = "nats")]
-    let is_counted_by_node = greeted.admission.is_some();
+    let is_counted_by_node = admission.is_some();
     #[cfg(not(feature = "nats"))]
     let is_counted_by_node = false;
-    let Greeted { stream, hello, rest, names, .. } = greeted;
-    let Ok(_permit) = shared.relays.try_acquire() else {
-        let limit = shared.options.max_connections;
-        let reason = format!("the gateway relays {limit} connections already (`max_connections`)");
-        return Err(Busy { stream, reason, slot });
+    let _counted = match is_counted_by_node {
+        true => None,
+        false => match count(shared, &names, address) {
+            Ok(counted) => Some(counted),
+            Err(reason) => return Err(Busy { stream, reason, slot }),
+        },
     };
-    let counted = if is_counted_by_node { None } else { shared.clients.admit(&names, address) };
-    if counted.is_none() && !is_counted_by_node {
-        let limit = shared.options.max_client_connections;
-        let reason =
-            format!("this client has {limit} connections already (`max_client_connections`)");
-        return Err(Busy { stream, reason, slot });
+    let server = server::connect(&shared.options.server).await;
+    #[cfg(feature = "nats")]
+    if let Some(admission) = &admission {
+        admission.server_reached(server.is_ok());
     }
-    let server = match server::connect(&shared.options.server).await {
+    let server = match server {
         Ok(server) => server,
+        // A client that comes back while its refusal is on its way finds the place free.
         Err(reason) => return Err(Busy { stream, reason, slot }),
     };
     drop(slot);
@@ -173,6 +181,24 @@ async fn relay(
         linger(stream.map(|stream| stream.into_inner().0)).await;
     }
     Ok(())
+}
+
+/// Counts a connection until what is returned is dropped. The error is for the client.
+fn count<'a>(
+    shared: &'a Shared,
+    names: &[String],
+    address: SocketAddr,
+) -> Result<(SemaphorePermit<'a>, ClientConnection), String> {
+    let Options { max_connections, max_client_connections, .. } = shared.options;
+    let permit = shared.relays.try_acquire().map_err(|_| {
+        format!("the gateway relays {max_connections} connections already (`max_connections`)")
+    })?;
+    let counted = shared.clients.admit(names, address).ok_or_else(|| {
+        format!(
+            "this client has {max_client_connections} connections already (`max_client_connections`)"
+        )
+    })?;
+    Ok((permit, counted))
 }
 
 /// Waits until the gateway ends.

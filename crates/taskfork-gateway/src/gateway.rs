@@ -113,6 +113,8 @@ impl TlsListener {
         let relays = Semaphore::new(options.max_connections.min(Semaphore::MAX_PERMITS));
         let clients = Clients::new(options.max_client_connections);
         let log = LogLimit::default();
+        #[cfg(feature = "nats")]
+        let wants_certificates = certificates.wants_those_of_clients();
         let shared = Shared {
             options,
             certificates,
@@ -122,7 +124,7 @@ impl TlsListener {
             log,
             #[cfg(feature = "nats")]
             direct: match offer {
-                Some(offer) => offer.direct(Some(address))?,
+                Some(offer) => offer.direct(Some(address), wants_certificates)?,
                 None => None,
             },
         };

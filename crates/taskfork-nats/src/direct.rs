@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::error::Error;
 use crate::token;
@@ -107,6 +107,8 @@ pub struct Direct {
 struct Table {
     fingerprint: Option<[u8; 32]>,
     tokens: HashMap<Token, Given>,
+    /// The connections that were admitted and, at the last look, had not ended.
+    connections: Vec<Connection>,
 }
 
 /// A token that was given and not used.
@@ -114,12 +116,11 @@ struct Table {
 struct Given {
     client: String,
     until: Instant,
-    /// Tells the node that the token was used, and later that the connection has ended.
-    used: oneshot::Sender<Ended>,
+    /// Tells the node that the token was used.
+    used: oneshot::Sender<Connection>,
+    /// Tells the node whether its server can be reached.
+    reached: mpsc::Sender<bool>,
 }
-
-/// Ready when a direct connection has ended.
-type Ended = oneshot::Receiver<()>;
 
 /// A direct connection that was admitted. It counts as a session of the node until this is dropped.
 ///
@@ -132,13 +133,29 @@ type Ended = oneshot::Receiver<()>;
 #[derive(Debug)]
 pub struct Admission {
     client: String,
-    _ended: oneshot::Sender<()>,
+    reached: mpsc::Sender<bool>,
+    /// Dropping it tells the node that the connection has ended.
+    _ended: watch::Sender<()>,
 }
 
 impl Admission {
     /// The name that the client has given itself. It proves nothing.
     pub fn client(&self) -> &str {
         &self.client
+    }
+
+    /// Tells the node whether its server could be reached for this connection. A node whose server cannot be reached takes no
+    /// sessions for a while, so that other nodes get them.
+    ///
+    /// ```no_run
+    /// # async fn example(admission: taskfork_nats::Admission) {
+    /// let stream = tokio::net::UnixStream::connect("/run/resize.sock").await;
+    /// admission.server_reached(stream.is_ok());
+    /// # }
+    /// ```
+    pub fn server_reached(&self, is_reached: bool) {
+        // If many connect at once, the node need not hear of all.
+        let _ = self.reached.try_send(is_reached);
     }
 }
 
@@ -180,24 +197,44 @@ impl Direct {
 
     /// Uses a token. `None` if it was never given, was used before, or is no longer valid.
     pub fn admit(&self, token: Token) -> Option<Admission> {
-        let Given { client, until, used } = self.lock().tokens.remove(&token)?;
+        let mut table = self.lock();
+        let Given { client, until, used, reached } = table.tokens.remove(&token)?;
         if until < Instant::now() {
             return None;
         }
-        let (ended, over) = oneshot::channel();
+        let (ended, over) = watch::channel(());
         // The node has ended if it does not take it.
-        used.send(over).ok()?;
-        Some(Admission { client, _ended: ended })
+        used.send(Connection(over.clone())).ok()?;
+        table.connections.retain(Connection::is_open);
+        table.connections.push(Connection(over));
+        Some(Admission { client, reached, _ended: ended })
     }
 
-    /// Gives a token. `None` before there is a fingerprint.
-    pub(crate) fn give(&self, client: &str) -> Result<Option<Offered>, Error> {
+    /// Whether this is the address.
+    pub(crate) fn is_at(&self, address: &str) -> bool {
+        self.address == address
+    }
+
+    /// The connections that go on. A node that starts has those of its predecessor: they do not need NATS.
+    pub(crate) fn connections(&self) -> Vec<Connection> {
+        let mut table = self.lock();
+        table.connections.retain(Connection::is_open);
+        table.connections.clone()
+    }
+
+    /// Gives a token. `None` before there is a fingerprint. `reached` gets whether the server could be reached.
+    pub(crate) fn give(
+        &self,
+        client: &str,
+        reached: &mpsc::Sender<bool>,
+    ) -> Result<Option<Offered>, Error> {
         let token = Token(token::bytes()?);
         let (used, admitted) = oneshot::channel();
         let mut table = self.lock();
         let Some(fingerprint) = table.fingerprint else { return Ok(None) };
         let until = Instant::now() + self.valid;
-        table.tokens.insert(token, Given { client: client.to_owned(), until, used });
+        let (client, reached) = (client.to_owned(), reached.clone());
+        table.tokens.insert(token, Given { client, until, used, reached });
         drop(table);
         let grant = wire::Direct {
             address: self.address.clone(),
@@ -225,19 +262,23 @@ pub(crate) struct Offered {
     direct: Direct,
     token: Token,
     pub(crate) grant: wire::Direct,
-    admitted: oneshot::Receiver<Ended>,
+    admitted: oneshot::Receiver<Connection>,
     valid: Duration,
 }
 
 /// A direct connection as its node sees it.
-#[derive(Debug)]
-pub(crate) struct Connection(Ended);
+#[derive(Clone, Debug)]
+pub(crate) struct Connection(watch::Receiver<()>);
 
 impl Connection {
     /// Waits until the connection has ended.
-    pub(crate) async fn ended(self) {
+    pub(crate) async fn ended(mut self) {
         // Nothing is ever sent: the other end is dropped.
-        let _ = self.0.await;
+        let _ = self.0.changed().await;
+    }
+
+    fn is_open(&self) -> bool {
+        self.0.has_changed().is_ok()
     }
 }
 
@@ -245,7 +286,7 @@ impl Offered {
     /// Waits until the token was used. `None` if it is no longer valid.
     pub(crate) async fn used(&mut self) -> Option<Connection> {
         match tokio::time::timeout(self.valid, &mut self.admitted).await {
-            Ok(used) => used.ok().map(Connection),
+            Ok(used) => used.ok(),
             Err(_) => self.withdraw(),
         }
     }
@@ -253,7 +294,7 @@ impl Offered {
     /// Makes the token invalid. The connection if it was used before.
     pub(crate) fn withdraw(&mut self) -> Option<Connection> {
         self.direct.lock().tokens.remove(&self.token);
-        self.admitted.try_recv().ok().map(Connection)
+        self.admitted.try_recv().ok()
     }
 }
 
@@ -274,7 +315,7 @@ mod tests {
     }
 
     fn given(direct: &Direct) -> Offered {
-        direct.give("client").unwrap().unwrap()
+        direct.give("client", &mpsc::channel(1).0).unwrap().unwrap()
     }
 
     #[tokio::test]
@@ -331,8 +372,23 @@ mod tests {
     }
 
     #[test]
+    fn a_node_that_starts_again_has_the_connections_that_go_on() {
+        let direct = direct();
+        let (one, other) = (given(&direct), given(&direct));
+        let admissions = [one.token, other.token].map(|token| direct.admit(token).unwrap());
+        drop((one, other));
+        assert_eq!(direct.connections().len(), 2);
+        let [one, other] = admissions;
+        drop(one);
+        assert_eq!(direct.connections().len(), 1);
+        drop(other);
+        assert!(direct.connections().is_empty());
+    }
+
+    #[test]
     fn without_a_fingerprint_nothing_is_given() {
-        assert!(Direct::new("localhost:7000").unwrap().give("").unwrap().is_none());
+        let direct = Direct::new("localhost:7000").unwrap();
+        assert!(direct.give("", &mpsc::channel(1).0).unwrap().is_none());
     }
 
     #[test]

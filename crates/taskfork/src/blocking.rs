@@ -105,12 +105,26 @@ impl Client {
     fn with_options(options: ClientBuilder) -> Result<Self, BuildError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let inner = options.build_on(runtime.handle())?;
+        #[cfg(feature = "nats")]
+        let flush = inner.flush_nats();
+        #[cfg(feature = "nats")]
+        let is_awaited = flush.is_some();
+        #[cfg(not(feature = "nats"))]
+        let is_awaited = false;
         let (stop, stopped) = oneshot::channel();
-        thread::Builder::new().name("taskfork-client".to_owned()).spawn(move || {
-            // The sender is only ever dropped: an error is the signal to stop.
-            let _ = runtime.block_on(stopped);
-        })?;
-        Ok(Self { inner, _thread: Arc::new(RuntimeThread { _stop: stop }) })
+        let thread =
+            thread::Builder::new().name("taskfork-client".to_owned()).spawn(move || {
+                runtime.block_on(async {
+                    // The sender is only ever dropped: an error is the signal to stop.
+                    let _ = stopped.await;
+                    #[cfg(feature = "nats")]
+                    if let Some(flush) = flush {
+                        flush.await;
+                    }
+                });
+            })?;
+        let thread = is_awaited.then_some(thread);
+        Ok(Self { inner, _thread: Arc::new(RuntimeThread { stop: Some(stop), thread }) })
     }
 
     /// Checks a worker out, or joins the queue for one. Returns at once, as
@@ -695,7 +709,22 @@ impl Caller for Client {
 /// The thread that runs a client's task. It ends when the client and all its checkouts are dropped.
 #[derive(Debug)]
 struct RuntimeThread {
-    _stop: oneshot::Sender<()>,
+    stop: Option<oneshot::Sender<()>>,
+    /// Set if it must be awaited: before the program ends, nodes have to be told that sessions have ended.
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Drop for RuntimeThread {
+    fn drop(&mut self) {
+        self.stop = None;
+        // A log's callback may drop the last handle in that thread.
+        let thread = self.thread.take();
+        if let Some(thread) = thread.filter(|thread| thread.thread().id() != thread::current().id())
+        {
+            // A panic in it was printed.
+            let _ = thread.join();
+        }
+    }
 }
 
 // The sender is only ever dropped, so a panic cannot leave it half changed.

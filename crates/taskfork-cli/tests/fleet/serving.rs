@@ -1,5 +1,6 @@
 //! Calls of nodes, and their status.
 
+use futures_util::StreamExt;
 use serde_json::json;
 
 use crate::common::{taskfork, until};
@@ -38,6 +39,32 @@ fn clients_and_programs_call_a_node() {
     let headers = call(&nats, "nothing", "").headers.unwrap();
     assert_eq!(headers.get("Nats-Service-Error-Code").unwrap().as_str(), "500");
     assert!(headers.get("Nats-Service-Error").unwrap().as_str().contains("no method nothing"));
+}
+
+#[test]
+fn commands_that_end_leave_no_session_behind() {
+    let nats = NatsServer::start();
+    let _node = start(&nats, "one", &[]);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let stranger = nats.client().await;
+        let mut messages = stranger.subscribe("_INBOX.>").await.unwrap();
+        stranger.flush().await.unwrap();
+        for words in ["call ADDRESS echo 7", "bench ADDRESS echo 7 --calls 3 --concurrency 1"] {
+            let words = words.replace("ADDRESS", &address(&nats));
+            let run = move || taskfork().args(words.split(' ')).output().unwrap();
+            let output = tokio::task::spawn_blocking(run).await.unwrap();
+            assert!(output.status.success(), "{output:?}");
+            // Either the client says that its session is closed, or the node notices its silence.
+            let end = loop {
+                let message = messages.next().await.unwrap();
+                if message.payload.first() == Some(&5) {
+                    break message.payload;
+                }
+            };
+            assert_eq!(end[9], 0, "{end:?}");
+        }
+    });
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::io::BufRead;
 use std::time::Duration;
 
 use taskfork::Client;
+use taskfork::client::NatsRoute;
 use taskfork::error::{Error, FatalError, Stage};
 use tokio::sync::watch;
 
@@ -20,7 +21,12 @@ const MAX_FRAME: usize = 256 << 20;
 
 /// Calls until a line comes at standard input, then some more, which must succeed. Prints for each call when it
 /// begins and how it has ended.
-pub(crate) fn run(url: &str, name: &str, record: &str, long: bool) {
+pub(crate) fn run(url: &str, name: &str, record: &str, long: bool, route: &str) {
+    let route = match route {
+        "auto" => NatsRoute::Auto,
+        "direct" => NatsRoute::Direct,
+        _ => NatsRoute::Relayed,
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (stop, stopped) = watch::channel(false);
     std::thread::spawn(move || {
@@ -29,7 +35,8 @@ pub(crate) fn run(url: &str, name: &str, record: &str, long: bool) {
     });
     runtime.block_on(async {
         let client = Client::builder().address(url).name(name).min_workers(0).max_workers(TASKS);
-        let client = client.timeout(TIMEOUT).max_frame(MAX_FRAME).build().unwrap();
+        let client =
+            client.timeout(TIMEOUT).max_frame(MAX_FRAME).nats_route(route).build().unwrap();
         let calls = (0..TASKS).map(|task| {
             let caller = Caller {
                 client: client.clone(),

@@ -17,6 +17,8 @@ pub(crate) struct Fleet<'a> {
     pub(crate) nats_names: &'a [String],
     pub(crate) nats: Vec<Program>,
     pub(crate) nodes: Vec<Program>,
+    /// The host of the client with direct connections.
+    pub(crate) direct_client: &'a str,
     /// Hosts with an end of a cable that can be unplugged.
     pub(crate) hosts: Vec<String>,
 }
@@ -38,12 +40,14 @@ pub(crate) enum Fault {
     StopNats(u64),
     Unplug(u64),
     Slow(u64),
+    /// The client with direct connections reaches no node, but NATS.
+    CloseDirect(u64),
 }
 
 impl Fault {
     fn draw(random: &mut Random) -> Self {
         let time = 300 + random.next() % 2200;
-        match random.below(12) {
+        match random.below(13) {
             0 => Self::KillNode,
             1 => Self::KillGateway,
             2 => Self::KillServer,
@@ -55,6 +59,7 @@ impl Fault {
             8 => Self::StopNats(time),
             9 => Self::Unplug(time),
             10 => Self::KillCommand,
+            11 => Self::CloseDirect(2 * time),
             _ => Self::Slow(time),
         }
     }
@@ -105,6 +110,13 @@ impl Fleet<'_> {
                 host.plug(false);
                 pause(time);
                 host.plug(true);
+            }
+            Fault::CloseDirect(time) => {
+                let client = self.network.host(self.direct_client);
+                let nodes = || self.nodes.iter().map(|node| self.network.host(&node.host));
+                client.close_way(nodes(), true);
+                pause(time);
+                client.close_way(nodes(), false);
             }
             Fault::Slow(time) => {
                 let host = self.network.host(host);

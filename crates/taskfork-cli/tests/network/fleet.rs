@@ -6,12 +6,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use rcgen::{CertificateParams, KeyPair};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::network::{Host, Network};
 
 /// The service of the fleet.
 pub(crate) const SERVICE: &str = "work";
+
+/// Where nodes listen for direct connections.
+pub(crate) const DIRECT_PORT: u16 = 7000;
 
 /// Workers of each node. All clients together want more.
 const WORKERS: usize = 3;
@@ -74,7 +78,15 @@ pub(crate) fn start_nats(network: &Network, folder: &Path, name: &str, all: &[St
     Program { host: name.into(), child }
 }
 
-/// `taskfork serve` as a node of the service.
+/// The files of a certificate for all nodes, and of its key. Clients learn the certificate from the nodes.
+pub(crate) fn make_certificate(folder: &Path) {
+    let key = KeyPair::generate().unwrap();
+    let params = CertificateParams::new(["node.example".to_owned()]).unwrap();
+    fs::write(folder.join("cert.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+    fs::write(folder.join("key.pem"), key.serialize_pem()).unwrap();
+}
+
+/// `taskfork serve` as a node of the service, which clients can reach directly too.
 pub(crate) fn start_node(host: &Host, folder: &Path, urls: &str) -> Program {
     let (name, program) = (&host.name, env!("CARGO_BIN_EXE_taskfork"));
     let own = folder.join(name);
@@ -86,6 +98,11 @@ pub(crate) fn start_node(host: &Host, folder: &Path, urls: &str) -> Program {
         .args(["--listen", &format!("unix:{}/s", own.display())])
         .args(["--max-workers", &WORKERS.to_string()])
         .args(["--nats", urls, "--service", SERVICE, "--node", name])
+        .args(["--tls", &format!("{}:{DIRECT_PORT}", host.address())])
+        .arg("--cert")
+        .arg(folder.join("cert.pem"))
+        .arg("--key")
+        .arg(folder.join("key.pem"))
         .arg("--")
         .arg(worker)
         .env_remove("RUST_LOG")
@@ -101,12 +118,20 @@ pub(crate) struct ClientProgram {
 }
 
 impl ClientProgram {
-    pub(crate) fn start(host: &Host, folder: &Path, url: &str, record: &Path, long: bool) -> Self {
+    pub(crate) fn start(
+        host: &Host,
+        folder: &Path,
+        url: &str,
+        record: &Path,
+        long: bool,
+        route: &str,
+    ) -> Self {
         let own = std::env::current_exe().unwrap();
         let mut command = host.command(own.to_str().unwrap());
         command
             .args(["run-client", &format!("{url}/{SERVICE}"), &host.name, record.to_str().unwrap()])
             .arg(if long { "long" } else { "short" })
+            .arg(route)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(log(folder, &host.name));

@@ -1,5 +1,5 @@
 //! A fleet in network namespaces, and what happens to it: processes that are killed or stopped, cables that are
-//! unplugged, slow links.
+//! unplugged, direct ways that are closed, slow links.
 //!
 //! Each seed draws a schedule of faults. Afterwards each call must have ended once, with its own right answer or
 //! an error that fits, no call may have run twice, and nothing may be left on any host.
@@ -34,7 +34,9 @@ const BRIDGE: [&str; 6] = ["ip", "link", "add", "br0", "type", "bridge"];
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["run-client", url, name, record, long] => client::run(url, name, record, long == "long"),
+        ["run-client", url, name, record, long, route] => {
+            client::run(url, name, record, long == "long", route)
+        }
         ["run-seed", number] => seed::run(number.parse().unwrap()),
         _ if arguments.iter().any(|argument| argument == "--list") => println!("network: test"),
         _ => return run_seeds(),

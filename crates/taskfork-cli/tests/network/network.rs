@@ -89,6 +89,26 @@ impl Host {
         run(&format!("bridge link set dev {} state {state}", self.cable()));
     }
 
+    /// Closes the way to other hosts, or opens it: packets there get an address that no host has. All others pass.
+    pub(crate) fn close_way<'a>(&self, others: impl Iterator<Item = &'a Self>, closed: bool) {
+        for other in others {
+            let other = other.address();
+            match closed {
+                true => self.run(&format!(
+                    "ip neigh replace {other} lladdr 02:00:00:00:00:01 nud permanent dev eth0"
+                )),
+                false => self.run(&format!("ip neigh del {other} dev eth0")),
+            };
+        }
+    }
+
+    /// How many TCP connections lead to this port.
+    pub(crate) fn connections_to(&self, port: u16) -> usize {
+        let (remote, table) = (format!(":{port:04X}"), self.run("cat /proc/net/tcp"));
+        let columns = table.lines().filter_map(|line| line.split_whitespace().nth(2));
+        columns.filter(|address| address.ends_with(&remote)).count()
+    }
+
     /// Delays and loses packets to the host and from it, or ends that.
     pub(crate) fn slow(&self, slow: bool) {
         let cable = self.cable();

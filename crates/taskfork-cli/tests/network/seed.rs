@@ -17,17 +17,22 @@ use crate::random::Random;
 const FAULTS: usize = 6;
 
 const NODES: [&str; 3] = ["one", "two", "three"];
+/// The first one is connected directly, the second one through NATS.
 const CLIENTS: [&str; 2] = ["red", "blue"];
 
 pub(crate) fn run(seed: u64) {
     let mut random = Random::new(seed);
     let nats_count = if seed.is_multiple_of(2) { 1 } else { 3 };
     let long = seed.is_multiple_of(3);
+    let (long_client, direct) =
+        if seed.is_multiple_of(2) { ("red", "auto") } else { ("blue", "direct") };
     let nats_names: Vec<String> = (0..nats_count).map(|number| format!("nats-{number}")).collect();
     let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
     let hosts = [names(&NODES), names(&CLIENTS)].concat();
     let netem = if has_netem() { "netem" } else { "no netem: a slow link with a short queue" };
-    println!("network: seed {seed}, {nats_count} NATS servers, long arguments: {long}, {netem}");
+    println!(
+        "network: seed {seed}, {nats_count} NATS servers, long arguments: {long}, {direct}, {netem}"
+    );
 
     let folder = tempfile::tempdir().unwrap();
     let network = Network::new(&[nats_names.clone(), hosts.clone()].concat());
@@ -46,6 +51,7 @@ pub(crate) fn run(seed: u64) {
             })
         })
     });
+    fleet::make_certificate(folder.path());
     let start_node = |name| fleet::start_node(network.host(name), folder.path(), &urls);
     let nodes: Vec<_> = NODES.into_iter().map(start_node).collect();
     wait_for_nodes(&network, folder.path(), &nats_names, || {});
@@ -57,13 +63,17 @@ pub(crate) fn run(seed: u64) {
         .into_iter()
         .map(|name| {
             let host = network.host(name);
-            ClientProgram::start(host, folder.path(), &client_urls, &record, long && name == "red")
+            let long = long && name == long_client;
+            let route = if name == CLIENTS[0] { direct } else { "relayed" };
+            ClientProgram::start(host, folder.path(), &client_urls, &record, long, route)
         })
         .collect();
     until("the first calls", || {
         let record = fs::read_to_string(&record).unwrap();
         CLIENTS.iter().all(|name| record.contains(name))
     });
+    let directs = CLIENTS.map(|name| network.host(name).connections_to(fleet::DIRECT_PORT));
+    assert!(directs[0] > 0 && directs[1] == 0, "direct connections: {directs:?}");
     let mut fleet = Fleet {
         network: &network,
         folder: folder.path(),
@@ -71,6 +81,7 @@ pub(crate) fn run(seed: u64) {
         nats_names: &nats_names,
         nats,
         nodes,
+        direct_client: CLIENTS[0],
         hosts,
     };
     faults::happen(&mut fleet, &mut random, FAULTS);

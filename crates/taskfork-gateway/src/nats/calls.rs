@@ -36,13 +36,13 @@ impl Calls {
         method: String,
         arguments: Bytes,
     ) -> Result<Bytes, taskfork_nats::CallError> {
-        let arguments: Vec<Value> = serde_json::from_slice(&arguments)
+        let values: Vec<Value> = serde_json::from_slice(&arguments)
             .map_err(|error| failed(400, format!("the arguments are no JSON array: {error}")))?;
-        let checkout = self.client.checkout().timeout(self.timeout);
-        let call = checkout.call::<Value>(&method, &arguments);
-        drop(checkout);
-        // They have been encoded, and occupy far more memory than as JSON.
+        // Both forms are gone while the call runs. As values they occupy far more memory than as JSON.
         drop(arguments);
+        let checkout = self.client.checkout().timeout(self.timeout);
+        let call = checkout.call::<Value>(&method, values);
+        drop(checkout);
         let value = call.await.map_err(|error| failed(code(&error), text(&error)))?;
         let json = json::of(&value).map_err(|what| failed(500, format!("the result {what}")))?;
         Ok(json.to_string().into())

@@ -11,7 +11,8 @@ use crate::GatewayError;
 /// Whether a node offers direct connections.
 #[derive(Debug, Clone, Default)]
 pub(crate) enum Offer {
-    /// If the gateway listens at an address that clients can use.
+    /// If the gateway listens at an address that clients can use, and wants no certificates of clients. Most clients of
+    /// NATS have none, and would learn only behind the handshake that they need one.
     #[default]
     Automatic,
     At(String),
@@ -23,6 +24,7 @@ impl Offer {
     pub(crate) fn direct(
         &self,
         listener: Option<SocketAddr>,
+        wants_certificates: bool,
     ) -> Result<Option<Direct>, GatewayError> {
         let address = match (self, listener) {
             (Self::Off, _) => return Ok(None),
@@ -33,7 +35,9 @@ impl Offer {
                 });
             }
             (Self::At(address), Some(_)) => address.clone(),
-            (Self::Automatic, Some(address)) if !address.ip().is_unspecified() => {
+            (Self::Automatic, Some(address))
+                if !address.ip().is_unspecified() && !wants_certificates =>
+            {
                 address.to_string()
             }
             (Self::Automatic, _) => return Ok(None),
@@ -91,7 +95,10 @@ mod tests {
     fn a_listener_at_all_addresses_is_not_offered_by_itself() {
         let offers = |offer: &Offer, listener: Option<&str>| {
             let listener = listener.map(|address| address.parse().unwrap());
-            offer.direct(listener).map(|direct| direct.is_some()).map_err(|error| error.to_string())
+            offer
+                .direct(listener, false)
+                .map(|direct| direct.is_some())
+                .map_err(|error| error.to_string())
         };
         let at = Offer::At("node.example:7000".into());
         assert_eq!(offers(&Offer::Automatic, Some("10.0.0.1:7000")), Ok(true));
@@ -103,6 +110,14 @@ mod tests {
         assert!(offers(&at, None).unwrap_err().contains("without `tls`"));
         let wrong = offers(&Offer::At("node".into()), Some("0.0.0.0:7000")).unwrap_err();
         assert!(wrong.contains("HOST:PORT"), "{wrong}");
+    }
+
+    #[test]
+    fn where_certificates_are_wanted_only_a_stated_address_is_offered() {
+        let listener = Some("10.0.0.1:7000".parse().unwrap());
+        assert!(Offer::Automatic.direct(listener, true).unwrap().is_none());
+        let at = Offer::At("node.example:7000".into());
+        assert!(at.direct(listener, true).unwrap().is_some());
     }
 
     #[tokio::test]

@@ -182,11 +182,12 @@ impl NatsOptions {
     }
 
     /// Sets the address, `HOST:PORT`, by which clients of the service reach the gateway's TLS listener from their
-    /// machines, for direct connections. Defaults to the address at which the gateway listens; if it listens at all
-    /// addresses of its machine, there are no direct connections without this option.
+    /// machines, for direct connections. Defaults to the address at which the gateway listens. Without this option
+    /// there are no direct connections if the gateway listens at all addresses of its machine, or wants
+    /// certificates of clients ([`client_ca`](crate::GatewayBuilder::client_ca)).
     ///
-    /// A token that the node has given admits such a client. It stands for no certificate: with
-    /// [`client_ca`](crate::GatewayBuilder::client_ca) the client needs one as well.
+    /// A token that the node has given admits such a client. It stands for no certificate: with `client_ca` the
+    /// client needs one as well. Without one, it fails behind the TLS handshake, and takes the way through NATS.
     ///
     /// A wrong address is an error of [`bind`](crate::GatewayBuilder::bind), and so is a gateway without
     /// [`tls`](crate::GatewayBuilder::tls).

@@ -14,7 +14,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
-use crate::fixture::{Fleet, SERVICE};
+use crate::fixture::{Fleet, SERVICE, SLOW, client_builder};
+use crate::program::call_blocking;
 use crate::support::{trial, until};
 
 /// A call that runs in its worker until the session ends, and what a stranger sees of the session.
@@ -151,6 +152,32 @@ trial!(an_idle_connection_to_a_node_that_drains_is_replaced_without_an_error, as
     // A call that meets the end on its way is an error: a plain node does not say what was read.
     until("the end of the connection", || client.stats().idle == 0).await;
     assert_ne!(client.call::<u32>("pid", ()).await.unwrap(), pid);
+});
+
+/// Runs a program that calls and ends, and waits until its node knows that.
+async fn assert_told(program: fn(String)) {
+    let fleet = Fleet::start();
+    let node = fleet.node("one", 8).heartbeat(SLOW).start(&fleet.nats.url()).await.unwrap();
+    let address = fleet.address();
+    let thread = std::thread::spawn(move || program(address));
+    tokio::task::spawn_blocking(|| thread.join()).await.unwrap().unwrap();
+    tokio::time::timeout(SLOW, node.wait_for_free(8)).await.unwrap();
+}
+
+trial!(a_client_that_is_closed_has_told_its_node_though_its_runtime_ends, async || {
+    assert_told(|address| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let client = client_builder(&address).nats_heartbeat(SLOW).build().unwrap();
+            assert_eq!(client.call::<i64>("add", (1, 2)).await.unwrap(), 3);
+            client.close().await;
+        });
+    })
+    .await;
+});
+
+trial!(a_blocking_client_that_is_dropped_has_told_its_node_though_its_process_ends, async || {
+    assert_told(|address| call_blocking(&address)).await;
 });
 
 trial!(a_server_that_is_killed_is_a_death_after_which_nothing_more_has_run, async || {

@@ -15,6 +15,9 @@ use crate::support::address_in;
 /// Short, so that a test of a lost node takes little time, and long enough for a busy machine.
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(500);
 
+/// Longer than a test waits for something. So what happens in a test does not happen because a heartbeat is missing.
+pub(crate) const SLOW: Duration = Duration::from_secs(60);
+
 /// The service of all tests. Each has a NATS server of its own.
 pub(crate) const SERVICE: &str = "work";
 

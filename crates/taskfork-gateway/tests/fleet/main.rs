@@ -21,6 +21,9 @@ mod nodes;
 mod outages;
 mod placement;
 mod program;
+#[cfg(feature = "nats")]
+#[path = "../gateway/proxy.rs"]
+mod proxy;
 #[path = "../gateway/support.rs"]
 #[allow(dead_code, reason = "other tests use more of it")]
 mod support;

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
-use crate::fixture::{Fleet, node};
+use crate::fixture::{Fleet, SLOW, client_builder, node};
 
 /// Runs what the arguments request. Returns false if they request nothing.
 pub(crate) fn run_requested() -> bool {
@@ -11,6 +11,7 @@ pub(crate) fn run_requested() -> bool {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
         ["run-node", url, name, socket] => run_node(url, name, socket),
+        ["run-blocking-client", address] => run_blocking_client(address),
         _ => return false,
     }
     true
@@ -24,6 +25,19 @@ fn run_node(url: &str, name: &str, socket: &str) {
         println!("started");
         std::future::pending::<()>().await;
     });
+}
+
+/// Calls, and ends at once.
+fn run_blocking_client(address: &str) {
+    let client = client_builder(address).nats_heartbeat(SLOW).build_blocking().unwrap();
+    assert_eq!(client.call::<i64>("add", (1, 2)).unwrap(), 3);
+}
+
+/// Runs a client without async until its end.
+pub(crate) fn call_blocking(address: &str) {
+    let own = std::env::current_exe().unwrap();
+    let status = Command::new(own).args(["run-blocking-client", address]).status().unwrap();
+    assert!(status.success(), "{status}");
 }
 
 /// A node in a process of its own. It ends with its test.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use taskfork::Server;
 use taskfork::server::ServerHandle;
 use taskfork_gateway::taskfork_nats::{Acquired, Fleet, Grant, Route, Token};
-use taskfork_gateway::{GatewayBuilder, Reloader};
+use taskfork_gateway::{GatewayBuilder, NatsOptions, Reloader};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -17,6 +17,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use crate::fixture::{builder, fleet, node_options, wait_for_nodes};
 use crate::nats_server::NatsServer;
+use crate::proxy::Proxy;
 use crate::support::{Authority, Identity, Running, address_in, replace, trial, until};
 
 /// A hello with nothing but a version.
@@ -29,25 +30,30 @@ struct Served {
     authority: Authority,
     identity: Identity,
     reloader: Reloader,
-    _gateway: Running,
+    gateway: Running,
     _folder: tempfile::TempDir,
 }
 
 impl Served {
     async fn start(options: impl FnOnce(GatewayBuilder, &Authority) -> GatewayBuilder) -> Self {
+        Self::start_with(|nats| nats, options).await
+    }
+
+    async fn start_with(
+        nats_options: impl FnOnce(NatsOptions) -> NatsOptions,
+        options: impl FnOnce(GatewayBuilder, &Authority) -> GatewayBuilder,
+    ) -> Self {
         let (folder, nats) = (tempfile::tempdir().unwrap(), NatsServer::start());
         let server = Server::spawn_with("served", &address_in(&folder)).unwrap();
         let authority = Authority::new();
         let identity = authority.issue(&["localhost"]);
-        let gateway = builder(&folder, node_options(&nats, "one").sessions(2)).tls(
-            "127.0.0.1:0",
-            &identity.certificate,
-            &identity.key,
-        );
+        let node = nats_options(node_options(&nats, "one").sessions(2));
+        let gateway =
+            builder(&folder, node).tls("127.0.0.1:0", &identity.certificate, &identity.key);
         let gateway = Running::start(options(gateway, &authority)).await;
         wait_for_nodes(&nats, 1).await;
         let reloader = gateway.reloader.clone();
-        Self { server, nats, authority, identity, reloader, _gateway: gateway, _folder: folder }
+        Self { server, nats, authority, identity, reloader, gateway, _folder: folder }
     }
 
     async fn grant(&self, fleet: &Fleet) -> Grant {
@@ -148,7 +154,12 @@ trial!(a_client_with_a_token_is_a_session_of_the_node, async || {
 });
 
 trial!(a_token_stands_for_no_certificate, async || {
-    let served = Served::start(|gateway, authority| gateway.client_ca(&authority.file)).await;
+    let proxy = Proxy::start().await;
+    // A gateway that wants certificates offers itself only where it is told to.
+    let options = |options: NatsOptions| options.direct(&proxy.address);
+    let served =
+        Served::start_with(options, |gateway, authority| gateway.client_ca(&authority.file)).await;
+    proxy.lead_to(served.gateway.address);
     let fleet = fleet(&served.nats).await;
     let grant = served.grant(&fleet).await;
     let (address, preamble) = (grant.address().to_owned(), grant.token().preamble());
@@ -175,8 +186,9 @@ trial!(a_new_certificate_is_in_the_next_grant, async || {
     assert_eq!(grant.fingerprint(), sha256(&new));
 });
 
-trial!(many_direct_connections_are_no_client_with_too_many, async || {
-    let served = Served::start(|gateway, _| gateway.max_client_connections(1)).await;
+trial!(direct_connections_count_for_their_node_only, async || {
+    let served =
+        Served::start(|gateway, _| gateway.max_connections(1).max_client_connections(1)).await;
     let fleet = fleet(&served.nats).await;
     let mut streams = Vec::new();
     for _ in 0..2 {
@@ -189,4 +201,7 @@ trial!(many_direct_connections_are_no_client_with_too_many, async || {
         streams.push(stream);
     }
     until("both workers", || served.peers().len() == 2).await;
+    // They do not keep others away.
+    let mut plain = served.connect(&served.gateway.address.to_string(), None, &[HELLO]).await;
+    assert_eq!(first_message(&mut plain).await.0, 0);
 });

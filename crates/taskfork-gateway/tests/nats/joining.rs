@@ -162,3 +162,17 @@ trial!(a_busy_client_goes_to_another_node_between_two_checkouts, async || {
         task.await.unwrap();
     }
 });
+
+trial!(a_node_that_has_lost_nats_ends_all_the_same, async || {
+    let (folder, mut nats) = (tempfile::tempdir().unwrap(), NatsServer::start());
+    let _server = Server::spawn_with("served", &address_in(&folder)).unwrap();
+    // What the node has to say waits in a queue of one while NATS is away.
+    let connect = async_nats::ConnectOptions::new().client_capacity(1);
+    let options = node_options(&nats, "one").sessions(4).connect_options(connect);
+    let builder = builder(&folder, options).shutdown_grace(Duration::ZERO);
+    let mut gateway = RunningNode::start(builder).await;
+    wait_for_nodes(&nats, 1).await;
+    nats.kill();
+    gateway.stop();
+    gateway.task.await.unwrap();
+});

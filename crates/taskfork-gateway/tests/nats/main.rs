@@ -14,6 +14,9 @@ mod json_calls;
 #[path = "../../../taskfork-nats/tests/nats/server.rs"]
 #[allow(dead_code, reason = "other tests use more of it")]
 mod nats_server;
+#[path = "../gateway/proxy.rs"]
+#[allow(dead_code, reason = "other tests use more of it")]
+mod proxy;
 mod strangers;
 #[path = "../gateway/support.rs"]
 #[allow(dead_code, reason = "other tests use more of it")]

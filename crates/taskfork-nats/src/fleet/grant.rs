@@ -113,9 +113,39 @@ impl Grant {
         self.until.saturating_duration_since(Instant::now())
     }
 
-    /// Says that the token was sent, so that the node learns of it by its use.
+    /// Says that the token was used, so that the place belongs to the direct connection now. Before that, dropping the grant
+    /// gives the place up.
     pub fn used(self) {
         self.give_up.disarm();
+    }
+
+    /// Tells the node that the place is not wanted, before all that is asked for next. Dropping the grant does the same,
+    /// but some time later. If this is cancelled, the grant is dropped.
+    ///
+    /// ```
+    /// # async fn example(grant: taskfork_nats::Grant) {
+    /// grant.decline().await;
+    /// # }
+    /// ```
+    pub async fn decline(self) {
+        self.give_up.tell().await;
+    }
+
+    /// Says that no direct connection to this address can be made. For a minute [`Fleet::acquire_by`](crate::Fleet::acquire_by)
+    /// takes sessions through NATS of nodes with this address, unless the route is
+    /// [`Route::Direct`](crate::Route::Direct). Of a fleet and its clones, 64 addresses are remembered.
+    ///
+    /// Returns whether the address is new among them, so that a program can warn of it once.
+    ///
+    /// ```
+    /// # fn example(grant: taskfork_nats::Grant) {
+    /// if grant.avoid() {
+    ///     eprintln!("{} cannot be reached: is TCP blocked?", grant.address());
+    /// }
+    /// # }
+    /// ```
+    pub fn avoid(&self) -> bool {
+        self.promise.avoid(&self.address)
     }
 
     /// A session with the same node through NATS instead. The place is still the same, so this waits for nothing.

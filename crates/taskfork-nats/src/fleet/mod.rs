@@ -1,7 +1,9 @@
 //! The client's side: sessions with nodes of a service.
 
 mod attempt;
+mod avoided;
 mod directory;
+mod farewells;
 mod grant;
 mod rendezvous;
 mod status;
@@ -10,16 +12,18 @@ mod waiting;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_nats::{Client, ConnectOptions};
+use async_nats::ConnectOptions;
+use tokio::time::timeout;
 
 use crate::connect::{check_connected, check_payload, connect};
 use crate::error::Error;
 use crate::names::{Label, Labels, Name, Subjects};
 use crate::session::Session;
 use crate::wire::{Offer, Request, Route, VERSION};
-use attempt::{Answer, Attempt};
+use attempt::{Answer, Attempt, Common};
 use directory::Directory;
 pub use directory::NodeInfo;
+pub(crate) use farewells::{Farewell, Farewells};
 pub use grant::{Acquired, Grant};
 pub use status::NodeStatus;
 use waiting::Place;
@@ -32,6 +36,9 @@ const PREFERRED: usize = 2;
 
 /// How often a waiting client renews its place in the queues of the nodes.
 pub(crate) const RENEWAL: Duration = Duration::from_secs(1);
+
+/// How long a client waits for what it has to tell nodes, when it ends.
+const FLUSH: Duration = Duration::from_secs(1);
 
 /// How a client connects to a fleet.
 ///
@@ -118,7 +125,7 @@ pub struct Fleet {
 
 #[derive(Debug)]
 struct Inner {
-    client: Client,
+    common: Common,
     service: Name,
     subjects: Subjects,
     name: String,
@@ -145,7 +152,7 @@ impl Fleet {
         Ok(Self {
             inner: Arc::new(Inner {
                 directory: Directory::new(client.clone(), subjects.clone()),
-                client,
+                common: Common::new(client),
                 service,
                 subjects,
                 name: options.name,
@@ -162,8 +169,8 @@ impl Fleet {
     /// all clients choose the same one, and another node's end or start moves few keys. If it has no
     /// room, the next one is asked, and then any.
     ///
-    /// Cancelling this leaves nothing behind: a node that has accepted meanwhile gives up after two intervals of
-    /// heartbeats.
+    /// Cancelling this leaves nothing behind: a node that has accepted meanwhile, or accepts later, is told that the session
+    /// is not wanted.
     ///
     /// # Errors
     ///
@@ -203,19 +210,19 @@ impl Fleet {
         route: Route,
     ) -> Result<Acquired, Error> {
         let labels = Labels::new(labels)?;
-        let mut attempt = self.attempt().await?;
+        let mut attempt = self.attempt(route).await?;
         let began = Instant::now();
-        let request = Request { route, ..self.request(Vec::new(), Duration::ZERO)? };
+        let request = self.request(Vec::new(), Duration::ZERO, route)?;
         let error = match self.ask(&mut attempt, &labels, key, &request).await? {
             Ok(answer) => return Ok(attempt.acquired(answer)),
             Err(error) => error,
         };
         let Some(wait) = wait.filter(|_| error.is_temporary()) else { return Err(error) };
-        let request = || Ok(Request { route, ..self.request(labels.texts(), began.elapsed())? });
-        let Inner { client, subjects, .. } = &*self.inner;
-        let place = Place::new(client, subjects, attempt.inbox(), request()?);
+        let request = || self.request(labels.texts(), began.elapsed(), route);
+        let Inner { common, subjects, .. } = &*self.inner;
+        let place = Place::new(common, subjects, attempt.queued_inbox(), request()?);
         while let Some(left) = wait.checked_sub(began.elapsed()) {
-            check_connected(client)?;
+            check_connected(&common.client)?;
             place.renew(&request()?).await?;
             let renewed = Instant::now();
             // The rest of the time passes also if nobody is there, or a node refuses. Otherwise clients of a service without
@@ -237,13 +244,35 @@ impl Fleet {
     ///
     /// If there is no connection to the NATS server.
     pub async fn nodes(&self) -> Result<Vec<NodeInfo>, Error> {
-        check_connected(&self.inner.client)?;
+        check_connected(&self.inner.common.client)?;
         self.inner.directory.ask().await
     }
 
-    async fn attempt(&self) -> Result<Attempt, Error> {
-        check_connected(&self.inner.client)?;
-        Attempt::new(self.inner.client.clone(), self.offer()?).await
+    /// Waits until nodes have been told of sessions, grants and requests that were dropped: until that is written to the
+    /// socket of the NATS server, and for a second at most. A runtime that ends before forgets what is not written, and the
+    /// nodes keep the places for two intervals of heartbeats. Without a connection this returns at once.
+    ///
+    /// Cancelling this has no effect.
+    ///
+    /// ```
+    /// # async fn example(fleet: taskfork_nats::Fleet) -> Result<(), taskfork_nats::Error> {
+    /// let session = fleet.acquire(&[], None).await?;
+    /// drop(session);
+    /// fleet.flush().await;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn flush(&self) {
+        let Common { client, farewells, .. } = &self.inner.common;
+        if check_connected(client).is_ok() {
+            let _ = timeout(FLUSH, farewells.told()).await;
+        }
+    }
+
+    async fn attempt(&self, route: Route) -> Result<Attempt, Error> {
+        let common = self.inner.common.clone();
+        check_connected(&common.client)?;
+        Attempt::new(common, self.offer()?, route).await
     }
 
     /// Asks the nodes that the key prefers, and then any. The outer error ends waiting too.
@@ -303,11 +332,24 @@ impl Fleet {
     }
 
     fn offer(&self) -> Result<Offer, Error> {
-        let payload = check_payload(&self.inner.client)?;
+        let payload = check_payload(&self.inner.common.client)?;
         Ok(Offer::new(self.inner.window, payload, self.inner.heartbeat))
     }
 
-    fn request(&self, labels: Vec<String>, waited: Duration) -> Result<Request, Error> {
+    fn request(
+        &self,
+        labels: Vec<String>,
+        waited: Duration,
+        route: Route,
+    ) -> Result<Request, Error> {
+        let Common { client, .. } = &self.inner.common;
+        let avoid = match route {
+            Route::Auto => {
+                let payload = check_payload(client)?;
+                self.inner.common.avoided().for_request(Instant::now(), payload)
+            }
+            Route::Direct | Route::Relayed => Vec::new(),
+        };
         Ok(Request {
             version: VERSION,
             client: crate::wire::shortened(&self.inner.name),
@@ -315,7 +357,8 @@ impl Fleet {
             labels,
             waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
             cancel: false,
-            route: Route::Relayed,
+            route,
+            avoid,
         })
     }
 }

@@ -88,7 +88,7 @@ impl Fleet {
         full: bool,
         most: usize,
     ) -> Result<Vec<NodeStatus>, Error> {
-        let client = &self.inner.client;
+        let client = &self.inner.common.client;
         check_connected(client)?;
         let answers = gather(client, subject, StatusRequest { full }.encode(), most).await?;
         let mut nodes: Vec<NodeStatus> =

@@ -1,8 +1,9 @@
 //! A client's place in the queues of nodes without room.
 
 use async_nats::Client;
-use tokio::runtime::Handle;
 
+use super::attempt::Common;
+use super::farewells::Farewells;
 use crate::error::Error;
 use crate::names::Subjects;
 use crate::wire::Request;
@@ -10,6 +11,7 @@ use crate::wire::Request;
 /// A place in the queues. Dropping it gives it up.
 pub(super) struct Place {
     client: Client,
+    farewells: Farewells,
     subject: String,
     inbox: String,
     /// What gives the place up.
@@ -17,9 +19,10 @@ pub(super) struct Place {
 }
 
 impl Place {
-    pub(super) fn new(client: &Client, subjects: &Subjects, inbox: &str, request: Request) -> Self {
+    pub(super) fn new(common: &Common, subjects: &Subjects, inbox: &str, request: Request) -> Self {
         Self {
-            client: client.clone(),
+            client: common.client.clone(),
+            farewells: common.farewells.clone(),
             subject: subjects.wait(),
             inbox: inbox.into(),
             cancel: Request { cancel: true, ..request },
@@ -36,16 +39,13 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        // Without a runtime the nodes forget the place by themselves.
-        if let Ok(runtime) = Handle::try_current() {
-            let (client, subject) = (self.client.clone(), self.subject.clone());
-            let (inbox, payload) = (self.inbox.clone(), self.cancel.encode());
-            runtime.spawn(async move {
-                if client.publish_with_reply(subject, inbox, payload).await.is_ok() {
-                    // A client that is dropped forgets what it has not yet written.
-                    let _ = client.flush().await;
-                }
-            });
-        }
+        let (client, subject) = (self.client.clone(), self.subject.clone());
+        let (inbox, payload) = (self.inbox.clone(), self.cancel.encode());
+        self.farewells.spawn(async move {
+            if client.publish_with_reply(subject, inbox, payload).await.is_ok() {
+                // A client that is dropped forgets what it has not yet written.
+                let _ = client.flush().await;
+            }
+        });
     }
 }

@@ -1,12 +1,11 @@
 //! A client that wants a direct connection: its token, and the session through NATS that it may take instead.
 
 use async_nats::Subject;
-use futures_util::StreamExt;
 
 use super::relay::{Begun, Invitation, Shared};
 use crate::direct::{Connection, Offered};
 use crate::error::Error;
-use crate::wire::{Message, Refusal, Request, Route};
+use crate::wire::{Refusal, Request, Route};
 
 impl Shared {
     /// A token for the client, if it wants one and the node offers direct connections. Refuses a client that wants
@@ -20,8 +19,10 @@ impl Shared {
             return Ok(Some(None));
         }
         let offered = match &self.settings.direct {
-            Some(direct) => direct.give(&request.client)?,
-            None => None,
+            Some(direct) if !request.avoid.iter().any(|address| direct.is_at(address)) => {
+                direct.give(&request.client, &self.reached)?
+            }
+            _ => None,
         };
         if offered.is_none() && request.route == Route::Direct {
             let text = "it offers no direct connections: use the route `auto` or `relayed`";
@@ -41,19 +42,16 @@ impl Shared {
             // A token that was used counts, whatever else the client sends.
             biased;
             used = offered.used() => return Ok(used.map(Begun::Direct)),
-            first = invitation.subscriber.next() => first,
+            first = invitation.first() => first,
             _ = self.ending.wait_for(|ending| *ending) => None,
         };
         if let Some(connection) = offered.withdraw() {
             return Ok(Some(Begun::Direct(connection)));
         }
         let Some(first) = first else { return Ok(None) };
-        if matches!(Message::decode(first.payload.clone()), Ok((_, Message::End(_)))) {
-            return Ok(None);
-        }
         // The session begins first: it sends heartbeats while the server takes its time.
         let request = invitation.request.clone();
-        let session = invitation.begin(first.payload);
+        let session = invitation.begin(first);
         // The client is connected with the server only now: usually it does not need that.
         let stream = self.connect(&request).await;
         match stream {

@@ -20,7 +20,7 @@ use crate::node::micro::Micro;
 use crate::node::{Caller, Connector, SessionHandler, Settings};
 use crate::session::{Peer, Session};
 use crate::token;
-use crate::wire::{Direct, Offer, Reason, Refusal, Reply, Request};
+use crate::wire::{Direct, Message, Offer, Reason, Refusal, Reply, Request};
 
 /// How long the connector may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -56,7 +56,7 @@ pub(super) struct Invitation {
     reply: Subject,
     offer: Offer,
     /// What the client sends comes here.
-    pub(super) subscriber: Subscriber,
+    subscriber: Subscriber,
 }
 
 impl Invitation {
@@ -66,12 +66,20 @@ impl Invitation {
         2 * Duration::from_millis(heartbeat_ms.into())
     }
 
+    /// The client's first message. `None` if the client does not want the session, or NATS says that nobody listens for the
+    /// node's answer any more.
+    pub(super) async fn first(&mut self) -> Option<Bytes> {
+        let message = self.subscriber.next().await?;
+        let is_end = matches!(Message::decode(message.payload.clone()), Ok((_, Message::End(_))));
+        (message.status.is_none() && !is_end).then_some(message.payload)
+    }
+
     /// The session, of which this message has come.
     pub(super) fn begin(self, first: Bytes) -> Session {
         let Self { client, request, reply, offer, subscriber } = self;
         let link = Link::new(offer, request.offer, Instant::now());
         let (subject, peer) = (reply.to_string(), Peer::Client(request.client));
-        Session::start(client, subscriber, subject, link, peer, Some(first))
+        Session::start(client, Some(subscriber), subject, link, peer, Some(first))
     }
 }
 
@@ -135,10 +143,10 @@ impl Shared {
         };
         let mut invitation = self.invite(request, reply, None).await.map_err(text)?;
         // Nothing is sent before the client has answered: it may have another session by now.
-        let Ok(Some(first)) = timeout(invitation.wait(), invitation.subscriber.next()).await else {
+        let Ok(Some(first)) = timeout(invitation.wait(), invitation.first()).await else {
             return Ok(None);
         };
-        Ok(Some(Begun::Session(invitation.begin(first.payload), stream)))
+        Ok(Some(Begun::Session(invitation.begin(first), stream)))
     }
 
     pub(super) async fn connect(&self, request: &Request) -> io::Result<UnixStream> {
@@ -168,8 +176,10 @@ impl Shared {
         let offer = Offer::new(window, payload, heartbeat);
         let subject = token::inbox(&client)?;
         let subscriber = client.subscribe(subject.clone()).await.map_err(Error::closed)?;
-        let accept = Reply::Accept { node: self.node.clone(), subject, offer, direct };
-        let sent = client.publish(reply.clone(), accept.encode()).await;
+        let node = self.node.clone();
+        let accept = Reply::Accept { node, subject: subject.clone(), offer, direct };
+        // With a reply subject NATS says at once if the client has gone.
+        let sent = client.publish_with_reply(reply.clone(), subject, accept.encode()).await;
         sent.map_err(Error::closed)?;
         Ok(Invitation { client, request, reply, offer, subscriber })
     }

@@ -21,6 +21,7 @@ use super::status::{MAX_ANSWERS, Own};
 use super::waiters::Waiters;
 use super::{CallHandler, Connector, Drain, SessionHandler, Settings, StatusHandler};
 use crate::connect::check_connected;
+use crate::direct::Direct;
 use crate::error::Error;
 use crate::names::{Labels, Name, Subjects};
 use crate::token;
@@ -187,6 +188,10 @@ impl Runner {
         self.always.push(loads.map_err(Error::closed)?);
         self.subscribe(self.subjects.status()).await?;
         self.subscribe(self.subjects.status_of(&self.name)).await?;
+        let direct = self.shared.settings.direct.as_ref();
+        for connection in direct.map_or(Vec::new(), Direct::connections) {
+            self.sessions.spawn(self.shared.clone().keep(connection));
+        }
         self.group.set_room(self.room()).await?;
         if let Some(handler) = self.handler.take() {
             let calls = Calls {

@@ -81,6 +81,7 @@ mod tests {
             waited_ms,
             cancel: false,
             route: Route::Relayed,
+            avoid: Vec::new(),
         }
     }
 

@@ -96,7 +96,7 @@ impl Session {
     /// driver runs as a task of this runtime.
     pub(crate) fn start(
         client: Client,
-        subscriber: Subscriber,
+        subscriber: Option<Subscriber>,
         subject: String,
         link: Link,
         peer: Peer,

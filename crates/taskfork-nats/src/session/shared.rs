@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use super::wakers::Wakers;
 use crate::error::SessionError;
+use crate::fleet::{Farewell, Farewells};
 use crate::link::{Link, Received, Timeout};
 use crate::wire::{End, Gather, Message, Reason, Reply};
 
@@ -24,27 +25,31 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Who is at the other side.
 #[derive(Clone, Debug)]
 pub(crate) enum Peer {
-    Node(String),
+    Node {
+        node: String,
+        /// Whoever ends the client waits for the end of this session.
+        farewells: Farewells,
+    },
     Client(String),
 }
 
 impl Peer {
     pub(crate) fn name(&self) -> &str {
         match self {
-            Self::Node(name) | Self::Client(name) => name,
+            Self::Node { node: name, .. } | Self::Client(name) => name,
         }
     }
 
     fn described(&self) -> String {
         match self {
-            Self::Node(name) => format!("the node {name}"),
+            Self::Node { node, .. } => format!("the node {node}"),
             Self::Client(name) => format!("the client {name:?}"),
         }
     }
 
     fn lost(&self, last_contact: Duration) -> SessionError {
         match self.clone() {
-            Self::Node(node) => SessionError::NodeLost { node, last_contact },
+            Self::Node { node, .. } => SessionError::NodeLost { node, last_contact },
             Self::Client(client) => SessionError::ClientLost { client, last_contact },
         }
     }
@@ -75,6 +80,8 @@ struct State {
     phase: Phase,
     /// Becomes true when the phase is no longer `Open`.
     over: watch::Sender<bool>,
+    /// The node has not been told yet that the session is over.
+    farewell: Option<Farewell>,
 }
 
 #[derive(Debug)]
@@ -97,7 +104,7 @@ pub(super) enum Next {
 impl Shared {
     pub(super) fn new(
         client: Client,
-        subscriber: Subscriber,
+        subscriber: Option<Subscriber>,
         subject: String,
         link: Link,
         peer: Peer,
@@ -109,11 +116,12 @@ impl Shared {
             client,
             subject: subject.into(),
             peer,
-            subscriber: Some(subscriber),
+            subscriber,
             incoming: VecDeque::new(),
             outgoing: VecDeque::new(),
             phase: Phase::Open,
             over: watch::channel(false).0,
+            farewell: None,
         };
         if let Some(payload) = first {
             state.receive(payload);
@@ -299,6 +307,7 @@ impl Shared {
         let client = self.lock().client.clone();
         // Without a connection it need not be written: the other side has noticed by then.
         let _ = tokio::time::timeout(FLUSH_TIMEOUT, client.flush()).await;
+        self.lock().farewell = None;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -354,7 +363,7 @@ impl State {
 
     /// A second node has accepted the same request, after this one: it need not wait for the client.
     fn decline(&mut self, payload: &[u8]) {
-        if let (Peer::Node(_), Ok(Reply::Accept { subject, .. })) =
+        if let (Peer::Node { .. }, Ok(Reply::Accept { subject, .. })) =
             (&self.peer, Reply::decode(payload))
             && subject != self.subject.as_str()
             && self.outgoing.len() < 64
@@ -376,6 +385,9 @@ impl State {
     }
 
     fn finish(&mut self, phase: Phase) {
+        if let (Phase::Open, Peer::Node { farewells, .. }) = (&self.phase, &self.peer) {
+            self.farewell = Some(farewells.begin());
+        }
         self.phase = phase;
         self.subscriber = None;
         self.over.send_replace(true);

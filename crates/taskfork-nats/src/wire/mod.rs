@@ -47,6 +47,9 @@ pub(crate) const MAX_WINDOW: u32 = 8 * 1024 * 1024;
 /// messages between them.
 pub(crate) const QUEUED_MESSAGES: usize = 2 * (MAX_WINDOW as usize) / (PIECE_COST as usize);
 
+/// How many addresses of direct connections a request may exclude.
+pub(crate) const MAX_AVOIDED: usize = 8;
+
 /// The smallest `max_payload` of a NATS server with which sessions work.
 pub(crate) const MIN_PAYLOAD: usize = 1024;
 
@@ -109,6 +112,7 @@ mod tests {
             waited_ms: u64::MAX,
             cancel: true,
             route: Route::Direct,
+            avoid: Vec::new(),
         };
         let refusal =
             Reply::Refuse { node: text.clone(), why: Refusal::NotDirect, text: text.clone() };

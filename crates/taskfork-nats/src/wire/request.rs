@@ -6,7 +6,9 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::json::{decode_json, encode_json};
-use super::{HEADER, HEARTBEATS, MAX_PIECE, MAX_WINDOW, MIN_WINDOW, VERSION, shortened};
+use super::{
+    HEADER, HEARTBEATS, MAX_AVOIDED, MAX_PIECE, MAX_WINDOW, MIN_WINDOW, VERSION, shortened,
+};
 
 /// A client's request for a session, or for a place in the queue of nodes without room.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -28,6 +30,9 @@ pub(crate) struct Request {
     /// Which way the client wants its bytes to take.
     #[serde(default, skip_serializing_if = "Route::is_relayed")]
     pub(crate) route: Route,
+    /// Addresses where the client wants no direct connection, because it could not make one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) avoid: Vec<String>,
 }
 
 /// Which way the bytes between a client and a node take.
@@ -112,6 +117,9 @@ impl Request {
             ));
         }
         request.offer.check()?;
+        if request.avoid.len() > MAX_AVOIDED {
+            return Err(format!("it excludes more than {MAX_AVOIDED} addresses"));
+        }
         Ok(Self { client: shortened(&request.client), ..request })
     }
 

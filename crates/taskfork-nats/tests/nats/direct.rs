@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use taskfork_nats::{Acquired, Direct, Fleet, Grant, Node, Route, Session};
 use tokio::time::timeout;
 
-use crate::backend::{Backend, LONG, assert_echoes, fleet};
+use crate::backend::{Backend, HEARTBEAT, LONG, assert_echoes, fleet};
 use crate::server::NatsServer;
 
 /// Tokens that are valid for longer than any test takes.
@@ -266,4 +266,22 @@ async fn a_session_instead_of_a_direct_connection_needs_the_server() {
     let error = timeout(LONG, read).await.unwrap().unwrap_err().to_string();
     assert!(error.contains("cannot be reached"), "{error}");
     wait_for_free(&node, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_instead_of_a_direct_connection_lives_while_its_server_takes_its_time() {
+    let (server, backend, direct) = (NatsServer::start(), Backend::echo(), direct());
+    let path = backend.path().to_owned();
+    let connect = move |_| {
+        let path = path.clone();
+        async move {
+            // Longer than a silent node lives, and shorter than a node waits.
+            tokio::time::sleep(4 * HEARTBEAT).await;
+            tokio::net::UnixStream::connect(path).await
+        }
+    };
+    let node = Node::builder("s", "n", connect).sessions(1).heartbeat(HEARTBEAT).direct(direct);
+    let _node = node.start(&server.url()).await.unwrap();
+    let mut session = grant(&fleet(&server, "s").await).await.into_session();
+    assert_echoes(&mut session).await;
 }

@@ -12,6 +12,7 @@ mod hostile;
 mod leaving;
 mod many;
 mod micro;
+mod places;
 mod server;
 mod simulated;
 mod streams;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
+use serde_json::json;
 use taskfork_nats::CallError;
 use taskfork_nats::async_nats::RequestErrorKind::NoResponders;
 use taskfork_nats::async_nats::service::{Info, PingResponse, Stats};
@@ -217,4 +218,26 @@ async fn a_draining_node_finishes_its_calls() {
 
     assert_eq!(call.await.unwrap().unwrap().payload, "[7]");
     timeout(LONG, draining).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_answer_one_after_the_other_are_all_known() {
+    let server = NatsServer::start();
+    let client = server.client().await;
+    let mut questions = client.subscribe("$SRV.INFO.s").await.unwrap();
+    client.flush().await.unwrap();
+    tokio::spawn(async move {
+        while let Some(question) = questions.next().await {
+            let inbox = question.reply.unwrap();
+            for name in ["a", "b", "c"] {
+                let info = json!({ "id": name, "version": "1.0.0", "metadata": { "node": name } });
+                client.publish(inbox.clone(), info.to_string().into()).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(250)).await;
+            }
+        }
+    });
+    let fleet = fleet(&server, "s").await;
+    // On a busy machine an answer may be too late once.
+    let all = async { while fleet.nodes().await.unwrap().len() != 3 {} };
+    timeout(LONG, all).await.unwrap();
 }

@@ -99,6 +99,13 @@ impl Client {
         self.retries
     }
 
+    /// Waits, in the client's runtime, until the nodes know of all sessions that have ended.
+    #[cfg(feature = "nats")]
+    pub(crate) fn flush_nats(&self) -> Option<impl Future<Output = ()> + Send + use<>> {
+        let nats = self.core.config.connector.nats.clone()?;
+        Some(async move { nats.flush().await })
+    }
+
     pub(in crate::client) fn core(&self) -> &Arc<Core> {
         &self.core
     }
@@ -245,6 +252,10 @@ impl Client {
 
     /// Closes the client, and waits until its last connection is closed.
     ///
+    /// A program whose client has an address `nats://HOST:PORT/SERVICE` should await this before its runtime ends: then the nodes
+    /// know at once that the sessions have ended. Otherwise they keep the places for two intervals of heartbeats. If NATS does not
+    /// take it within a second, this resolves nevertheless.
+    ///
     /// The client is closed as soon as this method is called, even if the future is dropped. New
     /// checkouts and checkouts that wait for a worker fail with
     /// [`ClientClosed`](crate::error::FatalError::ClientClosed), and
@@ -264,7 +275,16 @@ impl Client {
     pub fn close(&self) -> impl Future<Output = ()> + Send + 'static {
         self.core.close();
         let core = self.core.clone();
-        async move { core.wait_drained().await }
+        #[cfg(feature = "nats")]
+        let (runtime, flush) = (self.runtime.clone(), self.flush_nats());
+        async move {
+            core.wait_drained().await;
+            #[cfg(feature = "nats")]
+            if let Some(flush) = flush {
+                // There, because whoever waits may have no timers. If it has ended, nothing can be told.
+                let _ = runtime.spawn(flush).await;
+            }
+        }
     }
 
     /// Whether [`close`](Self::close) has been called on this client or a clone of it.

@@ -1,13 +1,12 @@
 //! Making a connection: connecting to the server, and the handshake with the new worker.
 
 use std::future::poll_fn;
-use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::BytesMut;
 
-use super::transport::{self, OnWait, Transport};
+use super::transport::{self, Connected, OnWait, Transport};
 use crate::address::Address;
 use crate::client::config::Config;
 use crate::client::proto::connection::ConnectionConfig;
@@ -87,8 +86,9 @@ async fn connect_and_handshake(
 ) -> Result<NewConnection, ConnectionError> {
     if config.protocol == Protocol::Perl {
         // This protocol has no handshake.
-        let (stream, _) =
+        let connected =
             config.connector.connect(address, &[], None).await.map_err(ConnectionError::system)?;
+        let stream = connected.stream;
         let config = ConnectionConfig {
             protocol: Protocol::Perl,
             inbox: BytesMut::new(),
@@ -113,15 +113,29 @@ async fn connect_and_handshake(
     let files = if address.0.carries_files() { config.max_files() } else { 0 };
     let max_shared = config.max_shared(files);
     let hello = client_hello(config, files, max_shared, client).map_err(HandshakeError::from)?;
-    let (mut stream, sent) = config
+    let mut connected = config
         .connector
         .connect(address, &hello, on_wait)
         .await
         .map_err(ConnectionError::system)?;
-    // Asked now: the end of the stream may come with the hello, and a message of a gateway before it.
-    let can_lose_answers = stream.can_lose_answers();
-    let rest = &hello[sent..];
-    let (hello, inbox) = handshake(&mut *stream, rest, on_wait).await?;
+    let (stream, can_lose_answers, hello, inbox) = loop {
+        let Connected { mut stream, sent, other_way } = connected;
+        // Asked now: the end of the stream may come with the hello, and a message of a gateway before it.
+        let can_lose_answers = stream.can_lose_answers();
+        match (handshake(&mut *stream, &hello[sent..], on_wait).await, other_way) {
+            (Ok((hello, inbox)), other_way) => {
+                if let Some(other_way) = other_way {
+                    other_way.leave();
+                }
+                break (stream, can_lose_answers, hello, inbox);
+            }
+            (Err(error), None) => return Err(error.into()),
+            (Err(error), Some(other_way)) => {
+                drop(stream);
+                connected = other_way.take(error, on_wait).await?;
+            }
+        }
+    };
     let config = ConnectionConfig {
         protocol: Protocol::Native,
         inbox,
@@ -144,7 +158,7 @@ async fn handshake(
     on_wait: Option<OnWait<'_>>,
 ) -> Result<(WorkerHello, BytesMut), HandshakeError> {
     // If the server refuses, the write may fail, but the reason can still be read.
-    let written = write_all(stream, rest).await;
+    let written = transport::write_all(stream, rest).await;
 
     let (mut inbox, mut reader) = (BytesMut::new(), HandshakeReader::default());
     // A hello has no files. Any that come are closed at the end, and too many are an error.
@@ -166,15 +180,6 @@ async fn handshake(
             return Err(error);
         }
     }
-}
-
-async fn write_all(stream: &mut dyn Transport, mut rest: &[u8]) -> io::Result<()> {
-    while !rest.is_empty() {
-        let slice = [IoSlice::new(rest)];
-        let wrote = poll_fn(|context| stream.poll_write(context, &slice, &[])).await?;
-        rest = &rest[wrote..];
-    }
-    Ok(())
 }
 
 async fn read_more(

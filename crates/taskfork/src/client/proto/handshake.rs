@@ -65,6 +65,9 @@ pub(crate) enum HandshakeError {
     /// The server does not serve what the client requires.
     #[error("{0}")]
     WrongInterface(String),
+    /// Whoever refuses could serve the client later.
+    #[error("the server refused: {0}")]
+    RefusedNow(String),
     /// The server has no free worker; the hello follows later.
     #[error("the server has no worker yet: {0}")]
     ServerBusy(String),
@@ -147,6 +150,9 @@ impl HandshakeReader {
             },
             FromWorker::Error { body, .. } if body.kind == kind::WRONG_INTERFACE => {
                 Err(HandshakeError::WrongInterface(body.message.to_owned()))
+            }
+            FromWorker::Error { body, .. } if body.kind == kind::BUSY => {
+                Err(HandshakeError::RefusedNow(body.message.to_owned()))
             }
             FromWorker::Error { body, .. } => Err(HandshakeError::Refused(body.message.to_owned())),
             // A gateway ends a stream in this way.

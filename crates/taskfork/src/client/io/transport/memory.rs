@@ -500,7 +500,7 @@ pub(super) fn connect(server: &dyn MemoryServer) -> io::Result<super::Connected>
         there
     });
     match client {
-        Some(client) => Ok((Box::new(client), 0)),
+        Some(client) => Ok(super::Connected::new(Box::new(client), 0)),
         None => Err(io::ErrorKind::ConnectionRefused.into()),
     }
 }

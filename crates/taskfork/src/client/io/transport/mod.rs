@@ -5,6 +5,8 @@
 pub(crate) mod memory;
 #[cfg(feature = "nats")]
 pub(crate) mod nats;
+#[cfg(all(feature = "nats", feature = "tls"))]
+mod nats_direct;
 mod tcp;
 #[cfg(feature = "tls")]
 pub(crate) mod tls;
@@ -15,15 +17,22 @@ mod tls_pin;
 mod unix;
 
 use std::fmt;
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::task::{Context, Poll};
 
 use bytes::BytesMut;
 
+#[cfg(all(feature = "nats", feature = "tls"))]
+pub(crate) use self::nats_direct::OtherWay;
 #[cfg(test)]
 pub(crate) use self::unix::Unix;
 use crate::address::{Address, AddressKind};
+#[cfg(not(all(feature = "nats", feature = "tls")))]
+use crate::client::proto::handshake::HandshakeError;
+#[cfg(not(all(feature = "nats", feature = "tls")))]
+use crate::error::ConnectionError;
 use crate::wire::gather_frame::OutgoingFile;
 
 /// A stream of bytes to a worker, and of files if it can carry them. It never blocks, and the reactor watches
@@ -78,8 +87,53 @@ pub(crate) trait Transport: fmt::Debug + Send {
 /// Called with the reason if there is no free worker yet.
 pub(crate) type OnWait<'a> = &'a (dyn Fn(String) + Sync);
 
-/// A new stream, and how many bytes of the client's hello have been sent on it.
-pub(crate) type Connected = (Box<dyn Transport>, usize);
+/// A new stream.
+#[derive(Debug)]
+pub(crate) struct Connected {
+    pub(crate) stream: Box<dyn Transport>,
+    /// How many bytes of the client's hello have been sent.
+    pub(crate) sent: usize,
+    /// What the client may do if the worker's hello does not come.
+    pub(crate) other_way: Option<Box<OtherWay>>,
+}
+
+impl Connected {
+    fn new(stream: Box<dyn Transport>, sent: usize) -> Self {
+        Self { stream, sent, other_way: None }
+    }
+}
+
+/// Another way to a worker. There is none without NATS and TLS.
+#[cfg(not(all(feature = "nats", feature = "tls")))]
+#[derive(Debug)]
+pub(crate) enum OtherWay {}
+
+#[cfg(not(all(feature = "nats", feature = "tls")))]
+impl OtherWay {
+    /// It is not needed.
+    pub(crate) fn leave(self) {
+        match self {}
+    }
+
+    /// Takes it because of this error.
+    pub(crate) async fn take(
+        self,
+        _: HandshakeError,
+        _: Option<OnWait<'_>>,
+    ) -> Result<Connected, ConnectionError> {
+        match self {}
+    }
+}
+
+/// Sends all of these bytes.
+pub(crate) async fn write_all(stream: &mut dyn Transport, mut rest: &[u8]) -> io::Result<()> {
+    while !rest.is_empty() {
+        let slice = [IoSlice::new(rest)];
+        let wrote = poll_fn(|context| stream.poll_write(context, &slice, &[])).await?;
+        rest = &rest[wrote..];
+    }
+    Ok(())
+}
 
 /// Connects, if that needs no waiting. Sends nothing. Returns `None` for addresses of other kinds.
 pub(crate) fn connect_now(address: &Address) -> Option<io::Result<Box<dyn Transport>>> {
@@ -92,7 +146,9 @@ pub(crate) fn connect_now(address: &Address) -> Option<io::Result<Box<dyn Transp
         #[cfg(feature = "nats")]
         AddressKind::Nats(_) => None,
         #[cfg(test)]
-        AddressKind::Memory(server) => Some(memory::connect(&**server).map(|(stream, _)| stream)),
+        AddressKind::Memory(server) => {
+            Some(memory::connect(&**server).map(|connected| connected.stream))
+        }
     }
 }
 
@@ -130,7 +186,10 @@ impl Connector {
             },
             #[cfg(feature = "nats")]
             AddressKind::Nats(address) => match &self.nats {
-                Some(nats) => Box::pin(nats.connect(address, self, on_wait)).await,
+                #[cfg(feature = "tls")]
+                Some(nats) => Box::pin(nats_direct::connect(nats, address, self, on_wait)).await,
+                #[cfg(not(feature = "tls"))]
+                Some(nats) => Box::pin(nats.connect(address, on_wait)).await,
                 None => Err(io::ErrorKind::InvalidInput.into()),
             },
             AddressKind::Inherited(_) => Err(io::ErrorKind::InvalidInput.into()),

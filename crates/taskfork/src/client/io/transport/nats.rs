@@ -1,7 +1,5 @@
 //! Connections through NATS, to a node of a service.
 
-#[cfg(feature = "tls")]
-use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::panic::{RefUnwindSafe, UnwindSafe};
@@ -16,8 +14,9 @@ use taskfork_nats::async_nats::ConnectOptions;
 use taskfork_nats::{Acquired, Error, Fleet, FleetOptions, Label, Route, Session, SessionError};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncWrite};
 use tokio::sync::Mutex;
+use tokio::time::timeout;
 
-use super::{Connected, Connector, OnWait, Transport};
+use super::{Connected, OnWait, Transport};
 use crate::address::nats::NatsAddress;
 use crate::client::proto::disconnect::PathEnd;
 use crate::wire::gather_frame::OutgoingFile;
@@ -25,14 +24,13 @@ use crate::wire::gather_frame::OutgoingFile;
 /// How long a client waits in the queues of nodes. A checkout that gives up cancels it.
 const FOREVER: Duration = Duration::MAX;
 
-/// How long a direct connection may take to be made.
-#[cfg(feature = "tls")]
-const DIRECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the end of a client waits for an attempt that connects to NATS.
+const FLUSH: Duration = Duration::from_secs(1);
 
 /// What all connections of a client through NATS share.
 #[derive(Debug, Clone)]
 pub(crate) struct NatsContext {
-    options: Arc<NatsOptions>,
+    pub(super) options: Arc<NatsOptions>,
     /// For each address its connection to NATS. It is made by the first attempt that needs it, because only that runs in
     /// the client's runtime.
     fleets: Arc<Mutex<Vec<(NatsAddress, Fleet)>>>,
@@ -70,15 +68,25 @@ impl NatsContext {
     }
 
     /// Gets a session. If no node has room, this calls `on_wait` with the reason and waits in turn.
+    #[cfg(not(feature = "tls"))]
     pub(super) async fn connect(
         &self,
         address: &NatsAddress,
-        connector: &Connector,
         on_wait: Option<OnWait<'_>>,
     ) -> io::Result<Connected> {
+        let acquired = self.acquire(address, self.options.route, on_wait).await?;
+        Ok(relayed(acquired.into_session()))
+    }
+
+    /// Gets what a node promises. If no node has room, this calls `on_wait` with the reason and waits in turn.
+    pub(super) async fn acquire(
+        &self,
+        address: &NatsAddress,
+        route: Route,
+        on_wait: Option<OnWait<'_>>,
+    ) -> io::Result<Acquired> {
         let fleet = self.fleet(address).await?;
         let Placement { labels, key } = &self.placement;
-        let route = self.options.route;
         let acquire = |wait| fleet.acquire_by(labels, key.as_deref(), wait, route);
         let acquired = match (acquire(None).await, on_wait) {
             (Err(error), Some(on_wait)) if error.is_no_room() => {
@@ -88,13 +96,25 @@ impl NatsContext {
             (acquired, _) => acquired,
         };
         match acquired {
-            Ok(acquired) => through(acquired, connector, route).await,
+            Ok(acquired) => Ok(acquired),
             Err(error) => {
                 if let Error::Closed(_) = error {
                     self.fleets.lock().await.retain(|(known, _)| known != address);
                 }
                 Err(io::Error::other(error))
             }
+        }
+    }
+
+    /// Waits until nodes know of all sessions that have ended, for a second at most with each address. Then the runtime may end.
+    pub(crate) async fn flush(&self) {
+        // An attempt has the lock while it connects to NATS, which can take long.
+        let fleets = match timeout(FLUSH, self.fleets.lock()).await {
+            Ok(fleets) => fleets.clone(),
+            Err(_) => return,
+        };
+        for (_, fleet) in fleets {
+            fleet.flush().await;
         }
     }
 
@@ -131,48 +151,9 @@ impl NatsContext {
     }
 }
 
-/// A stream to the node, through NATS or directly.
-#[cfg(feature = "tls")]
-async fn through(acquired: Acquired, connector: &Connector, route: Route) -> io::Result<Connected> {
-    let grant = match acquired {
-        Acquired::Session(session) => return Ok((Box::new(Nats { session }), 0)),
-        Acquired::Grant(grant) => grant,
-    };
-    let limit = grant.valid_for().min(DIRECT_TIMEOUT);
-    let connecting =
-        super::tls::connect_pinned(connector.tls.as_ref(), grant.address(), grant.fingerprint());
-    let connected = tokio::time::timeout(limit, connecting).await;
-    let error = match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
-        Ok(mut stream) => {
-            // From here on the place belongs to this connection, and its end ends it.
-            let preamble = grant.token().preamble();
-            grant.used();
-            let mut rest = &preamble[..];
-            while !rest.is_empty() {
-                let slice = [IoSlice::new(rest)];
-                let sent = poll_fn(|context| stream.poll_write(context, &slice, &[])).await?;
-                rest = &rest[sent..];
-            }
-            return Ok((stream, 0));
-        }
-        Err(error) => error,
-    };
-    let (node, address) = (grant.node(), grant.address());
-    if route == Route::Direct {
-        let text = format!(
-            "the node {node} cannot be reached directly at {address}: {error}; allow the way through \
-             NATS with the route Auto, or correct the address that the node tells"
-        );
-        return Err(io::Error::new(error.kind(), text));
-    }
-    tracing::debug!(node, address, "cannot connect directly: {error}");
-    Ok((Box::new(Nats { session: grant.into_session() }), 0))
-}
-
 /// A stream to the node through NATS.
-#[cfg(not(feature = "tls"))]
-async fn through(acquired: Acquired, _: &Connector, _: Route) -> io::Result<Connected> {
-    Ok((Box::new(Nats { session: acquired.into_session() }), 0))
+pub(super) fn relayed(session: Session) -> Connected {
+    Connected::new(Box::new(Nats { session }), 0)
 }
 
 /// A session with a node.

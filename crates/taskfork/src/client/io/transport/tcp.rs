@@ -20,7 +20,7 @@ struct Tcp(TcpStream);
 pub(super) async fn connect(host: &str, port: u16) -> io::Result<Connected> {
     let stream = TcpStream::connect((host, port)).await?;
     stream.set_nodelay(true)?;
-    Ok((Box::new(Tcp(stream)), 0))
+    Ok(Connected::new(Box::new(Tcp(stream)), 0))
 }
 
 impl Transport for Tcp {

@@ -54,8 +54,7 @@ pub(super) async fn connect_pinned(
 ) -> io::Result<Box<dyn Transport>> {
     let invalid = || io::Error::new(io::ErrorKind::InvalidInput, "it is not HOST:PORT");
     let (host, port) = crate::address::parse_port(address).ok_or_else(invalid)?;
-    let (stream, _) = TlsContext::pinned(base, sha256)?.connect(host, port).await?;
-    Ok(stream)
+    Ok(TlsContext::pinned(base, sha256)?.connect(host, port).await?.stream)
 }
 
 impl TlsContext {
@@ -77,7 +76,8 @@ impl TlsContext {
         if session.alpn_protocol() != Some(PROTOCOL) {
             return Err(tls_error::no_gateway());
         }
-        Ok((Box::new(Tls { tcp, session, broken: None, is_complete: false }), 0))
+        let stream = Tls { tcp, session, broken: None, is_complete: false };
+        Ok(Connected::new(Box::new(stream), 0))
     }
 }
 

@@ -37,7 +37,7 @@ pub(super) fn connect_and_send(path: &Path, hello: &[u8]) -> io::Result<Connecte
     let socket = open(path)?;
     // The caller sends the rest, and gets an error again.
     let sent = send(&socket, hello, SEND).unwrap_or(0);
-    Ok((Box::new(Unix::new(socket)?), sent))
+    Ok(Connected::new(Box::new(Unix::new(socket)?), sent))
 }
 
 /// Connects to a server that this program has started, which never waits. The server gets its end of
@@ -55,7 +55,7 @@ pub(super) fn connect_to_and_send(server: &dyn LocalServer, hello: &[u8]) -> io:
     // The caller sends the rest, and gets an error again.
     let sent = send(&socket, hello, SEND).unwrap_or(0);
     server.pass(&end)?;
-    Ok((Box::new(Unix::new(socket)?), sent))
+    Ok(Connected::new(Box::new(Unix::new(socket)?), sent))
 }
 
 fn open(path: &Path) -> io::Result<OwnedFd> {
