@@ -19,7 +19,7 @@ pub use crate::wire::call_error::InterfaceError;
 /// The error that functions of an untyped interface return. `?` converts any error to it, and `into`
 /// converts a text.
 ///
-/// Its message and those of its causes reach the caller as a [`Failure`](Failure).
+/// Its message and those of its causes reach the caller as a [`Failure`].
 ///
 /// ```
 /// use taskfork::BoxError;

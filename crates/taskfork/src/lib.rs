@@ -106,7 +106,8 @@ mod connection_error;
 #[cfg(feature = "server")]
 mod context;
 mod death;
-#[cfg(all(test, feature = "server"))]
+#[cfg(feature = "server")]
+#[cfg(test)]
 mod debug_tests;
 mod display;
 pub mod error;
@@ -126,7 +127,8 @@ pub mod sandbox;
 #[cfg(feature = "server")]
 pub mod server;
 mod shm_pool;
-#[cfg(all(test, feature = "server"))]
+#[cfg(feature = "server")]
+#[cfg(test)]
 #[path = "../tests/simulation/mod.rs"]
 mod simulation;
 mod sync;
