@@ -29,7 +29,7 @@ const UNSHARE: [&str; 7] =
     ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"];
 
 /// What shows that namespaces and bridges can be made.
-const BRIDGE: [&str; 6] = ["ip", "link", "add", "br0", "type", "bridge"];
+const ATTEMPT: [&str; 3] = ["sh", "-c", "ip link add br0 type bridge && nft list ruleset"];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -45,15 +45,15 @@ fn main() -> ExitCode {
 }
 
 fn run_seeds() -> ExitCode {
-    let allowed = Command::new("unshare").args(UNSHARE).args(BRIDGE).output();
+    let allowed = Command::new("unshare").args(UNSHARE).args(ATTEMPT).output();
     if let Some(why) = match &allowed {
         Ok(output) if output.status.success() => None,
         Ok(output) => Some(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
         Err(error) => Some(error.to_string()),
     } {
         println!(
-            "network: not run. Network namespaces or bridges are not allowed here, or `unshare` or `ip` is missing ({why}): run \
-             as root, with util-linux and iproute2"
+            "network: not run. Network namespaces or bridges are not allowed here, or `unshare`, `ip` or `nft` is missing ({why}): run \
+             as root, with util-linux, iproute2 and nftables"
         );
         let required = std::env::var("NETWORK").is_ok_and(|value| value == "required");
         return if required { ExitCode::FAILURE } else { ExitCode::SUCCESS };

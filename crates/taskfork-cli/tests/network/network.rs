@@ -109,6 +109,11 @@ impl Host {
         columns.filter(|address| address.ends_with(&remote)).count()
     }
 
+    fn nft(&self, command: &str) {
+        let output = self.command("nft").arg(command).output().unwrap();
+        assert!(output.status.success(), "{command}: {output:?}");
+    }
+
     /// Delays and loses packets to the host and from it, or ends that.
     pub(crate) fn slow(&self, slow: bool) {
         let cable = self.cable();
@@ -116,16 +121,27 @@ impl Host {
         if !slow {
             run(&format!("tc qdisc del dev {cable} root"));
             eth0("qdisc del dev eth0 root");
+            if !has_netem() {
+                self.nft("delete table ip loss");
+            }
             return;
         }
         let netem = "root netem delay 20ms 10ms loss 2%";
-        // Kernels without netem have a slow link with a short queue, which delays and loses packets as well.
+        // Kernels without netem have a slow link with a short queue, which delays packets, and a packet filter that
+        // drops some of them at random.
         let queue = "root tbf rate 4mbit burst 3000 latency 30ms";
         if try_run(&format!("tc qdisc add dev {cable} {netem}")) {
             eth0(&format!("qdisc add dev eth0 {netem}"));
         } else {
             run(&format!("tc qdisc add dev {cable} {queue}"));
             eth0(&format!("qdisc add dev eth0 {queue}"));
+            self.nft("add table ip loss");
+            for hook in ["input", "output"] {
+                self.nft(&format!(
+                    "add chain ip loss {hook} {{ type filter hook {hook} priority 0; }}"
+                ));
+                self.nft(&format!("add rule ip loss {hook} numgen random mod 100 < 2 drop"));
+            }
         }
     }
 }

@@ -29,7 +29,11 @@ pub(crate) fn run(seed: u64) {
     let nats_names: Vec<String> = (0..nats_count).map(|number| format!("nats-{number}")).collect();
     let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
     let hosts = [names(&NODES), names(&CLIENTS)].concat();
-    let netem = if has_netem() { "netem" } else { "no netem: a slow link with a short queue" };
+    let netem = if has_netem() {
+        "netem"
+    } else {
+        "no netem: a slow link, and a filter that drops packets"
+    };
     println!(
         "network: seed {seed}, {nats_count} NATS servers, long arguments: {long}, {direct}, {netem}"
     );

@@ -238,6 +238,12 @@ impl State {
         self.connection.write(out)?;
         if is_long {
             self.slot.resume_call()?;
+            if self.slot.is_due_before_wakeup() {
+                sys::wake_server();
+            }
+            if self.slot.is_client_gone() {
+                return Err(ExitReason::Finished);
+            }
         }
         self.shared_memory.mark_sent(&out.references, &mut self.connection);
         self.used = self.used.saturating_add(cost);

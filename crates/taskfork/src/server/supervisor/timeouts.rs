@@ -163,7 +163,8 @@ impl Supervisor {
         let last = suspicion.asked_at.saturating_add(timeout);
         if last > now {
             suspicion.deadline = last;
-            self.slots_due = earlier(self.slots_due, Some(last));
+            let look = look_by(last, &self.config, now);
+            self.slots_due = earlier(self.slots_due, Some(look));
             return;
         }
         let view = suspicion.view;
@@ -191,6 +192,12 @@ impl Supervisor {
 
 fn earlier(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
     one.into_iter().chain(other).min()
+}
+
+/// When to look again at a worker that must show its stack by `deadline`. It may go on right now, and hang then.
+fn look_by(deadline: Duration, config: &Config, now: Duration) -> Duration {
+    let hung = config.hung_worker_timeout;
+    hung.map_or(deadline, |timeout| deadline.min(now.saturating_add(timeout)))
 }
 
 type Actions = VecDeque<Action>;
@@ -302,7 +309,7 @@ impl Worker {
                     let reason = suspicion.reason;
                     actions.push_back(self.stop(number, reason, view));
                 } else if suspicion.deadline > now {
-                    return Some(suspicion.deadline);
+                    return Some(look_by(suspicion.deadline, config, now));
                 } else {
                     actions.push_back(Action::InspectAlarm { worker: number });
                 }
@@ -332,7 +339,7 @@ impl Worker {
         let suspicion = Suspicion { reason, view, asked_at: now, deadline };
         self.fate = Fate::Suspected(Box::new(suspicion));
         actions.push_back(Action::RequestStack { worker: number });
-        Some(deadline)
+        Some(look_by(deadline, config, now))
     }
 
     /// Kills a worker that stays without a client or does not leave. Returns when that is due.

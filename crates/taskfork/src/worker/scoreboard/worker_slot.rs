@@ -145,7 +145,16 @@ impl WorkerSlot {
         }
     }
 
-    /// Runs the call on that has sent a part of its results. Fails if the server has stopped the worker.
+    /// Whether the call that runs is due before the server's next scan, or was due before.
+    pub(crate) fn is_due_before_wakeup(&self) -> bool {
+        match self.words[DEADLINE].load(Relaxed) {
+            0 => false,
+            deadline => deadline < self.published[WAKEUP].load(SeqCst),
+        }
+    }
+
+    /// Runs the call on that has sent a part of its results. Fails if the server has stopped the worker. The server
+    /// enforces deadlines only while a call runs, so the caller wakes it if one has passed meanwhile.
     pub(crate) fn resume_call(&self) -> Result<(), StopRequest> {
         let calls = self.calls();
         let (sending, running) = (pack(Phase::AnsweringLong, calls), pack(Phase::Busy, calls));

@@ -303,11 +303,19 @@ impl World {
         else {
             return;
         };
-        (view.phase, view.since) = (phase, self.now);
+        let is_resumed = view.phase == Phase::AnsweringLong && phase == Phase::Busy;
+        view.phase = phase;
+        if !is_resumed {
+            view.since = self.now;
+        }
         let leaves =
             state.is_client_gone.is_some() || phase == Phase::Idle && state.is_retiring.is_some();
         if leaves && !self.orders_are_ignored {
             view.phase = Phase::Retired;
+        } else if is_resumed {
+            // The worker wakes the server if its deadline is earlier than the server's next look, or has passed.
+            self.is_woken = true;
+            self.run_timers();
         }
     }
 
