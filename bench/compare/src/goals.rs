@@ -118,7 +118,7 @@ pub fn goals(rows: &[Row]) -> Vec<Goal> {
     let nats = figures.ratio("nats_latency", "taskfork nats", "floor nats");
     add("one call through a session at NATS by a bare request and its reply", most(1.3), nats);
     let nats = figures.ratio("nats_payload_16m", "taskfork nats", "floor nats");
-    add("16 MiB through a session at NATS by bare messages", least(0.8), nats);
+    add("16 MiB through a session at NATS by a bare request and its reply", least(0.8), nats);
     let nodes = figures.ratio("nats_nodes", "taskfork on 3 nodes", "taskfork on 1 node");
     add("calls/s of 3 nodes by 1, on work that sleeps", least(2.5), nodes);
     let server = figures.median("memory_server", "taskfork");

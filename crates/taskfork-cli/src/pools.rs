@@ -443,6 +443,7 @@ impl Pools {
         };
         let before = std::mem::replace(&mut self.gateways, gateways);
         self.pending_restarts.retain(|process, _| self.gateways.contains_key(&process.pool));
+        self.replaced.retain(|pool, _| self.gateways.contains_key(pool));
         let removed: Vec<_> =
             before.keys().filter(|pool| !self.gateways.contains_key(*pool)).cloned().collect();
         for pool in removed.into_iter().flatten() {
@@ -507,10 +508,16 @@ impl Pools {
         found.inspect(|(pid, _)| send_signal(**pid, signal)).is_some()
     }
 
-    /// Sends a signal to all processes. Gateways have no answer to SIGUSR2.
+    /// Sends a signal to all processes that handle it. Gateways have no answer to SIGUSR2, and a check has one to no
+    /// signal: SIGUSR1 would end it as if the new options did not work.
     fn forward(&self, signal: Signal) {
         for (&pid, running) in &self.running {
-            if running.process.part == Part::Server || signal != Signal::USR2 {
+            let handles = match running.process.part {
+                Part::Server => true,
+                Part::GatewayCheck => ![Signal::USR1, Signal::USR2].contains(&signal),
+                _ => signal != Signal::USR2,
+            };
+            if handles {
                 send_signal(pid, signal);
             }
         }

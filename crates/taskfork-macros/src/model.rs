@@ -17,19 +17,25 @@ use crate::parameter::{Parameter, owned};
 
 /// Methods of clients and checkouts. They take precedence over the methods of the generated traits,
 /// so that an interface's method of the same name could not be called.
-const RESERVED: [&str; 20] = [
+const RESERVED: [&str; 30] = [
     "abort",
     "alloc_blob",
+    "by_key",
     "call",
     "checkout",
     "clone",
     "close",
+    "from",
     "invoke",
     "is_closed",
     "log",
+    "map",
+    "map_stream",
     "queue",
     "ready",
+    "resize",
     "retry",
+    "run_timeout",
     "stats",
     "stream",
     "throw_fatal_error",
@@ -38,6 +44,10 @@ const RESERVED: [&str; 20] = [
     "try_checkout",
     "typed",
     "untyped",
+    "with_labels",
+    "with_priority",
+    "with_run_timeout",
+    "with_timeout",
 ];
 
 /// `IntoArguments` is implemented for tuples of at most this length.

@@ -121,8 +121,8 @@ impl Context {
     /// connection a gateway relays. `None` on a TCP connection of the server itself and outside of workers.
     ///
     /// For a process, the kernel vouches for the user and group ids. For a client on another machine, the gateway
-    /// vouches for the names of its certificate or for its NATS user. The server believes that only from a
-    /// process of its own user, or of the [`gateway_user`](crate::ServerBuilder::gateway_user).
+    /// vouches for the names of its certificate. A client over NATS has the name that it gives itself. The server believes
+    /// that only from a process of its own user, or of the [`gateway_user`](crate::ServerBuilder::gateway_user).
     ///
     /// ```
     /// use taskfork::worker::{Peer, context};

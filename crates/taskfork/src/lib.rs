@@ -71,11 +71,13 @@
 //!
 //! # Crate features
 //!
-//! All features are off by default. None of them changes what the rest of the crate does.
+//! All features but `server` are off by default. None of them changes what the rest of the crate does.
 //!
 //! | feature | effect |
 //! |---|---|
-//! | `server` (on by default) | Servers and workers. A program that only calls servers compiles half as much without it: `cargo add taskfork --no-default-features` |
+//! | `server` (on by default) | Servers and workers. A program that only calls servers builds faster without it: `cargo add taskfork --no-default-features` |
+//! | `tls` | Clients connect to gateways by TLS: addresses `tls:HOST:PORT` |
+//! | `nats` | Clients get workers of the nodes of a service at NATS: addresses `nats://HOST:PORT/SERVICE` |
 //! | `spans` | Spans and events that workers record with `tracing` reach the caller's subscriber, and error reports list the spans around a call. Adds [`worker::tracing_layer`] |
 //! | `metrics` | Clients and servers publish their statistics through the recorder of the crate `metrics` |
 //! | `opentelemetry` | A call carries the trace of the caller's OpenTelemetry span. Adds conversions of [`trace_context::TraceContext`] |

@@ -25,6 +25,8 @@ pub(crate) trait Streams {
     fn endless(&mut self, out: &mut Emitter<u64>) -> u64;
     /// How many numbers the last endless call has sent, once it has ended, and the worker's process id.
     fn sent(&mut self) -> (u64, u32);
+    /// Sends a text of this length, and then does nothing for ever.
+    fn long_and_hang(&mut self, length: usize, out: &mut Emitter<String>);
     fn unsendable(&mut self, out: &mut Emitter<Fussy>) -> String;
     fn fail(&mut self) -> Result<(), BoxError>;
     fn echo(&mut self, text: String) -> String;
@@ -104,6 +106,13 @@ impl Streams for State {
 
     fn sent(&mut self) -> (u64, u32) {
         (self.sent, std::process::id())
+    }
+
+    fn long_and_hang(&mut self, length: usize, out: &mut Emitter<String>) {
+        out.send(&"x".repeat(length)).unwrap();
+        loop {
+            std::thread::park();
+        }
     }
 
     fn unsendable(&mut self, out: &mut Emitter<Fussy>) -> String {
@@ -400,6 +409,28 @@ trial!(a_worker_follows_the_credit_to_the_byte, async || {
     let answer = raw.receive().unwrap();
     assert_eq!(answer.as_array().unwrap()[0], 2.into(), "{answer}");
     assert!(answer.to_string().contains("no longer reads"), "{answer}");
+});
+
+trial!(a_deadline_that_passes_while_a_long_item_is_sent_holds_afterwards, async || {
+    let folder = tempfile::tempdir().unwrap();
+    let _program = programs::start(&["serve_streams", &address_in(&folder)]);
+    let (mut raw, _) = Raw::greeted(&folder.path().join("s")).await;
+    let timeout = Duration::from_millis(100);
+    let limits = [("timeout", timeout.as_micros() as u64), ("grace", 1000), ("items", u64::MAX)];
+    let limits = limits.map(|(key, value)| (key, value.into()));
+    // Longer than what a socket takes without a reader.
+    let length = Value::from(8 << 20);
+    raw.send_message(vec![
+        1.into(),
+        map(&limits),
+        text("long_and_hang"),
+        Value::Array(vec![length]),
+    ]);
+    tokio::time::sleep(3 * timeout).await;
+    let item = raw.receive().unwrap();
+    assert_eq!(item.as_array().unwrap()[0], 11.into());
+    let notice = raw.receive().expect("the server ends the call");
+    assert!(notice.to_string().contains("\"timed_out\": true"), "{notice}");
 });
 
 trial!(a_client_that_breaks_the_rules_of_streams_is_disconnected, async || {

@@ -123,7 +123,7 @@ impl Client {
 
     /// Checks a worker out, or joins the queue for one. Returns at once.
     ///
-    /// Checkouts are served in the order in which they are made. If the queue is full (see
+    /// Checkouts of one priority are served in the order in which they are made. If the queue is full (see
     /// [`max_queue`](crate::client::ClientBuilder::max_queue)), this checkout or the oldest one in the queue fails: its calls
     /// return [`FatalError::Overloaded`](crate::error::FatalError::Overloaded).
     ///

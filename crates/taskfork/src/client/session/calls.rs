@@ -224,13 +224,15 @@ impl Calls {
         entry.frame().filter(|_| matches!(entry.progress, Progress::Sending))
     }
 
-    /// Marks the entry that [`next`](Self::next) returned as sent.
-    pub(crate) fn mark_sent(&mut self, number: u64) {
-        let Some(entry) = self.list.get_mut(self.next) else { return };
+    /// Marks the entry that [`next`](Self::next) returned as sent. Returns whether it streams items that nobody wants any
+    /// more, because its future was dropped when a part of it had been sent.
+    pub(crate) fn mark_sent(&mut self, number: u64) -> bool {
+        let Some(entry) = self.list.get_mut(self.next) else { return false };
         entry.progress = Progress::Sent(number);
         self.unanswered_bytes += entry.bytes();
         self.unanswered_streams += usize::from(entry.items.is_some());
         self.next += 1;
+        entry.abandoned && entry.items.is_some()
     }
 
     /// Marks all unanswered calls as unsent, because another worker will get them.

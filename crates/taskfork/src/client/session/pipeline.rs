@@ -185,7 +185,10 @@ impl Pipeline {
 /// Records that `sent` further bytes of the call that is being sent were sent.
 pub(super) fn handle_call_sent(calls: &mut Calls, connection: &mut Connection, sent: usize) {
     let Some(frame) = calls.sending() else { return };
-    if let Some(number) = connection.handle_call_sent(frame, sent) {
-        calls.mark_sent(number);
+    if let Some(number) = connection.handle_call_sent(frame, sent)
+        && calls.mark_sent(number)
+    {
+        // Without credit its worker would wait, and the calls behind it as well.
+        connection.cancel_call(number);
     }
 }

@@ -29,7 +29,9 @@ pub(super) async fn connect(
         Acquired::Session(session) => return Ok(relayed(session)),
         Acquired::Grant(grant) => grant,
     };
-    let limit = grant.valid_for().min(DIRECT_TIMEOUT);
+    // The attempt needs time for the way through NATS too.
+    let attempt = nats.options.answer_timeout.unwrap_or(DIRECT_TIMEOUT);
+    let limit = grant.valid_for().min(DIRECT_TIMEOUT).min(attempt);
     let connecting =
         tls::connect_pinned(connector.tls.as_ref(), grant.address(), grant.fingerprint());
     let connected = tokio::time::timeout(limit, connecting).await;
@@ -80,13 +82,19 @@ impl OtherWay {
         on_wait: Option<OnWait<'_>>,
     ) -> Result<Connected, ConnectionError> {
         let Self { nats, address, grant } = self;
-        let is_lasting = !matches!(error, HandshakeError::RefusedNow(_));
+        // A worker that has answered was reached, and others answer the same.
+        let is_final =
+            matches!(error, HandshakeError::WrongInterface(_) | HandshakeError::Incompatible(_));
+        let is_lasting = !is_final && !matches!(error, HandshakeError::RefusedNow(_));
         let (node, direct) = (grant.node().to_owned(), grant.address().to_owned());
         if is_lasting && nats.options.route != Route::Direct {
             avoid(&grant, &error);
         }
         // Told first: the place that it frees may be the only one.
         grant.decline().await;
+        if is_final {
+            return Err(error.into());
+        }
         if nats.options.route == Route::Direct {
             let detail = format!("so says the node {node}, connected directly at {direct}");
             return Err(ConnectionError::from(error).with_detail(&detail));

@@ -9,11 +9,17 @@ use crate::wire::native::ITEM_OVERHEAD;
 impl Checkout {
     /// Makes a call that streams, with this number as its argument.
     fn stream(&mut self, items: u64) -> Seq {
+        self.stream_with(&[&rmp_serde::to_vec(&items).unwrap()])
+    }
+
+    /// The same with encoded arguments.
+    fn stream_with(&mut self, arguments: &[&[u8]]) -> Seq {
         let mut frame = GatherFrame::default();
         frame::put(&mut frame.bytes, |out| {
-            native::put_call(out, None, CallMeta { items: Some(WINDOW), ..CallMeta::default() });
-            native::put_argument_count(out, 1);
-            out.extend(rmp_serde::to_vec(&items).unwrap());
+            let meta = CallMeta { timeout: Some(0), items: Some(WINDOW), ..CallMeta::default() };
+            native::put_call(out, None, meta);
+            native::put_argument_count(out, arguments.len());
+            arguments.iter().for_each(|argument| out.extend_from_slice(argument));
         });
         let now = self.after(Duration::ZERO);
         let seq = self.session.submit(None, Operation::Call(frame, None), None, &now);
@@ -152,6 +158,24 @@ fn an_abandoned_stream_is_cancelled_and_its_items_are_dropped() {
     checkout.session.abandon(stream);
     assert_eq!(messages_in(&checkout.send_all()), ["cancel 1"]);
     checkout.receive(&[item(1, 1, 1).0, answer(1)].concat());
+    checkout.process(Duration::ZERO);
+    assert_eq!(messages_in(&checkout.send_all()), ["Sequential"]);
+    checkout.receive(&answer(2));
+    checkout.process(Duration::ZERO);
+    assert!(is_result_of(checkout.outcome(behind).as_ref(), 2));
+}
+
+#[test]
+fn a_stream_that_is_abandoned_while_it_is_sent_is_cancelled_behind_it() {
+    let mut checkout = Checkout::assigned();
+    let long = rmp_serde::to_vec(&"x".repeat(500_000)).unwrap();
+    let stream = checkout.stream_with(&[&long]);
+    let behind = checkout.call(10);
+    let first = checkout.send(1000, 1000);
+    checkout.session.abandon(stream);
+    let sent = [first, checkout.send_all()].concat();
+    assert_eq!(messages_in(&sent), ["Sequential", "cancel 1"]);
+    checkout.receive(&answer(1));
     checkout.process(Duration::ZERO);
     assert_eq!(messages_in(&checkout.send_all()), ["Sequential"]);
     checkout.receive(&answer(2));
