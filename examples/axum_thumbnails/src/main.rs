@@ -200,6 +200,7 @@ async fn thumbnail(
     Query(size): Query<Size>,
     picture: Bytes,
 ) -> Result<Response, Refused> {
+    info!(bytes = picture.len(), "received");
     let longest = size.longest.unwrap_or(128).clamp(1, 1024);
     let thumbnail = service.client.thumbnail(Blob::from(Vec::from(picture)), longest).await?;
     Ok(([(header::CONTENT_TYPE, "image/png")], thumbnail.to_vec()).into_response())
