@@ -90,6 +90,15 @@ impl AddressKind {
         matches!(self, Self::Spawned(server) if server.runs_in_this_process())
     }
 
+    /// Whether this is the name of several servers, of which any may take a connection.
+    pub(crate) fn is_service(&self) -> bool {
+        match self {
+            #[cfg(feature = "nats")]
+            Self::Nats(_) => true,
+            _ => false,
+        }
+    }
+
     /// Whether connections can carry open files.
     pub(crate) fn carries_files(&self) -> bool {
         match self {

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use taskfork::blob::OpenFile;
 use taskfork::error::{FatalError, Stage};
-use taskfork::{BoxError, Error, ServerBuilder, ServerError};
+use taskfork::{BoxError, Error, Server, ServerBuilder, ServerError};
 
 use crate::any_client;
-use crate::fixture::Fleet;
-use crate::support::{is_gone, trial, until};
+use crate::fixture::{Fleet, node};
+use crate::support::{address_in, is_gone, trial, until};
 
 #[taskfork::interface]
 trait Adder {
@@ -56,12 +56,28 @@ trial!(typed_calls_are_answered, async || {
     assert_eq!(error.to_string(), "division by zero");
 });
 
-/// An interface of the same name that the servers do not have.
+/// An interface of the same name, of another version.
 mod other {
     #[taskfork::interface]
     pub(crate) trait Adder {
         fn subtract(&mut self, a: i64, b: i64) -> i64;
     }
+
+    impl Adder for super::Adding {
+        fn subtract(&mut self, a: i64, b: i64) -> i64 {
+            a - b
+        }
+    }
+}
+
+/// Serves the other interface at the address that is its configuration.
+pub(crate) fn serve_other(server: ServerBuilder) -> Result<(), ServerError> {
+    let address: String = server.config()?;
+    server
+        .listen(address)
+        .setup(|| Ok::<_, BoxError>(Adding))
+        .interface(other::AdderInterface)
+        .run()
 }
 
 trial!(nodes_compare_what_a_client_requires, async || {
@@ -83,6 +99,24 @@ trial!(nodes_compare_what_a_client_requires, async || {
         error.to_string().contains("method `subtract`: the server does not have it"),
         "{error}"
     );
+});
+
+trial!(a_node_of_another_version_does_not_fail_what_a_node_can_serve, async || {
+    let fleet = Fleet::start_with("typed", "");
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::spawn_with("typed_new", &address_in(&folder)).unwrap();
+    let socket = server.address().path().unwrap().to_str().unwrap().to_owned();
+
+    let old = fleet.node("old", 8).start(&fleet.nats.url()).await.unwrap();
+    let adder: other::AdderClient = fleet.client_builder().timeout(None).build_as().unwrap();
+    let waiting = tokio::spawn({
+        let adder = adder.clone();
+        async move { adder.subtract(5, 3).await }
+    });
+    until("the refusal", || adder.untyped().stats().unreachable.is_some()).await;
+    let _new = node("new", socket, 8).start(&fleet.nats.url()).await.unwrap();
+    old.drain(Duration::ZERO).await;
+    assert_eq!(waiting.await.unwrap().unwrap(), 2);
 });
 
 trial!(a_client_without_a_runtime_calls_too, async || {

@@ -30,7 +30,7 @@ mod support;
 
 fn main() {
     let [served] = support::ENTRIES else { unreachable!("there is one entry") };
-    taskfork::init(&[*served, ("typed", calls::serve_typed)]);
+    taskfork::init(&[*served, ("typed", calls::serve_typed), ("typed_new", calls::serve_other)]);
     if program::run_requested() {
         return;
     }

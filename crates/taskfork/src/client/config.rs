@@ -85,6 +85,11 @@ impl Config {
         if files > 0 && self.shared_memory > 0 && is_unique() { self.shared_memory } else { 0 }
     }
 
+    /// Whether any of several servers may take a connection to the same address.
+    pub(crate) fn is_service(&self) -> bool {
+        self.addresses.iter().any(|address| address.0.is_service())
+    }
+
     /// All addresses as text, for messages.
     pub(crate) fn addresses(&self) -> String {
         let addresses: Vec<_> = self.addresses.iter().map(Address::to_string).collect();

@@ -94,8 +94,8 @@ impl MethodDescription {
     }
 }
 
-/// Encodes what a client requires of its server, for the key `interfaces` of its hello. Without the methods if those
-/// are too long: then the server compares fingerprints.
+/// Encodes what a client requires of its server, for the key `interfaces` of its hello. If the methods of all are too
+/// long, the longest interfaces go without them: of those the server compares fingerprints.
 ///
 /// # Errors
 /// If there are more interfaces than a server reads.
@@ -106,14 +106,25 @@ pub(crate) fn encode(interfaces: &[&InterfaceDescription]) -> Result<Vec<u8>, Wi
             interfaces.len()
         )));
     }
-    let encoded = |with_methods| {
+    let encoded = |interface: &InterfaceDescription, with_methods| {
         let mut out = Vec::new();
-        put_array(&mut out, interfaces.len() as u32);
-        interfaces.iter().for_each(|interface| interface.put(&mut out, with_methods));
+        interface.put(&mut out, with_methods);
         out
     };
-    let whole = encoded(true);
-    Ok(if whole.len() <= MAX_DESCRIPTIONS { whole } else { encoded(false) })
+    let mut whole: Vec<_> = interfaces.iter().map(|interface| encoded(interface, true)).collect();
+    let mut by_length: Vec<_> = (0..whole.len()).collect();
+    by_length.sort_by_key(|&index| whole[index].len());
+    let mut room = MAX_DESCRIPTIONS;
+    for index in by_length {
+        match room.checked_sub(whole[index].len()) {
+            Some(rest) => room = rest,
+            None => whole[index] = encoded(interfaces[index], false),
+        }
+    }
+    let mut out = Vec::new();
+    put_array(&mut out, interfaces.len() as u32);
+    whole.iter().for_each(|interface| out.extend_from_slice(interface));
+    Ok(out)
 }
 
 /// The hash FNV-1a, which can be computed while a program is compiled.
@@ -180,5 +191,21 @@ mod tests {
         let different: std::collections::BTreeSet<_> = prints.iter().collect();
         assert_eq!(different.len(), prints.len());
         assert_eq!(InterfaceDescription::new("another name", &METHODS[0]).fingerprint, prints[0]);
+    }
+
+    #[test]
+    fn the_longest_interfaces_go_without_their_methods() {
+        static SHORT: [MethodDescription; 1] = [method("short", "u8")];
+        static LONG: [MethodDescription; 300] =
+            [const { method("a_method_with_a_long_name", "u8") }; 300];
+        let short = InterfaceDescription::new("Short", &SHORT);
+        let long = InterfaceDescription::new("Long", &LONG);
+        let encoded = encode(&[&long, &short]).unwrap();
+        let contains = |text: &str| encoded.windows(text.len()).any(|it| it == text.as_bytes());
+        assert!(contains("Long") && !contains("a_method_with_a_long_name"));
+        assert!(contains("Short") && contains("short"));
+        // Those that fit together all go with them.
+        let encoded = encode(&[&short, &short]).unwrap();
+        assert_eq!(encoded.windows(5).filter(|it| it == b"short").count(), 2);
     }
 }

@@ -8,7 +8,8 @@ use crate::wire::interface_description::Described;
 /// [`interface`](macro@crate::interface) makes of a trait. Programs do not implement it.
 ///
 /// It tells the server what it requires when it connects a worker, and the server compares that with what it serves.
-/// If they differ, all calls fail with [`FatalError::WrongInterface`](crate::error::FatalError::WrongInterface).
+/// If they differ, all calls fail with [`FatalError::WrongInterface`](crate::error::FatalError::WrongInterface). A client of
+/// a service at NATS first tries other nodes, for some 2 seconds.
 ///
 /// ```no_run
 /// use taskfork::Client;

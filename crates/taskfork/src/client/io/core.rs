@@ -18,7 +18,7 @@ use crate::client::config::Config;
 use crate::client::now::Now;
 use crate::client::observe::stats::{self, Counters};
 use crate::client::pool::timers::{TimerKey, Timers};
-use crate::client::pool::{Lease, Loss, Permit, Pool, Released, WorkerKey};
+use crate::client::pool::{Counts, Lease, Loss, Permit, Pool, Released, WorkerKey};
 use crate::client::proto::disconnect::Disconnect;
 use crate::client::proto::handshake::PeerLimits;
 use crate::client::proto::io_types::Event;
@@ -43,6 +43,8 @@ pub(crate) struct Core {
     /// The limits of the last worker, if its handshake was fast. The next one is expected to have
     /// the same.
     expected_limits: Mutex<Option<PeerLimits>>,
+    /// How many servers, one after the other, did not serve an interface that the client requires.
+    refusals: AtomicUsize,
     /// The runtime has shut down, so nothing will ever be connected.
     stopped: AtomicBool,
     /// Notified when the last connection of a closed pool may have been closed.
@@ -51,6 +53,10 @@ pub(crate) struct Core {
 
 /// A handshake that takes less than this makes the next one optimistic.
 const FAST_HANDSHAKE: Duration = Duration::from_millis(5);
+
+/// How often nodes of a service must refuse a client, one after the other, before it takes them for all nodes. With the
+/// delays between the attempts this takes about 2 seconds.
+const REFUSALS_OF_SERVICE: usize = 10;
 
 impl Core {
     pub(crate) fn new(config: Config) -> Self {
@@ -63,6 +69,7 @@ impl Core {
             id: u64::from(RandomState::new().build_hasher().finish() as u32).max(1),
             reported_waiting: AtomicUsize::new(0),
             expected_limits: Mutex::new(None),
+            refusals: AtomicUsize::new(0),
             stopped: AtomicBool::new(false),
             drained: Notify::new(),
             config,
@@ -262,27 +269,39 @@ impl Core {
         reason: ConnectionError,
     ) -> Option<PoolCommand> {
         self.record_connect_failure(&reason);
-        let refused = self.wrong_interface(&reason);
-        let connection = self.pool().handshake_failed(lease, reason, time::now());
+        let connection = self.pool().handshake_failed(lease, reason.clone(), time::now());
         drop(connection);
         self.worker_removed();
-        refused.into_iter().for_each(|cause| self.fail_waiting(&cause));
+        self.fail_if_refused(&reason);
         None
     }
 
     /// Ends a failed attempt to connect.
     pub(crate) fn finish_failed_attempt(&self, permit: Permit, reason: ConnectionError) {
         self.record_connect_failure(&reason);
-        let refused = self.wrong_interface(&reason);
-        self.pool().failed(permit, reason, time::now());
+        self.pool().failed(permit, reason.clone(), time::now());
         self.worker_removed();
-        refused.into_iter().for_each(|cause| self.fail_waiting(&cause));
+        self.fail_if_refused(&reason);
     }
 
-    /// The error of all checkouts that wait, if the server does not serve what this client requires. To try again would
-    /// not help.
-    fn wrong_interface(&self, reason: &ConnectionError) -> Option<FatalError> {
-        reason.is_wrong_interface().then(|| FatalError::WrongInterface {
+    /// Fails all checkouts that wait, if another attempt would not help either.
+    fn fail_if_refused(&self, reason: &ConnectionError) {
+        if reason.is_wrong_interface() {
+            self.refusals.fetch_add(1, Ordering::Relaxed);
+            let counts = self.pool().counts();
+            let refused = self.wrong_interface(reason, counts);
+            refused.into_iter().for_each(|cause| self.fail_waiting(&cause));
+        }
+    }
+
+    /// The error of all checkouts that wait, if the server does not serve what this client requires, so that another
+    /// attempt would not help. The nodes of a service may differ, for example while a new version is rolled out. So a
+    /// service is given up only if its nodes have refused many times one after the other, and no worker is connected.
+    fn wrong_interface(&self, reason: &ConnectionError, counts: Counts) -> Option<FatalError> {
+        let may_others_serve = self.config.is_service()
+            && (self.refusals.load(Ordering::Relaxed) < REFUSALS_OF_SERVICE
+                || counts.idle + counts.busy > 0);
+        (reason.is_wrong_interface() && !may_others_serve).then(|| FatalError::WrongInterface {
             address: self.config.addresses(),
             difference: reason.to_string(),
         })
@@ -297,6 +316,7 @@ impl Core {
     /// Records a completed handshake, `after` the connection was made.
     pub(crate) fn record_handshake(&self, limits: PeerLimits, after: Duration) {
         self.counters.count_connected();
+        self.refusals.store(0, Ordering::Relaxed);
         *lock(&self.expected_limits) = (after < FAST_HANDSHAKE).then_some(limits);
     }
 
@@ -376,7 +396,7 @@ impl Core {
             }
             // Once the delay is over, the next checkout finds out whether it is still so.
             let known = pool.unreachable().filter(|_| pool.is_delayed(time::now()));
-            known.and_then(|known| self.wrong_interface(&known.reason))
+            known.and_then(|known| self.wrong_interface(&known.reason, pool.counts()))
         };
         refused.or_else(|| self.is_stopped().then(runtime_shut_down))
     }

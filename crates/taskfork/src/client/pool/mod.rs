@@ -54,6 +54,8 @@ pub enum Overload {
     RefuseNewest,
     /// Of those with the lowest priority, the checkout that has waited longest fails, because its caller may have
     /// given up. The new checkout joins the queue. If its own priority is lower than all others, it fails itself.
+    /// A checkout that has already had a worker, which died before the first call began, keeps its place. If only such
+    /// checkouts wait, the new one fails.
     DropOldest,
 }
 

@@ -67,12 +67,13 @@ impl<T> PriorityQueue<T> {
         }
     }
 
-    /// Removes the oldest element of the lowest priority, unless that is higher than this one.
+    /// Removes the oldest element of the lowest priority, unless that is higher than this one. Elements that were put
+    /// before all others stay.
     pub(crate) fn pop_lowest(&mut self, most: i8) -> Option<T> {
-        let normal = (!self.normal.is_empty()).then_some(0);
+        let normal = self.normal.has_behind().then_some(0);
         let other = self.others.keys().next().copied();
         let lowest = normal.into_iter().chain(other).min()?;
-        if lowest > most { None } else { self.pop_of(lowest) }
+        if lowest > most { None } else { self.take(lowest, Queue::pop_first_behind) }
     }
 
     /// Removes an element. Returns `None` if it is gone already.
@@ -225,13 +226,11 @@ mod tests {
                         }
                     }
                     Step::PopLowest(most) => {
-                        let all = || ahead.iter().chain(&waiting);
-                        let lowest = all().map(|element| element.priority).min();
+                        let lowest = waiting.iter().map(|element| element.priority).min();
                         let is_lowest = |element: &&Element| Some(element.priority) == lowest;
-                        let expected = all().find(is_lowest).filter(|element| element.priority <= most);
+                        let expected = waiting.iter().find(is_lowest).filter(|element| element.priority <= most);
                         let expected = expected.map(|element| element.number);
                         prop_assert_eq!(queue.pop_lowest(most), expected);
-                        ahead.retain(|element| Some(element.number) != expected);
                         waiting.retain(|element| Some(element.number) != expected);
                     }
                     Step::Remove(index) if !ahead.is_empty() || !waiting.is_empty() => {

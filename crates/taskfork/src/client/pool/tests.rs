@@ -102,6 +102,11 @@ impl Model {
         self.limits.max_queue.is_some_and(|most| self.waiting.len() >= most)
     }
 
+    /// How many of those that wait had a worker before. They are the first ones.
+    fn ahead(&self) -> usize {
+        self.waiting.iter().take_while(|(_, waiter)| self.returned.contains(waiter)).count()
+    }
+
     fn apply(&mut self, event: Event) {
         self.serial += 1;
         let serial = self.serial;
@@ -113,7 +118,8 @@ impl Model {
                 }
                 CheckedOut::Queued(ticket, evicted) => {
                     let full = self.is_full();
-                    let oldest = full.then(|| self.waiting.pop_front()).flatten();
+                    let first = self.ahead();
+                    let oldest = full.then(|| self.waiting.remove(first)).flatten();
                     assert_eq!(evicted, oldest.map(|(_, waiter)| waiter));
                     assert!(!full || self.limits.overload == Overload::DropOldest);
                     self.waiting.push_back((ticket, serial));
@@ -121,7 +127,7 @@ impl Model {
                 CheckedOut::Refused => {
                     assert!(self.is_full(), "refused though there is room");
                     let drops = self.limits.overload == Overload::DropOldest;
-                    assert!(!drops || self.waiting.is_empty());
+                    assert!(!drops || self.waiting.len() == self.ahead());
                 }
                 CheckedOut::Closed => panic!("the pool is open"),
             },
@@ -165,9 +171,8 @@ impl Model {
                 match self.pool.check_out_again(serial, self.now) {
                     Ok((_, lease)) => self.take(lease),
                     Err(ticket) => {
+                        let ahead = self.ahead();
                         self.returned.insert(serial);
-                        let is_ahead = |(_, waiting): &&(_, _)| self.returned.contains(waiting);
-                        let ahead = self.waiting.iter().take_while(is_ahead).count();
                         self.waiting.insert(ahead, (ticket, serial));
                     }
                 }

@@ -49,6 +49,11 @@ impl<T> Queue<T> {
         self.last_ahead.is_some()
     }
 
+    /// Whether any element was added by [`push_back`](Self::push_back).
+    pub(crate) fn has_behind(&self) -> bool {
+        self.last != self.last_ahead
+    }
+
     pub(crate) fn push_back(&mut self, value: T) -> Ticket {
         let ticket = self.insert(value, self.last, None);
         match self.last.replace(ticket.index) {
@@ -87,6 +92,12 @@ impl<T> Queue<T> {
         self.first.map(|index| self.unlink(index))
     }
 
+    /// Removes the first element that [`push_back`](Self::push_back) has added.
+    pub(crate) fn pop_first_behind(&mut self) -> Option<T> {
+        let first = self.last_ahead.map_or(self.first, |last| self.nodes[last].after)?;
+        Some(self.unlink(first))
+    }
+
     /// Removes an element from any position. Returns `None` if it is gone already.
     pub(crate) fn remove(&mut self, ticket: Ticket) -> Option<T> {
         let there = self.nodes.get(ticket.index)?.generation == ticket.generation;
@@ -120,7 +131,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_does_what_a_list_with_a_search_does(steps in proptest::collection::vec((0u8..4, any::<prop::sample::Index>()), 0..200)) {
+        fn it_does_what_a_list_with_a_search_does(steps in proptest::collection::vec((0u8..5, any::<prop::sample::Index>()), 0..200)) {
             let mut queue = Queue::new();
             let mut model: VecDeque<(Ticket, usize)> = VecDeque::new();
             let (mut ahead, mut gone) = (0, Vec::new());
@@ -137,6 +148,11 @@ mod tests {
                         gone.extend(expected.map(|(ticket, _)| ticket));
                         prop_assert_eq!(queue.pop_front(), expected.map(|(_, number)| number));
                     }
+                    3 => {
+                        let expected = model.remove(ahead);
+                        gone.extend(expected.map(|(ticket, _)| ticket));
+                        prop_assert_eq!(queue.pop_first_behind(), expected.map(|(_, number)| number));
+                    }
                     _ if !model.is_empty() => {
                         let place = index.index(model.len());
                         ahead -= usize::from(place < ahead);
@@ -148,6 +164,7 @@ mod tests {
                 }
                 prop_assert_eq!(queue.len(), model.len());
                 prop_assert_eq!(queue.is_empty(), model.is_empty());
+                prop_assert_eq!(queue.has_behind(), model.len() > ahead);
                 prop_assert_eq!(queue.front(), model.front().map(|(_, number)| number));
                 prop_assert_eq!(queue.has_ahead(), ahead > 0);
                 for ticket in &gone {
