@@ -15,7 +15,7 @@ use crate::nats_options::{NatsFiles, NodeChoice};
 use crate::server_address::ServerAddress;
 use crate::units::Time;
 use crate::values::{self, CallArguments};
-use crate::{logging, output, progress_bar, wait_notices};
+use crate::{logging, output, progress_bar, stream, wait_notices};
 
 /// How long the command waits at its end until its connections are closed.
 const END: Duration = Duration::from_secs(2);
@@ -29,7 +29,8 @@ const END: Duration = Duration::from_secs(2);
 pub(crate) struct Options {
     #[command(flatten)]
     target: Target,
-    /// The method; without it the call names no method
+    /// The method; without it the call names no method. The items of a method that streams are printed as they come, a
+    /// line of JSON each, and then its result
     method: Option<String>,
     #[command(flatten)]
     args: CallArguments,
@@ -146,6 +147,8 @@ pub(crate) fn run(
         );
     }
     let args = options.args.values()?;
+    let is_terminal = std::io::stdout().is_terminal();
+    let format = Format { is_raw: options.raw, is_full: full, is_indented: is_terminal };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let client = options.target.client(options.concurrency)?;
@@ -167,7 +170,17 @@ pub(crate) fn run(
         let done = async {
             let mut failed = None;
             for (call, log) in calls {
-                let outcome = progress_bar::await_with_bar(call).await;
+                let mut outcome = progress_bar::await_with_bar(call).await;
+                if let (true, Some(method)) = (stream::is_wanted(&outcome), &options.method) {
+                    let mut checkout = client.checkout();
+                    if let Some((log, _)) = &log {
+                        checkout = checkout.log(log);
+                    }
+                    let items = checkout.stream::<Value, Value>(method, &args);
+                    drop(checkout);
+                    let format = Format { is_indented: false, ..format };
+                    outcome = stream::print_items(items, format).await?;
+                }
                 if let Some((log, message)) = log {
                     drop(log);
                     let width = Style::for_stdout().width;
@@ -177,7 +190,7 @@ pub(crate) fn run(
                     });
                 }
                 match outcome {
-                    Ok(value) => print(&value, options.raw, full)?,
+                    Ok(value) => print(&value, format)?,
                     Err(error) => failed = failed.or(Some(CommandError::of(&error))),
                 }
             }
@@ -205,12 +218,23 @@ fn log_channel() -> (Log, Receiver<Message>) {
 /// The most bytes of a result on a terminal, without `--full`.
 const MAX_SHOWN: usize = 64 << 10;
 
-/// Prints a result in one line, or indented on a terminal.
-fn print(value: &Value, raw: bool, full: bool) -> Result<(), CommandError> {
+/// How values are printed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Format {
+    /// Text and bytes as they are.
+    pub(crate) is_raw: bool,
+    /// Without a limit of the length.
+    pub(crate) is_full: bool,
+    /// In several lines, for people.
+    pub(crate) is_indented: bool,
+}
+
+/// Prints a value.
+pub(crate) fn print(value: &Value, format: Format) -> Result<(), CommandError> {
     let is_terminal = std::io::stdout().is_terminal();
     let bytes = match value {
-        Value::String(text) if raw => Some(text.as_bytes()),
-        Value::Binary(bytes) if raw => Some(&bytes[..]),
+        Value::String(text) if format.is_raw => Some(text.as_bytes()),
+        Value::Binary(bytes) if format.is_raw => Some(&bytes[..]),
         _ => None,
     };
     output::write(|out| match bytes {
@@ -222,10 +246,10 @@ fn print(value: &Value, raw: bool, full: bool) -> Result<(), CommandError> {
                     .map(printable_bytes)
                     .collect::<Vec<_>>()
                     .join("\n"),
-                None if is_terminal => format!("{:#}", values::json(value)),
+                None if format.is_indented => format!("{:#}", values::json(value)),
                 None => values::json(value).to_string(),
             };
-            let most = if is_terminal && !full { MAX_SHOWN } else { usize::MAX };
+            let most = if is_terminal && !format.is_full { MAX_SHOWN } else { usize::MAX };
             match bytes {
                 Some(_) => writeln!(out, "{}", truncated(&text, most)),
                 // JSON that is not cut stays valid JSON.

@@ -143,6 +143,10 @@ pub(crate) struct PoolOptions {
     /// Replace workers that occupy more than this after a checkout
     #[arg(long, value_name = "SIZE")]
     pub(crate) max_memory: Option<Size>,
+    /// After which errors of a call its worker is replaced: panic, any-error or never. Programs do not panic, so with
+    /// panic only those are replaced whose setup has failed [default: any-error]
+    #[arg(long, value_name = "ERRORS", hide_possible_values = true)]
+    pub(crate) replace_after: Option<ReplaceAfterErrors>,
     /// Limit what each worker may use: address-space, memory, cpu-time, open-files, core-size, processes or
     /// cpu-percent
     #[arg(long, value_name = "NAME=VALUE")]
@@ -261,6 +265,15 @@ pub(crate) enum StderrMode {
     Capture,
     /// Write to the standard error of the server
     Inherit,
+}
+
+/// After which errors of calls workers are replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum ReplaceAfterErrors {
+    Panic,
+    AnyError,
+    Never,
 }
 
 /// Whether workers poll before they sleep.

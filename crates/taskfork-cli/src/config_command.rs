@@ -108,6 +108,7 @@ fn example_value(key: &str) -> &'static str {
         "socket_mode" => "\"660\"",
         "status_socket" => "\"/tmp/example.sock.status\"",
         "stderr" => "\"capture\"",
+        "replace_after" => "\"any-error\"",
         "busy_poll" => "\"adaptive\"",
         "niceness" => "5",
         "oom_score_adj" => "100",

@@ -25,6 +25,7 @@ mod sandbox_options;
 mod serve;
 mod server_address;
 mod status;
+mod stream;
 mod top;
 mod units;
 mod values;

@@ -1,6 +1,6 @@
 //! How far a call has got, in the last line of a terminal.
 
-use std::io::{IsTerminal, Write};
+use std::io::{IsTerminal, Stderr, Write};
 
 use log_defer::Style;
 use taskfork::client::Value;
@@ -11,30 +11,48 @@ use crate::status;
 /// The width of the bar, in characters.
 const BAR: usize = 24;
 
-/// Waits for the result of a call. If standard error is a terminal, its last line shows how far the call has got, as
-/// soon as the worker says so.
-pub(crate) async fn await_with_bar(mut call: Call<Value>) -> Result<Value, Error> {
-    let mut terminal = std::io::stderr();
-    if !terminal.is_terminal() {
-        return call.await;
+/// The bar of one call, on standard error. It is shown if that is a terminal, as soon as the worker says how far it has
+/// got.
+pub(crate) struct Bar {
+    terminal: Option<Stderr>,
+    is_shown: bool,
+}
+
+impl Bar {
+    pub(crate) fn new() -> Self {
+        let terminal = std::io::stderr();
+        Self { terminal: terminal.is_terminal().then_some(terminal), is_shown: false }
     }
-    let mut progress = call.progress();
-    let mut is_shown = false;
+
+    pub(crate) fn show(&mut self, progress: &Progress) {
+        let Some(terminal) = &mut self.terminal else { return };
+        self.is_shown = true;
+        let width = Style::for_stdout().width;
+        // Nothing depends on the bar, so a terminal that is gone is no error.
+        let _ =
+            write!(terminal, "\r\x1b[K{}", line(progress, width)).and_then(|()| terminal.flush());
+    }
+
+    /// Clears its line, for the output and at the end.
+    pub(crate) fn clear(&mut self) {
+        if let Some(terminal) = self.terminal.as_mut().filter(|_| self.is_shown) {
+            self.is_shown = false;
+            let _ = write!(terminal, "\r\x1b[K").and_then(|()| terminal.flush());
+        }
+    }
+}
+
+/// Waits for the result of a call, with a bar.
+pub(crate) async fn await_with_bar(mut call: Call<Value>) -> Result<Value, Error> {
+    let (mut bar, mut progress) = (Bar::new(), call.progress());
     let outcome = loop {
         tokio::select! {
             biased;
             outcome = &mut call => break outcome,
-            Some(progress) = progress.changed() => {
-                is_shown = true;
-                let width = Style::for_stdout().width;
-                // Nothing depends on the bar, so a terminal that is gone is no error.
-                let _ = write!(terminal, "\r\x1b[K{}", line(&progress, width)).and_then(|()| terminal.flush());
-            }
+            Some(progress) = progress.changed() => bar.show(&progress),
         }
     };
-    if is_shown {
-        let _ = write!(terminal, "\r\x1b[K").and_then(|()| terminal.flush());
-    }
+    bar.clear();
     outcome
 }
 

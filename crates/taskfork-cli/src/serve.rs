@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use taskfork::__private::meaning_of_hangup;
 use taskfork::client::{BusyPoll, Protocol};
 use taskfork::server::{Limit, LogWriter, Stderr};
-use taskfork::worker::Executable;
+use taskfork::worker::{Executable, ReplaceAfter};
 use taskfork::{Server, ServerBuilder, ServerError};
 
 use crate::config::{self, PoolOptions};
@@ -309,6 +309,13 @@ fn build(
         server.busy_poll(match mode {
             config::BusyPollMode::Adaptive => BusyPoll::Adaptive,
             config::BusyPollMode::Off => BusyPoll::Off,
+        })
+    });
+    server = set_if_some(server, pool.replace_after, |server, errors| {
+        server.replace_after(match errors {
+            config::ReplaceAfterErrors::Panic => ReplaceAfter::Panic,
+            config::ReplaceAfterErrors::AnyError => ReplaceAfter::AnyError,
+            config::ReplaceAfterErrors::Never => ReplaceAfter::Never,
         })
     });
     Ok(server.executable(executable))

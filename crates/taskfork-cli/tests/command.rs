@@ -129,6 +129,21 @@ fn repeated_calls_run_concurrently() {
 }
 
 #[test]
+fn workers_are_replaced_after_the_errors_that_the_server_says() {
+    let forked = |options: &[&str]| {
+        let server = Server::start(options);
+        server.call(&["nothing", "--repeat", "3"]).assert().code(1);
+        server.status()["forked"].as_u64().unwrap()
+    };
+    assert_eq!(forked(&[]), 3);
+    assert_eq!(forked(&["--replace-after", "any-error"]), 3);
+    assert_eq!(forked(&["--replace-after", "panic"]), 1);
+    assert_eq!(forked(&["--replace-after", "never"]), 1);
+    let wrong = taskfork().args(["serve", "--replace-after", "sometimes", "--", "cat"]).assert();
+    wrong.code(2).stderr(contains("sometimes"));
+}
+
+#[test]
 fn either_protocol_reaches_the_same_worker() {
     let server = Server::start(&[]);
     server.call(&["--protocol", "json", "echo", "é"]).assert().success().stdout("\"é\"\n");

@@ -247,7 +247,7 @@ pub mod __private {
     };
     pub use crate::wire::{bench, relay};
     #[cfg(feature = "server")]
-    pub use crate::worker::interface::{Reply, Request};
+    pub use crate::worker::interface::{READS_NO_ITEMS, Reply, Request};
 
     /// Makes a client require an interface of its servers.
     pub fn require<I: Described>(client: &impl Requires) {

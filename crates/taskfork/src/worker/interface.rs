@@ -13,6 +13,9 @@ use crate::wire::arguments::{Arguments, ArgumentsError, FromArguments};
 use crate::wire::interface_description::InterfaceDescription;
 use crate::wire::values::encode;
 
+/// Why a method that streams does not run for a call that reads no items.
+pub const READS_NO_ITEMS: &str = "the method streams items, which this call does not read: make a stream, and no call (clients that speak JSON cannot)";
+
 /// The calls that a server's workers answer: [`Methods`](crate::Methods), a
 /// [`Function`](crate::worker::Function), or the type that [`interface`](macro@crate::interface) defines
 /// for a trait. A tuple of up to eight of the latter is an interface with the methods of all.
@@ -165,11 +168,10 @@ impl<'a> Request<'a> {
 
     /// Where the items of a method that streams go. The error is a reply for a caller that does not read them.
     pub fn emitter<T>(&self) -> Result<Emitter<T>, Reply> {
-        let reason = "the method streams items, which this call does not read: make a stream, and no call (clients that speak JSON cannot)";
         let port = self
             .port
             .clone()
-            .ok_or_else(|| Reply(Err(ErrorReply::arguments(&Failure::new(reason)))));
+            .ok_or_else(|| Reply(Err(ErrorReply::arguments(&Failure::new(READS_NO_ITEMS)))));
         port.map(Emitter::to_caller)
     }
 

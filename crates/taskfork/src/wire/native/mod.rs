@@ -3,6 +3,8 @@
 
 mod client;
 pub(in crate::wire) mod kind;
+#[cfg(test)]
+mod later_versions;
 mod transport;
 mod worker;
 
