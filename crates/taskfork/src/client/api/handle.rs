@@ -231,6 +231,9 @@ impl Client {
     /// over is not either. A call that had not begun when its worker died goes to another one in any case, whatever its
     /// method.
     ///
+    /// The first worker may still run when the second one begins, if only the way to it was lost: through a gateway, a
+    /// node or a network.
+    ///
     /// ```
     /// use taskfork::Client;
     ///
