@@ -1,6 +1,7 @@
 //! taskfork against what a user would pick instead, and against the least that the same can take.
 
 mod arrivals;
+mod far_client;
 mod floors;
 mod forker;
 mod goals;

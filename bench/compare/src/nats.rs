@@ -5,13 +5,13 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use taskfork::client::BusyPoll;
 use taskfork::server::ServerHandle;
-use taskfork::{Blob, Client, Server};
+use taskfork::{Client, Server};
 use taskfork_gateway::taskfork_nats::async_nats;
 use taskfork_gateway::{Gateway, NatsOptions};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Runtime;
 
+use crate::far_client::{FarClient, runtime};
 use crate::pools::text;
 use crate::{roles, sample::Sample};
 
@@ -82,10 +82,6 @@ fn program() -> Option<PathBuf> {
     let installed = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target/nats/bin");
     let mut found = folders.into_iter().chain([installed]).map(|path| path.join("nats-server"));
     found.find(|program| program.is_file())
-}
-
-fn runtime() -> Runtime {
-    Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
 /// Runs the role that the command line names. Returns false if it names none.
@@ -177,8 +173,7 @@ impl Bare {
 
 /// Nodes with a server each, and a client.
 struct Nodes {
-    runtime: Runtime,
-    client: Client,
+    client: FarClient,
     _nodes: Vec<(Process, ServerHandle)>,
     _nats: Nats,
     _folder: tempfile::TempDir,
@@ -194,49 +189,16 @@ impl Nodes {
             (start(&["node", &nats.url, &address, &name]), server)
         });
         let nodes = nodes.collect();
-        let runtime = runtime();
-        let entered = runtime.enter();
-        let client = Client::builder().address(format!("{}/{SERVICE}", nats.url)).min_workers(0);
-        let client = client.max_workers(sessions).max_frame(crate::pools::LIMIT).timeout(None);
-        let client = client.busy_poll(BusyPoll::Off).build().expect("a client");
-        drop(entered);
-        Ok(Self { runtime, client, _nodes: nodes, _nats: nats, _folder: folder })
-    }
-
-    fn latencies(&self, calls: usize) -> Vec<Duration> {
-        let text = text();
-        self.runtime.block_on(async {
-            let checkout = self.client.checkout();
-            let mut times = Vec::new();
-            for _ in 0..calls {
-                let start = Instant::now();
-                let _: String = checkout.call("echo", (&text,)).await.expect("an answer");
-                times.push(start.elapsed());
-            }
-            times
-        })
-    }
-
-    fn exchanges(&self, bytes: usize, times: usize) -> Vec<Duration> {
-        let body = Blob::from(vec![b'x'; bytes]);
-        self.runtime.block_on(async {
-            let checkout = self.client.checkout();
-            let mut all = Vec::new();
-            for _ in 0..times {
-                let start = Instant::now();
-                let back: Blob = checkout.call("bytes", (&body,)).await.expect("an answer");
-                all.push(start.elapsed());
-                assert_eq!(back.len(), bytes);
-            }
-            all
-        })
+        let client = Client::builder().address(format!("{}/{SERVICE}", nats.url));
+        let client = FarClient::new(client.max_workers(sessions));
+        Ok(Self { client, _nodes: nodes, _nats: nats, _folder: folder })
     }
 
     /// Calls that sleep, with as many on their way as all nodes have sessions.
     fn rate(&self, calls: usize, sessions: usize) -> f64 {
         let all = |calls: usize| {
-            self.runtime.block_on(async {
-                let calls = (0..calls).map(|_| self.client.call::<()>("sleep", ()));
+            self.client.runtime.block_on(async {
+                let calls = (0..calls).map(|_| self.client.client.call::<()>("sleep", ()));
                 let mut running = futures_util::stream::iter(calls).buffer_unordered(sessions);
                 while let Some(answer) = running.next().await {
                     answer.expect("an answer");
@@ -254,7 +216,7 @@ impl Nodes {
 /// Calls of 64 bytes, one after the other.
 pub fn latency(name: &str, calls: usize) -> Sample {
     let times = match name {
-        "taskfork nats" => Nodes::start(1, 1).map(|nodes| nodes.latencies(calls)),
+        "taskfork nats" => Nodes::start(1, 1).map(|nodes| nodes.client.latencies(calls)),
         "floor nats" => Bare::start().map(|bare| bare.latencies(calls)),
         _ => Err("not known"),
     };
@@ -265,7 +227,7 @@ pub fn latency(name: &str, calls: usize) -> Sample {
 pub fn payload(name: &str, bytes: usize) -> Sample {
     const EXCHANGES: usize = 7;
     let times = match name {
-        "taskfork nats" => Nodes::start(1, 1).map(|nodes| nodes.exchanges(bytes, EXCHANGES)),
+        "taskfork nats" => Nodes::start(1, 1).map(|nodes| nodes.client.exchanges(bytes, EXCHANGES)),
         "floor nats" => Bare::start().map(|bare| bare.exchanges(bytes, EXCHANGES)),
         _ => Err("not known"),
     };

@@ -9,18 +9,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use taskfork::client::BusyPoll;
-use taskfork::{Blob, Client, Server};
+use taskfork::{Client, Server};
 use taskfork_gateway::Gateway;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::TcpStream;
-use tokio::runtime::{Builder, Runtime};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::pools::text;
+use crate::far_client::{FarClient, runtime};
 use crate::{roles, sample::Sample};
 
 /// What all of them have: a folder with certificates, and a process at the other end of TLS.
@@ -81,10 +79,6 @@ fn make_certificates(folder: &Path) {
     for (name, text) in files {
         std::fs::write(folder.join(name), text).expect("a file");
     }
-}
-
-fn runtime() -> Runtime {
-    Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
 /// Runs the role that the command line names. Returns false if it names none.
@@ -188,8 +182,7 @@ fn bare(role: &str, bytes: usize, exchanges: usize) -> Vec<Duration> {
 
 /// A server, a gateway in front of it, and a client.
 struct Ours {
-    runtime: Runtime,
-    client: Client,
+    client: FarClient,
     _remote: Remote,
     _server: taskfork::server::ServerHandle,
     _folder: tempfile::TempDir,
@@ -201,43 +194,9 @@ impl Ours {
         let address = format!("unix:{}", folder.path().join("socket").display());
         let server = Server::spawn_with("listening", &address).expect("a server");
         let remote = Remote::gateway(&address);
-        let runtime = runtime();
-        let entered = runtime.enter();
         let client = Client::builder().address(format!("tls:localhost:{}", remote.address.port()));
-        let client = client.tls_ca(remote.file("ca")).min_workers(0).max_workers(1);
-        let client = client.max_frame(crate::pools::LIMIT).busy_poll(BusyPoll::Off).timeout(None);
-        let client = client.build().expect("a client");
-        drop(entered);
-        Self { runtime, client, _remote: remote, _server: server, _folder: folder }
-    }
-
-    fn latencies(&self, calls: usize) -> Vec<Duration> {
-        let text = text();
-        self.runtime.block_on(async {
-            let checkout = self.client.checkout();
-            let mut times = Vec::new();
-            for _ in 0..calls {
-                let start = Instant::now();
-                let _: String = checkout.call("echo", (&text,)).await.expect("an answer");
-                times.push(start.elapsed());
-            }
-            times
-        })
-    }
-
-    fn exchanges(&self, bytes: usize, times: usize) -> Vec<Duration> {
-        let body = Blob::from(vec![b'x'; bytes]);
-        self.runtime.block_on(async {
-            let checkout = self.client.checkout();
-            let mut all = Vec::new();
-            for _ in 0..times {
-                let start = Instant::now();
-                let back: Blob = checkout.call("bytes", (&body,)).await.expect("an answer");
-                all.push(start.elapsed());
-                assert_eq!(back.len(), bytes);
-            }
-            all
-        })
+        let client = FarClient::new(client.tls_ca(remote.file("ca")).max_workers(1));
+        Self { client, _remote: remote, _server: server, _folder: folder }
     }
 }
 
@@ -245,7 +204,7 @@ impl Ours {
 pub fn latency(name: &str, calls: usize) -> Sample {
     let warm = |mut times: Vec<Duration>| Sample::times(times.split_off(calls / 4));
     match name {
-        "taskfork tls" => warm(Ours::new().latencies(calls)),
+        "taskfork tls" => warm(Ours::new().client.latencies(calls)),
         "floor tls" => warm(bare("answer_tls", 64, calls)),
         "floor tls through a relay" => warm(bare("relay_tls", 64, calls)),
         _ => Sample::failed("not known"),
@@ -256,7 +215,7 @@ pub fn latency(name: &str, calls: usize) -> Sample {
 pub fn payload(name: &str, bytes: usize) -> Sample {
     const EXCHANGES: usize = 7;
     let mut times = match name {
-        "taskfork tls" => Ours::new().exchanges(bytes, EXCHANGES),
+        "taskfork tls" => Ours::new().client.exchanges(bytes, EXCHANGES),
         "floor tls" => bare("answer_tls", bytes, EXCHANGES),
         "floor tls through a relay" => bare("relay_tls", bytes, EXCHANGES),
         _ => return Sample::failed("not known"),
