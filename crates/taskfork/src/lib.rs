@@ -112,6 +112,7 @@ mod death;
 #[cfg(test)]
 mod debug_tests;
 mod display;
+mod emitter;
 pub mod error;
 #[cfg(all(fuzzing, feature = "server"))]
 #[doc(hidden)]
@@ -148,6 +149,8 @@ pub use blob::Blob;
 #[doc(inline)]
 pub use client::{Call, Checkout, Client, StreamCall};
 #[doc(inline)]
+pub use emitter::Emitter;
+#[doc(inline)]
 pub use error::{BoxError, Error};
 pub use log_defer;
 pub use progress::Progress;
@@ -156,7 +159,7 @@ pub use progress::Progress;
 pub use server::{Server, ServerBuilder, ServerError, init};
 #[cfg(feature = "server")]
 #[doc(inline)]
-pub use worker::{Emitter, Methods};
+pub use worker::Methods;
 
 /// Defines a typed interface for the methods of a trait.
 ///

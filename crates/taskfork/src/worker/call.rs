@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use log_defer::Level;
 
-use super::emitter::Port;
 use super::error_reply::ErrorReply;
 use super::handlers::log_setup_error;
 use super::interface::Request;
@@ -17,6 +16,7 @@ use super::telemetry::{self, RequestedTelemetry};
 use super::tracer;
 use super::user_code::catch_panic;
 use crate::context::{self, context};
+use crate::emitter::Port;
 use crate::error::Failure;
 use crate::peer::Peer;
 use crate::sys;

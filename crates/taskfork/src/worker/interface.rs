@@ -4,10 +4,10 @@ use std::rc::Rc;
 
 use serde::Serialize;
 
-use super::emitter::{Emitter, Port};
 use super::error_reply::ErrorReply;
 use super::replace_after::ReplaceAfter;
 use crate::blob;
+use crate::emitter::{Emitter, Port};
 use crate::error::{BoxError, Failure};
 use crate::wire::arguments::{Arguments, ArgumentsError, FromArguments};
 use crate::wire::interface_description::InterfaceDescription;

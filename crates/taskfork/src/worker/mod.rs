@@ -10,7 +10,6 @@
 mod call;
 mod confinement;
 mod connection;
-mod emitter;
 mod error_reply;
 pub(crate) mod executable;
 pub(crate) mod function;
@@ -45,7 +44,6 @@ mod telemetry;
 pub(crate) mod tracer;
 mod user_code;
 
-pub use emitter::{EmitError, Emitter};
 pub use executable::Executable;
 pub use function::Function;
 pub use interface::Interface;
@@ -68,6 +66,7 @@ pub use subprocess::default_signals;
 pub use tracer::tracing_layer;
 
 pub use crate::context::{Context, context};
+pub use crate::emitter::{EmitError, Emitter};
 pub use crate::peer::Peer;
 pub use crate::wire::arguments::{Arguments, ArgumentsError, FromArguments};
 
