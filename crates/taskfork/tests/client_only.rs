@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use taskfork::error::{Error, FatalError};
-use taskfork::{Client, Emitter};
+use taskfork::error::{Error, Failure, FatalError};
+use taskfork::{Call, Client, Emitter, StreamCall};
 
 #[taskfork::interface]
 trait Numbers {
@@ -47,4 +47,48 @@ fn a_method_that_streams_is_tested_without_a_server() {
     drop(out);
     assert_eq!(squares.iter().collect::<Vec<_>>(), [1, 4, 9]);
     assert_eq!(State.add(2, 3), 5);
+}
+
+/// Items and a result as the test wants them.
+struct Mock;
+
+impl NumbersCalls for Mock {
+    fn add(&self, left: i64, right: i64) -> Call<i64> {
+        Call::ready(Ok(left + right))
+    }
+
+    fn squares(&self, up_to: u64) -> StreamCall<u64, u64> {
+        let result = if up_to < 10 { Ok(up_to) } else { Err(Failure::new("too many")) };
+        StreamCall::ready((1..=up_to).map(|number| number * number), result)
+    }
+}
+
+#[tokio::test]
+async fn a_type_of_a_test_takes_the_place_of_workers() {
+    assert_eq!(Mock.add(2, 3).await.unwrap(), 5);
+    let mut squares = Mock.squares(2);
+    assert_eq!(squares.progress().latest(), None);
+    assert_eq!(squares.next().await.unwrap(), Some(1));
+    assert_eq!(squares.next().await.unwrap(), Some(4));
+    assert_eq!(squares.next().await.unwrap(), None);
+    assert_eq!(squares.next().await.unwrap(), None);
+    assert_eq!(squares.finish().await.unwrap(), 2);
+    // Items that nobody has read are discarded.
+    assert_eq!(Mock.squares(9).finish().await.unwrap(), 9);
+
+    // An error comes once, behind the items.
+    let mut squares = Mock.squares(10);
+    for number in 1..=10 {
+        assert_eq!(squares.next().await.unwrap(), Some(number * number));
+    }
+    assert_eq!(squares.next().await.unwrap_err().to_string(), "too many");
+    assert_eq!(squares.next().await.unwrap(), None);
+    assert_eq!(Mock.squares(11).finish().await.unwrap_err().to_string(), "too many");
+
+    let endless: StreamCall<u32, ()> = StreamCall::ready(std::iter::repeat(7), Ok(()));
+    let mut endless = tokio::spawn(async move {
+        let mut endless = endless;
+        (endless.next().await.unwrap(), endless)
+    });
+    assert_eq!((&mut endless).await.unwrap().0, Some(7));
 }

@@ -7,7 +7,7 @@ use log_defer::Level;
 
 use super::error_reply::ErrorReply;
 use super::handlers::log_setup_error;
-use super::interface::Request;
+use super::interface::{Request, check_streams};
 use super::scoreboard::Phase;
 use super::state::{ExitReason, Worker};
 use super::streaming::Streaming;
@@ -156,10 +156,8 @@ impl<S: 'static> Worker<'_, S> {
             return Err(ErrorReply::setup(Failure::new("there is no state")));
         };
         let (interface, number) = (self.interface, self.pipeline.number());
-        if streaming.is_some() && !interface.streams(method, of) {
-            return Err(ErrorReply::arguments(&Failure::new(
-                "the method streams no items: make a call, and no stream",
-            )));
+        if streaming.is_some() {
+            check_streams(interface, method, of)?;
         }
         let port = streaming.cloned().map(|streaming| -> Rc<dyn Port> { streaming });
         self.out.write(self.max_answer, |out| {

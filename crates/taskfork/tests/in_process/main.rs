@@ -1,6 +1,8 @@
 //! Clients whose workers are threads of this process.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod streams;
+
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -141,7 +143,7 @@ async fn errors_and_panics_end_calls_and_the_next_checkout_has_a_new_state() {
     let error = checkout.call::<()>("panic", ()).await.unwrap_err();
     let Error::Call { error: CallError::Panic(panic), .. } = error else { panic!("{error:?}") };
     assert_eq!(panic.message, "no such row");
-    assert!(panic.location.unwrap().file.ends_with("in_process.rs"));
+    assert!(panic.location.unwrap().file.ends_with("in_process/main.rs"));
     let error = checkout.call::<()>("missing", ()).await.unwrap_err();
     assert!(error.to_string().contains("there is fail, file"), "{error}");
     let error = checkout.call::<u64>("next", (1,)).await.unwrap_err();
