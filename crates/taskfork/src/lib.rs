@@ -189,7 +189,8 @@ pub use worker::Methods;
 /// example by a panic. [`Error`] describes all errors of a call, and [`Call`] what cancellation does.
 ///
 /// The attribute takes no arguments. `#[taskfork(name = "…")]` on a method sets the name that calls use, of 1 to 200
-/// bytes; it defaults to the method's own. `#[taskfork(idempotent)]` allows [`Client::retry`] to run it twice. `#[cfg(…)]` on a method holds for everything that is made of it.
+/// bytes; it defaults to the method's own. `#[taskfork(idempotent)]` allows [`Client::retry`] to run it twice, unless it streams.
+/// `#[cfg(…)]` on a method holds for everything that is made of it.
 ///
 /// A trait that cannot be an interface is a compile error, which says what to write instead: a generic or
 /// unsafe trait, a generic method, a parameter that is `&mut`, a receiver other than `&mut self`, and a method
