@@ -177,6 +177,7 @@ pub use worker::Methods;
 ///   `PasswordsCheckout` is what its `checkout` returns. Each method returns a [`Call`]. A `String` parameter accepts
 ///   any text, and a reference is passed as one: nothing is cloned. Documentation of the trait's methods is copied. The
 ///   server compares the client's methods with its own; see [`TypedClient`](client::TypedClient).
+///   What else they can do is in [`TypedHandle`](client::TypedHandle) and [`TypedCheckout`](client::TypedCheckout).
 /// * `PasswordsBlockingClient` and `PasswordsBlockingCheckout`: the same for [`blocking`].
 /// * `PasswordsCalls`: a trait with these methods for typed and untyped clients and checkouts. Types of tests can
 ///   implement it with [`Call::ready`].
@@ -241,7 +242,6 @@ pub use taskfork_macros::interface;
 /// For the code that [`macro@interface`] generates, for the command, for the gateway and for benchmarks.
 #[doc(hidden)]
 pub mod __private {
-    pub use crate::client::typed::Requires;
     pub use crate::client::typed_method::TypedMethod;
     #[cfg(feature = "server")]
     pub use crate::server::private::*;
@@ -252,11 +252,6 @@ pub mod __private {
     pub use crate::wire::{bench, relay};
     #[cfg(feature = "server")]
     pub use crate::worker::interface::{Reply, Request};
-
-    /// Makes a client require an interface of its servers.
-    pub fn require<I: Described>(client: &impl Requires) {
-        client.require_interface::<I>();
-    }
 
     /// Whether the other end of a unix socket has ended, or is shut down, and has left bytes unread.
     pub fn has_unread(socket: &impl std::os::fd::AsFd) -> bool {

@@ -1,7 +1,9 @@
 //! Clients whose workers are threads of this process.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod blocking;
 mod streams;
+mod typed;
 
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +16,7 @@ use taskfork::client::{Caller, ConfigError, Protocol};
 use taskfork::error::{CallError, FatalError, Stage, TimeoutOption};
 use taskfork::trace_context::{self, TraceContext};
 use taskfork::worker::{context, logger};
-use taskfork::{Blob, BoxError, Client, Error, Methods, blocking, log_defer};
+use taskfork::{Blob, BoxError, Client, Error, Methods, log_defer};
 
 #[taskfork::interface]
 trait Account {
@@ -288,7 +290,7 @@ async fn what_cannot_be_is_an_error_of_build() {
 
 #[test]
 fn threads_without_a_runtime_use_it_too() {
-    let client = blocking::Client::in_process(|| (methods(), 0)).unwrap();
+    let client = taskfork::blocking::Client::in_process(|| (methods(), 0)).unwrap();
     let checkout = client.checkout();
     assert_eq!(checkout.call::<u64>("next", ()).unwrap(), 1);
     assert_eq!(checkout.call::<u64>("next", ()).unwrap(), 2);

@@ -21,4 +21,5 @@ mod tls;
 #[cfg(feature = "tls")]
 mod tls_options;
 pub(crate) mod typed;
+pub(crate) mod typed_checkout;
 pub(crate) mod typed_method;
