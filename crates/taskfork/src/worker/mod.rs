@@ -13,6 +13,7 @@ mod connection;
 mod error_reply;
 pub(crate) mod executable;
 pub(crate) mod function;
+mod functions;
 mod handlers;
 mod handshake;
 mod init;
@@ -46,9 +47,10 @@ mod user_code;
 
 pub use executable::Executable;
 pub use function::Function;
+pub use functions::{Method, Stateless, StreamMethod, StreamStateless};
 pub use interface::Interface;
 pub use logger::logger;
-pub use methods::{Method, Methods, Stateless};
+pub use methods::Methods;
 pub use replace_after::ReplaceAfter;
 /// A value of any type, as serde can decode it from a call or a result.
 ///

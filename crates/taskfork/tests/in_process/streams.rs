@@ -8,7 +8,7 @@ use taskfork::blob::OpenFile;
 use taskfork::client::ProgressUpdates;
 use taskfork::error::{CallError, FatalError};
 use taskfork::worker::{EmitError, context};
-use taskfork::{Blob, BoxError, Client, Emitter, Error, Progress, blocking};
+use taskfork::{Blob, BoxError, Client, Emitter, Error, Methods, Progress, blocking};
 
 #[taskfork::interface]
 trait Streams {
@@ -264,4 +264,45 @@ fn threads_without_a_runtime_read_items_too() {
     let mut numbers = client.stream::<u64, u64>("numbers", (3,));
     let all: Vec<u64> = numbers.by_ref().map(Result::unwrap).collect();
     assert_eq!((all, numbers.finish().unwrap()), (vec![0, 1, 2], 3));
+}
+
+#[tokio::test]
+async fn functions_of_untyped_interfaces_stream() {
+    let make = || {
+        let methods = Methods::new()
+            .stream_method("all", |words: &mut Vec<String>, out: &mut Emitter<String>| {
+                words.iter().try_for_each(|word| out.send(word))?;
+                Ok(words.len())
+            })
+            .method("add", |words: &mut Vec<String>, word: String| {
+                words.push(word);
+                Ok(())
+            })
+            .stream_function("between", |from: i64, to: i64, out: &mut Emitter<i64>| {
+                (from..to).try_for_each(|number| out.send(&number))?;
+                if to < from { Err("they go down".into()) } else { Ok(()) }
+            });
+        (methods, vec!["one".to_owned()])
+    };
+    let client = Client::in_process(make).unwrap();
+    let checkout = client.checkout();
+    checkout.call::<()>("add", ("two",)).await.unwrap();
+    let mut all = checkout.stream::<String, usize>("all", ());
+    assert_eq!(all.next().await.unwrap().as_deref(), Some("one"));
+    assert_eq!(all.next().await.unwrap().as_deref(), Some("two"));
+    assert_eq!(all.finish().await.unwrap(), 2);
+    let mut between = checkout.stream::<i64, ()>("between", (-1, 1));
+    assert_eq!((between.next().await.unwrap(), between.next().await.unwrap()), (Some(-1), Some(0)));
+    between.finish().await.unwrap();
+
+    let error = |error: Result<(), Error>| error.unwrap_err().to_string();
+    assert_eq!(error(checkout.stream::<i64, ()>("between", (2, 1)).finish().await), "they go down");
+    let wrong = error(checkout.stream::<i64, ()>("between", ("x", 1)).finish().await);
+    assert!(wrong.contains("bad arguments"), "{wrong}");
+    let wrong = error(checkout.call::<()>("between", (1, 2)).await);
+    assert!(wrong.contains("`between` streams items"), "{wrong}");
+    let wrong = error(checkout.stream::<i64, ()>("add", ("x",)).finish().await);
+    assert!(wrong.contains("`add` streams no items"), "{wrong}");
+    let wrong = error(checkout.stream::<i64, ()>("betwen", (1, 2)).finish().await);
+    assert_eq!(wrong, "unknown method `betwen`: there is add, all, between");
 }
