@@ -17,9 +17,10 @@ pub(crate) use api::typed_method;
 #[cfg(test)]
 pub(crate) use io::transport::memory;
 
-pub use api::builder::{ClientBuilder, ConfigError};
+pub use api::builder::ClientBuilder;
 pub use api::call::Call;
 pub use api::checkout::{Caller, Checkout};
+pub use api::config_error::ConfigError;
 pub use api::handle::Client;
 pub use api::map::{Items, MapCalls};
 pub use api::progress::ProgressUpdates;

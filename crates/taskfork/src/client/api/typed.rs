@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use futures_core::Stream;
 
-use super::builder::{ClientBuilder, ConfigError};
+use super::builder::ClientBuilder;
+use super::config_error::ConfigError;
 use super::handle::Client;
 use super::map::{Items, MapCalls};
 use super::typed_checkout::TypedCheckout;
