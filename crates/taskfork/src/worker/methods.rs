@@ -10,8 +10,11 @@ use super::interface::{Interface, Reply, Request};
 use crate::error::BoxError;
 use crate::wire::arguments::Arguments;
 
+/// Runs one request.
+type Run<S> = Box<dyn Fn(&mut S, Request<'_>) -> Reply>;
+
 struct Entry<S> {
-    run: Box<dyn Fn(&mut S, Request<'_>) -> Reply>,
+    run: Run<S>,
     /// Whether it sends items, so that callers must make a stream.
     streams: bool,
 }
