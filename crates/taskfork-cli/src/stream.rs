@@ -13,7 +13,7 @@ pub(crate) fn is_wanted(outcome: &Result<Value, Error>) -> bool {
     let Err(Error::Call { error: CallError::Arguments { message }, .. }) = outcome else {
         return false;
     };
-    message == READS_NO_ITEMS
+    message.ends_with(READS_NO_ITEMS)
 }
 
 /// Prints each item in a line when it comes, and returns the result.

@@ -1,4 +1,8 @@
 //! Generates the clients and checkouts that have the methods of one interface, and no others.
+//!
+//! They are types of the user's crate, because only those can have methods of the interface. All else they have by
+//! dereferencing to `TypedHandle` and `TypedCheckout` of the library. Only the options of checkouts are generated, which take
+//! the checkout by value: a type that dereferences to another cannot.
 
 use proc_macro2::TokenStream;
 use quote::{format_ident, quote};
@@ -36,182 +40,176 @@ impl Clients<'_> {
         let Self { calls, client, checkout, module, .. } = self;
         let (vis, name) = (&item.vis, &item.ident);
         let server = format_ident!("{name}Interface");
-        let build = match self.kind {
-            Kind::Async => "[`build_as`](::taskfork::client::ClientBuilder::build_as)",
+        let (path, build, asynchronous) = match self.kind {
+            Kind::Async => ("client", "build_as", TokenStream::new()),
             Kind::Blocking => {
-                "[`build_blocking_as`](::taskfork::client::ClientBuilder::build_blocking_as)"
+                let client = format_ident!("{name}Client");
+                ("blocking", "build_blocking_as", quote!(type Async = #client;))
             }
         };
         let docs = [
             format!("A client for the methods of [`{name}`], which its server must serve."),
             String::new(),
-            format!("Make it with {build}, or from a client, whose workers it shares then."),
+            format!(
+                "Make it with [`{build}`](::taskfork::client::ClientBuilder::{build}), or from a client, whose workers it \
+                 shares then. Options, `checkout`, `map` and others are methods of \
+                 [`TypedHandle`](::taskfork::{path}::TypedHandle), to which it dereferences."
+            ),
         ];
-        let methods = calls.methods(interface, &quote!(&self.inner), &quote!(#vis));
-        let of_trait = calls.implementation(client, interface, &quote!(&self.inner));
-        let close = self.close(item);
+        let caller = quote!(self.inner.untyped());
+        let methods = calls.methods(interface, &caller, &quote!(#vis));
+        let of_trait = calls.implementation(client, interface, &caller);
+        let deref = dereference(client, &quote!(#module::TypedHandle<#client>));
         quote! {
             #(#[doc = #docs])*
             #[allow(dead_code, reason = "a program need not use all that is made of an interface")]
             #[derive(Debug, Clone)]
             #vis struct #client {
-                inner: #module::Client,
+                inner: #module::TypedHandle<Self>,
             }
 
             #[allow(dead_code, clippy::too_many_arguments, reason = "it is as the interface's trait is")]
             impl #client {
                 #(#methods)*
-
-                /// Checks a worker out, or joins the queue for one. Returns at once.
-                #vis fn checkout(&self) -> #checkout {
-                    #checkout { inner: self.inner.checkout() }
-                }
-
-                /// Checks a worker out if one is idle now. Returns `None` otherwise, and never joins the queue.
-                #vis fn try_checkout(&self) -> ::core::option::Option<#checkout> {
-                    let inner = self.inner.try_checkout()?;
-                    ::core::option::Option::Some(#checkout { inner })
-                }
-
-                /// A client whose calls of methods with `#[taskfork(idempotent)]` are made again, up to `times` times
-                /// each, if they die with their workers. Calls of checkouts are not. Defaults to 0.
-                #[must_use = "it returns another client"]
-                #vis fn retry(&self, times: u32) -> Self {
-                    Self { inner: self.inner.retry(times) }
-                }
-
-                #close
-
-                /// Whether `close` has been called on this client or on one that shares its workers.
-                #vis fn is_closed(&self) -> bool {
-                    self.inner.is_closed()
-                }
-
-                /// The current numbers of workers and checkouts, and the totals since the client was built.
-                #vis fn stats(&self) -> ::taskfork::client::Stats {
-                    self.inner.stats()
-                }
-
-                /// The client that shares these workers and has no methods of an interface.
-                #vis fn untyped(&self) -> &#module::Client {
-                    &self.inner
-                }
             }
 
             impl ::core::convert::From<#module::Client> for #client {
                 /// A client with the same workers. Those that are connected already are replaced, because the
                 /// server compares interfaces when a worker is connected.
-                fn from(inner: #module::Client) -> Self {
-                    ::taskfork::__private::require::<#server>(&inner);
+                fn from(client: #module::Client) -> Self {
+                    Self { inner: #module::TypedHandle::new(client) }
+                }
+            }
+
+            #deref
+
+            impl #module::TypedClient for #client {
+                type Checkout = #checkout;
+                #asynchronous
+                type Interface = #server;
+
+                fn of(inner: #module::TypedHandle<Self>) -> Self {
                     Self { inner }
                 }
             }
 
-            impl #module::TypedClient for #client {
-                type Interface = #server;
-            }
-
             #of_trait
-        }
-    }
-
-    fn close(&self, item: &ItemTrait) -> TokenStream {
-        let vis = &item.vis;
-        let docs = "Closes the client and all that share its workers, and waits until the last connection is \
-                    closed.";
-        match self.kind {
-            Kind::Async => quote! {
-                #[doc = #docs]
-                #vis fn close(
-                    &self,
-                ) -> impl ::core::future::Future<Output = ()> + ::core::marker::Send + '_ {
-                    self.inner.close()
-                }
-            },
-            Kind::Blocking => quote! {
-                #[doc = #docs]
-                #vis fn close(&self) {
-                    self.inner.close();
-                }
-            },
         }
     }
 
     fn checkout(&self, item: &ItemTrait, interface: &Interface) -> TokenStream {
         let Self { calls, client, checkout, module, .. } = self;
         let (vis, name) = (&item.vis, &item.ident);
-        let docs = format!(
-            "Holds one worker exclusively, for the methods of [`{name}`]. From [`{client}`]."
-        );
-        let methods = calls.methods(interface, &quote!(&self.inner), &quote!(#vis));
-        let of_trait = calls.implementation(checkout, interface, &quote!(&self.inner));
-        let ready = match self.kind {
-            Kind::Async => quote!(::taskfork::Call<()>),
-            Kind::Blocking => quote!(::core::result::Result<(), ::taskfork::Error>),
+        let path = match self.kind {
+            Kind::Async => "client",
+            Kind::Blocking => "blocking",
         };
+        let docs = [
+            format!(
+                "Holds one worker exclusively, for the methods of [`{name}`]. From [`{client}`]."
+            ),
+            String::new(),
+            format!(
+                "`ready`, `alloc_blob`, `abort` and others are methods of \
+                 [`TypedCheckout`](::taskfork::{path}::TypedCheckout), to which it dereferences."
+            ),
+        ];
+        let caller = quote!(self.inner.untyped());
+        let methods = calls.methods(interface, &caller, &quote!(#vis));
+        let of_trait = calls.implementation(checkout, interface, &caller);
+        let options = options().map(|CheckoutOption { name, docs, ty }| {
+            let docs = docs.iter();
+            quote! {
+                #(#[doc = #docs])*
+                #[must_use = "it returns the checkout, which is released when it is dropped"]
+                #vis fn #name(self, #name: #ty) -> Self {
+                    Self { inner: self.inner.with(|checkout| checkout.#name(#name)) }
+                }
+            }
+        });
+        let deref = dereference(checkout, &quote!(#module::TypedCheckout));
         quote! {
-            #[doc = #docs]
+            #(#[doc = #docs])*
             #[allow(dead_code, reason = "a program need not use all that is made of an interface")]
             #[derive(Debug)]
             #[must_use = "a checkout is released when it is dropped"]
             #vis struct #checkout {
-                inner: #module::Checkout,
+                inner: #module::TypedCheckout,
             }
 
             #[allow(dead_code, clippy::too_many_arguments, reason = "it is as the interface's trait is")]
             impl #checkout {
                 #(#methods)*
+                #(#options)*
+            }
 
-                /// Sets the time limit of each call that is made from now on. `None` means no limit. Defaults to
-                /// that of the client.
-                #[must_use = "it returns the checkout, which is released when it is dropped"]
-                #vis fn timeout(
-                    self,
-                    timeout: impl ::core::convert::Into<::core::option::Option<::core::time::Duration>>,
-                ) -> Self {
-                    Self { inner: self.inner.timeout(timeout) }
-                }
-
-                /// Records each call that is made from now on in `log`. Defaults to no log.
-                #[must_use = "it returns the checkout, which is released when it is dropped"]
-                #vis fn log(self, log: &::taskfork::log_defer::Log) -> Self {
-                    Self { inner: self.inner.log(log) }
-                }
-
-                /// Sets the trace that each call made from now on belongs to.
-                #[must_use = "it returns the checkout, which is released when it is dropped"]
-                #vis fn trace_context(
-                    self,
-                    context: ::taskfork::trace_context::TraceContext,
-                ) -> Self {
-                    Self { inner: self.inner.trace_context(context) }
-                }
-
-                /// Waits until the checkout has a worker and the calls made before are over. It runs nothing in
-                /// the worker.
-                #[track_caller]
-                #vis fn ready(&self) -> #ready {
-                    self.inner.ready()
-                }
-
-                /// Allocates memory of `length` bytes for an argument, to be filled in place.
-                ///
-                /// # Errors
-                /// If the system has no memory or descriptor left.
-                #vis fn alloc_blob(
-                    &self,
-                    length: usize,
-                ) -> ::std::io::Result<::taskfork::blob::BlobMut> {
-                    self.inner.alloc_blob(length)
-                }
-
-                /// Ends the checkout: all its calls fail with `message`, those made later included.
-                #vis fn abort(&self, message: impl ::core::convert::Into<::std::string::String>) {
-                    self.inner.abort(message);
+            impl ::core::convert::From<#module::TypedCheckout> for #checkout {
+                fn from(inner: #module::TypedCheckout) -> Self {
+                    Self { inner }
                 }
             }
 
+            #deref
+
             #of_trait
+        }
+    }
+}
+
+/// An option that takes a checkout and returns it.
+struct CheckoutOption {
+    name: Ident,
+    docs: &'static [&'static str],
+    ty: TokenStream,
+}
+
+fn options() -> impl Iterator<Item = CheckoutOption> {
+    let duration =
+        || quote!(impl ::core::convert::Into<::core::option::Option<::core::time::Duration>>);
+    let options: [(_, &[_], _); 4] = [
+        (
+            "timeout",
+            &[
+                "Sets the time limit of each call that is made from now on, counted from when it is made. `None`",
+                "means no limit. Defaults to that of the client. See [`timeout`](::taskfork::Checkout::timeout).",
+            ],
+            duration(),
+        ),
+        (
+            "run_timeout",
+            &[
+                "Sets the time limit of each call that is made from now on, counted from when it begins to run. `None`",
+                "means no limit. Defaults to that of the client. See [`run_timeout`](::taskfork::Checkout::run_timeout).",
+            ],
+            duration(),
+        ),
+        (
+            "log",
+            &["Records each call that is made from now on in `log`. Defaults to no log."],
+            quote!(&::taskfork::log_defer::Log),
+        ),
+        (
+            "trace_context",
+            &["Sets the trace that each call made from now on belongs to."],
+            quote!(::taskfork::trace_context::TraceContext),
+        ),
+    ];
+    options.into_iter().map(|(name, docs, ty)| CheckoutOption {
+        name: format_ident!("{name}"),
+        docs,
+        ty,
+    })
+}
+
+/// Makes `of` dereference to its field.
+fn dereference(of: &Ident, target: &TokenStream) -> TokenStream {
+    quote! {
+        impl ::core::ops::Deref for #of {
+            type Target = #target;
+
+            fn deref(&self) -> &Self::Target {
+                &self.inner
+            }
         }
     }
 }

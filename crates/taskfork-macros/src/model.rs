@@ -167,7 +167,7 @@ impl Method {
         let (mut emitter, mut parameters) = (None, Vec::new());
         for input in &signature.inputs {
             let FnArg::Typed(input) = input else { continue };
-            if let Some(item) = Emitter::item(&input.ty) {
+            if let Some(item) = Emitter::item(&input.ty, mistakes) {
                 check_type(item, mistakes);
                 let found = Emitter { index: parameters.len(), item: Box::new(item.clone()) };
                 if emitter.replace(found).is_some() {
@@ -200,6 +200,13 @@ impl Method {
         };
         let name = signature.ident.clone();
         let options = attributes::read(item, mistakes);
+        if options.is_idempotent && emitter.is_some() {
+            mistakes.add(
+                name.span(),
+                "a method that streams cannot be idempotent: when its worker dies, the caller may have read items, \
+                 which a second run would send again. Remove #[taskfork(idempotent)]",
+            );
+        }
         Some(Self {
             called: options.name.unwrap_or_else(|| method_name(&name)),
             is_idempotent: options.is_idempotent,

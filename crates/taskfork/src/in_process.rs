@@ -113,8 +113,8 @@ impl ClientBuilder {
     /// neither has to be `Send`. If it panics, the call fails with
     /// [`CallError::Setup`](crate::error::CallError::Setup).
     ///
-    /// Checkouts, calls, errors, limits of the queue, logs and traces are as with a server: values are encoded and
-    /// decoded on their way, and a worker whose call has failed is replaced, so that the next checkout gets a new state.
+    /// Checkouts, calls, streams, progress, errors, limits of the queue, logs and traces are as with a server: values are
+    /// encoded and decoded on their way, and a worker whose call has failed is replaced, so that the next checkout gets a new state.
     /// [`context`](crate::worker::context), [`logger`](crate::worker::logger) and
     /// [`trace_context::current`](crate::trace_context::current) work on the worker's own thread, but not on threads that
     /// it starts.
@@ -124,7 +124,7 @@ impl ClientBuilder {
     /// - A panic is the error of its call. An abort, an exit or a crash ends this program.
     /// - A thread cannot be killed. When a call's time and its [`grace`](Self::grace) are over, or the call and its
     ///   checkout are dropped, the client goes on with a new thread. The old one ends when its method returns, and its
-    ///   state is dropped then. No signal interrupts it.
+    ///   state is dropped then. No signal interrupts it; the next [`Emitter::send`](crate::Emitter::send) fails.
     /// - There is no server: no `checkout_done`, no limits of memory or time of one, no sandbox and no status.
     ///   `context().peer()` and `scratch()` return `None`.
     /// - Threads share statics, the environment and the working directory.

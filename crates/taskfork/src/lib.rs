@@ -112,6 +112,7 @@ mod death;
 #[cfg(test)]
 mod debug_tests;
 mod display;
+mod emitter;
 pub mod error;
 #[cfg(all(fuzzing, feature = "server"))]
 #[doc(hidden)]
@@ -148,6 +149,8 @@ pub use blob::Blob;
 #[doc(inline)]
 pub use client::{Call, Checkout, Client, StreamCall};
 #[doc(inline)]
+pub use emitter::Emitter;
+#[doc(inline)]
 pub use error::{BoxError, Error};
 pub use log_defer;
 pub use progress::Progress;
@@ -156,7 +159,7 @@ pub use progress::Progress;
 pub use server::{Server, ServerBuilder, ServerError, init};
 #[cfg(feature = "server")]
 #[doc(inline)]
-pub use worker::{Emitter, Methods};
+pub use worker::Methods;
 
 /// Defines a typed interface for the methods of a trait.
 ///
@@ -174,6 +177,7 @@ pub use worker::{Emitter, Methods};
 ///   `PasswordsCheckout` is what its `checkout` returns. Each method returns a [`Call`]. A `String` parameter accepts
 ///   any text, and a reference is passed as one: nothing is cloned. Documentation of the trait's methods is copied. The
 ///   server compares the client's methods with its own; see [`TypedClient`](client::TypedClient).
+///   What else they can do is in [`TypedHandle`](client::TypedHandle) and [`TypedCheckout`](client::TypedCheckout).
 /// * `PasswordsBlockingClient` and `PasswordsBlockingCheckout`: the same for [`blocking`].
 /// * `PasswordsCalls`: a trait with these methods for typed and untyped clients and checkouts. Types of tests can
 ///   implement it with [`Call::ready`].
@@ -186,7 +190,8 @@ pub use worker::{Emitter, Methods};
 /// example by a panic. [`Error`] describes all errors of a call, and [`Call`] what cancellation does.
 ///
 /// The attribute takes no arguments. `#[taskfork(name = "…")]` on a method sets the name that calls use, of 1 to 200
-/// bytes; it defaults to the method's own. `#[taskfork(idempotent)]` allows [`Client::retry`] to run it twice. `#[cfg(…)]` on a method holds for everything that is made of it.
+/// bytes; it defaults to the method's own. `#[taskfork(idempotent)]` allows [`Client::retry`] to run it twice, unless it streams.
+/// `#[cfg(…)]` on a method holds for everything that is made of it.
 ///
 /// A trait that cannot be an interface is a compile error, which says what to write instead: a generic or
 /// unsafe trait, a generic method, a parameter that is `&mut`, a receiver other than `&mut self`, and a method
@@ -237,7 +242,6 @@ pub use taskfork_macros::interface;
 /// For the code that [`macro@interface`] generates, for the command, for the gateway and for benchmarks.
 #[doc(hidden)]
 pub mod __private {
-    pub use crate::client::typed::Requires;
     pub use crate::client::typed_method::TypedMethod;
     #[cfg(feature = "server")]
     pub use crate::server::private::*;
@@ -248,11 +252,6 @@ pub mod __private {
     pub use crate::wire::{bench, relay};
     #[cfg(feature = "server")]
     pub use crate::worker::interface::{READS_NO_ITEMS, Reply, Request};
-
-    /// Makes a client require an interface of its servers.
-    pub fn require<I: Described>(client: &impl Requires) {
-        client.require_interface::<I>();
-    }
 
     /// Whether the other end of a unix socket has ended, or is shut down, and has left bytes unread.
     pub fn has_unread(socket: &impl std::os::fd::AsFd) -> bool {

@@ -6,7 +6,7 @@ use std::panic::{RefUnwindSafe, UnwindSafe};
 use taskfork::blob::{BlobMut, OpenFile};
 use taskfork::client::{
     Address, AddressError, BusyPoll, ClientBuilder, ConfigError, Overload, ProgressUpdates,
-    Protocol, Stats, StreamCall,
+    Protocol, Stats, StreamCall, TypedCheckout, TypedHandle,
 };
 use taskfork::error::{
     Activity, CallError, CallSite, ConnectionError, Death, End, Failure, FatalError, Hung,
@@ -81,6 +81,11 @@ fn handles_cross_threads_and_unwinding() {
         StreamCall<i64, i64>,
         StreamCall<std::rc::Rc<i64>, std::rc::Rc<i64>>,
         blocking::StreamCall<i64, i64>,
+        blocking::StreamCall<std::rc::Rc<i64>, std::rc::Rc<i64>>,
+        TypedHandle<std::rc::Rc<i64>>,
+        TypedCheckout,
+        blocking::TypedHandle<std::rc::Rc<i64>>,
+        blocking::TypedCheckout,
         ProgressUpdates,
         Checkout,
         Client,

@@ -17,7 +17,7 @@ impl Client {
     /// # }
     /// ```
     pub fn with_timeout(&self, timeout: impl Into<Option<Duration>>) -> Self {
-        Self { inner: self.inner.with_timeout(timeout), _thread: self._thread.clone() }
+        self.with_inner(self.inner.with_timeout(timeout))
     }
 
     /// Returns a handle of the same client whose calls have this time limit, counted from when they begin to run. See
@@ -32,7 +32,7 @@ impl Client {
     /// # }
     /// ```
     pub fn with_run_timeout(&self, timeout: impl Into<Option<Duration>>) -> Self {
-        Self { inner: self.inner.with_run_timeout(timeout), _thread: self._thread.clone() }
+        self.with_inner(self.inner.with_run_timeout(timeout))
     }
 
     /// Returns a handle of the same client whose checkouts have this priority while they wait for a worker. See
@@ -45,6 +45,6 @@ impl Client {
     /// # }
     /// ```
     pub fn with_priority(&self, priority: i8) -> Self {
-        Self { inner: self.inner.with_priority(priority), _thread: self._thread.clone() }
+        self.with_inner(self.inner.with_priority(priority))
     }
 }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use futures_core::Stream;
 
-use super::{Client, RuntimeThread, block_on};
+use super::Client;
+use super::runtime::{RuntimeThread, block_on};
 use crate::client::{Items, MapCalls as AsyncMapCalls};
 
 impl Client {
@@ -27,7 +28,7 @@ impl Client {
         F: FnMut(&crate::Client, I::Item) -> Fut,
         Fut: Future,
     {
-        MapCalls { inner: self.inner.map(items, make), _thread: self._thread.clone() }
+        MapCalls::new(self.inner.map(items, make), self.thread.clone())
     }
 }
 
@@ -36,17 +37,21 @@ impl Client {
 /// Dropping it drops the calls that run, and their workers are killed.
 #[derive(Debug)]
 #[must_use = "it makes no call before it is asked for a result"]
-pub struct MapCalls<S, F, Fut: Future> {
-    inner: AsyncMapCalls<S, F, Fut>,
+pub struct MapCalls<S, F, Fut: Future, C = crate::Client> {
+    inner: AsyncMapCalls<S, F, Fut, C>,
     _thread: Arc<RuntimeThread>,
 }
 
-impl<S, F, Fut> MapCalls<S, F, Fut>
+impl<S, F, Fut, C> MapCalls<S, F, Fut, C>
 where
     S: Stream + Unpin,
-    F: FnMut(&crate::Client, S::Item) -> Fut,
+    F: FnMut(&C, S::Item) -> Fut,
     Fut: Future,
 {
+    pub(super) fn new(inner: AsyncMapCalls<S, F, Fut, C>, thread: Arc<RuntimeThread>) -> Self {
+        Self { inner, _thread: thread }
+    }
+
     /// Sets how many items may have begun without their results being taken. 0 counts as 1. Defaults to the
     /// client's `max_workers`. See [`crate::client::MapCalls::concurrency`].
     ///
@@ -74,10 +79,10 @@ where
     }
 }
 
-impl<S, F, Fut> Iterator for MapCalls<S, F, Fut>
+impl<S, F, Fut, C> Iterator for MapCalls<S, F, Fut, C>
 where
     S: Stream + Unpin,
-    F: FnMut(&crate::Client, S::Item) -> Fut,
+    F: FnMut(&C, S::Item) -> Fut,
     Fut: Future,
 {
     type Item = Fut::Output;

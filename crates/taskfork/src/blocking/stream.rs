@@ -1,9 +1,11 @@
 //! A call that streams, for threads that may block.
 
+use std::sync::Arc;
+
 use serde::de::DeserializeOwned;
 
-use super::block_on;
-use crate::client;
+use super::runtime::{RuntimeThread, block_on};
+use crate::client::{self, ProgressUpdates};
 use crate::error::{Error, Failure};
 use crate::wire::arguments::IntoArguments;
 use crate::wire::call_error::InterfaceError;
@@ -27,6 +29,8 @@ use crate::wire::call_error::InterfaceError;
 #[must_use = "a call that is dropped at once is taken back"]
 pub struct StreamCall<I, T, E = Failure> {
     inner: client::StreamCall<I, T, E>,
+    /// Dropped behind the call, which needs it. `None` for [`ready`](Self::ready).
+    _thread: Option<Arc<RuntimeThread>>,
 }
 
 impl super::Client {
@@ -43,13 +47,51 @@ impl super::Client {
     /// ```
     #[track_caller]
     pub fn stream<I, T>(&self, method: &str, args: impl IntoArguments) -> StreamCall<I, T> {
-        StreamCall::new(self.inner.stream(method, args))
+        StreamCall::new(self.inner.stream(method, args), self.thread.clone())
     }
 }
 
 impl<I, T, E> StreamCall<I, T, E> {
-    pub(super) fn new(inner: client::StreamCall<I, T, E>) -> Self {
-        Self { inner }
+    pub(super) fn new(inner: client::StreamCall<I, T, E>, thread: Arc<RuntimeThread>) -> Self {
+        Self { inner, _thread: Some(thread) }
+    }
+
+    /// A call that has these items and this result, without a worker, for tests of code that calls workers. See
+    /// [`crate::StreamCall::ready`].
+    ///
+    /// ```
+    /// use taskfork::blocking::StreamCall;
+    ///
+    /// let mut pages: StreamCall<&str, u32> = StreamCall::ready(["one", "two"], Ok(2));
+    /// assert_eq!(pages.by_ref().map(Result::unwrap).collect::<Vec<_>>(), ["one", "two"]);
+    /// assert_eq!(pages.finish().unwrap(), 2);
+    /// ```
+    #[track_caller]
+    pub fn ready<Items>(items: Items, result: Result<T, E>) -> Self
+    where
+        Items: IntoIterator<Item = I>,
+        Items::IntoIter: Send + 'static,
+        T: Send + 'static,
+        E: Send + 'static,
+    {
+        Self { inner: client::StreamCall::ready(items, result), _thread: None }
+    }
+
+    /// The reports of how far the call has got; [`latest`](ProgressUpdates::latest) returns the last one that has come.
+    /// See [`crate::Call::progress`].
+    ///
+    /// ```no_run
+    /// # fn example(client: taskfork::blocking::Client) -> Result<(), taskfork::Error> {
+    /// let pages = client.stream::<String, u32>("render", (12,));
+    /// let progress = pages.progress();
+    /// for page in pages {
+    ///     println!("{} ({:?})", page?, progress.latest());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn progress(&self) -> ProgressUpdates {
+        self.inner.progress()
     }
 }
 

@@ -13,18 +13,20 @@ mod required;
 mod session;
 pub(crate) mod spawned_server;
 
-pub(crate) use api::{typed, typed_method};
+pub(crate) use api::typed_method;
 #[cfg(test)]
 pub(crate) use io::transport::memory;
 
-pub use api::builder::{ClientBuilder, ConfigError};
+pub use api::builder::ClientBuilder;
 pub use api::call::Call;
 pub use api::checkout::{Caller, Checkout};
+pub use api::config_error::ConfigError;
 pub use api::handle::Client;
 pub use api::map::{Items, MapCalls};
 pub use api::progress::ProgressUpdates;
 pub use api::stream::StreamCall;
-pub use api::typed::TypedClient;
+pub use api::typed::{TypedClient, TypedHandle};
+pub use api::typed_checkout::TypedCheckout;
 pub use observe::stats::Stats;
 pub use pool::Overload;
 pub use rmpv::Value;

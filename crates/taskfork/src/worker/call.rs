@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use log_defer::Level;
 
-use super::emitter::Port;
 use super::error_reply::ErrorReply;
 use super::handlers::log_setup_error;
-use super::interface::Request;
+use super::interface::{Request, check_streams};
 use super::scoreboard::Phase;
 use super::state::{ExitReason, Worker};
 use super::streaming::Streaming;
@@ -17,6 +16,7 @@ use super::telemetry::{self, RequestedTelemetry};
 use super::tracer;
 use super::user_code::catch_panic;
 use crate::context::{self, context};
+use crate::emitter::Port;
 use crate::error::Failure;
 use crate::peer::Peer;
 use crate::sys;
@@ -156,10 +156,8 @@ impl<S: 'static> Worker<'_, S> {
             return Err(ErrorReply::setup(Failure::new("there is no state")));
         };
         let (interface, number) = (self.interface, self.pipeline.number());
-        if streaming.is_some() && !interface.streams(method, of) {
-            return Err(ErrorReply::arguments(&Failure::new(
-                "the method streams no items: make a call, and no stream",
-            )));
+        if streaming.is_some() {
+            check_streams(interface, method, of)?;
         }
         let port = streaming.cloned().map(|streaming| -> Rc<dyn Port> { streaming });
         self.out.write(self.max_answer, |out| {

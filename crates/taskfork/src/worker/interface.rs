@@ -4,17 +4,17 @@ use std::rc::Rc;
 
 use serde::Serialize;
 
-use super::emitter::{Emitter, Port};
 use super::error_reply::ErrorReply;
 use super::replace_after::ReplaceAfter;
 use crate::blob;
+use crate::emitter::{Emitter, Port};
 use crate::error::{BoxError, Failure};
 use crate::wire::arguments::{Arguments, ArgumentsError, FromArguments};
 use crate::wire::interface_description::InterfaceDescription;
 use crate::wire::values::encode;
 
 /// Why a method that streams does not run for a call that reads no items.
-pub const READS_NO_ITEMS: &str = "the method streams items, which this call does not read: make a stream, and no call (clients that speak JSON cannot)";
+pub const READS_NO_ITEMS: &str = "streams items, which this call does not read: make a stream, and no call (clients that speak JSON cannot)";
 
 /// The calls that a server's workers answer: [`Methods`](crate::Methods), a
 /// [`Function`](crate::worker::Function), or the type that [`interface`](macro@crate::interface) defines
@@ -78,6 +78,13 @@ pub trait Interface<S>: 'static {
         false
     }
 
+    /// Whether there is such a method, as far as that is known.
+    #[doc(hidden)]
+    fn has_method(&self, method: Option<&str>, _interface: Option<&str>) -> bool {
+        let names = self.method_names();
+        names.is_empty() || method.is_none_or(|method| names.iter().any(|name| name == method))
+    }
+
     /// Whether this first argument is a method's name. Only the JSON protocol does not distinguish the
     /// two.
     #[doc(hidden)]
@@ -90,6 +97,30 @@ pub trait Interface<S>: 'static {
     fn method_names(&self) -> Vec<String> {
         Vec::new()
     }
+}
+
+/// Checks that a method of which a caller wants a stream is one that streams.
+///
+/// A method that does not exist passes: the interface itself answers that, and says what there is.
+///
+/// # Errors
+/// The reply for a method that streams nothing, which must not run.
+pub(super) fn check_streams<S>(
+    interface: &(impl Interface<S> + ?Sized),
+    method: Option<&str>,
+    of: Option<&str>,
+) -> Result<(), ErrorReply> {
+    if interface.streams(method, of) || !interface.has_method(method, of) {
+        return Ok(());
+    }
+    let method = quoted(method);
+    let reason = format!("{method} streams no items: make a call, and no stream");
+    Err(ErrorReply::arguments(&Failure::new(reason)))
+}
+
+/// The method of a call, for an error.
+fn quoted(method: Option<&str>) -> String {
+    method.map_or_else(|| "a call without a method".to_owned(), |method| format!("`{method}`"))
 }
 
 /// An error of a method of a typed interface that keeps its type.
@@ -168,10 +199,10 @@ impl<'a> Request<'a> {
 
     /// Where the items of a method that streams go. The error is a reply for a caller that does not read them.
     pub fn emitter<T>(&self) -> Result<Emitter<T>, Reply> {
-        let port = self
-            .port
-            .clone()
-            .ok_or_else(|| Reply(Err(ErrorReply::arguments(&Failure::new(READS_NO_ITEMS)))));
+        let port = self.port.clone().ok_or_else(|| {
+            let reason = format!("{} {READS_NO_ITEMS}", quoted(self.method));
+            Reply(Err(ErrorReply::arguments(&Failure::new(reason))))
+        });
         port.map(Emitter::to_caller)
     }
 

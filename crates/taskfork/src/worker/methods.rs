@@ -4,13 +4,30 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 
+use super::functions::{Method, Stateless, StreamMethod, StreamStateless};
 use super::interface::{Interface, Reply, Request};
 use crate::error::BoxError;
 use crate::wire::arguments::Arguments;
 
-type Entry<S> = Box<dyn Fn(&mut S, Request<'_>) -> Reply>;
+/// Runs one request.
+type Run<S> = Box<dyn Fn(&mut S, Request<'_>) -> Reply>;
+
+struct Entry<S> {
+    run: Run<S>,
+    /// Whether it sends items, so that callers must make a stream.
+    streams: bool,
+}
+
+impl<S> Entry<S> {
+    fn new(run: impl Fn(&mut S, Request<'_>) -> Reply + 'static) -> Self {
+        Self { run: Box::new(run), streams: false }
+    }
+
+    fn streaming(run: impl Fn(&mut S, Request<'_>) -> Reply + 'static) -> Self {
+        Self { run: Box::new(run), streams: true }
+    }
+}
 
 /// An untyped interface: functions by name, with ordinary parameters.
 ///
@@ -71,7 +88,7 @@ impl<S: 'static> Methods<S> {
     /// # let _ = interface;
     /// ```
     pub fn method<A: 'static>(self, name: impl Into<String>, method: impl Method<S, A>) -> Self {
-        self.entry(name.into(), Box::new(move |state, request| method.run(state, request)))
+        self.entry(name.into(), Entry::new(move |state, request| method.run(state, request)))
     }
 
     /// Adds a function of up to eight parameters that does not use the worker's state. It replaces an
@@ -88,7 +105,59 @@ impl<S: 'static> Methods<S> {
         name: impl Into<String>,
         function: impl Stateless<A>,
     ) -> Self {
-        self.entry(name.into(), Box::new(move |_, request| function.run(request)))
+        self.entry(name.into(), Entry::new(move |_, request| function.run(request)))
+    }
+
+    /// Adds a function of the worker's state that streams. Its last parameter is an [`Emitter`], by which it sends items
+    /// while it runs. Callers use [`Checkout::stream`](crate::Checkout::stream). It replaces an earlier function with this
+    /// name.
+    ///
+    /// ```
+    /// use taskfork::{Emitter, Methods};
+    ///
+    /// let interface = Methods::new().stream_method("lines", |lines: &mut Vec<String>, out: &mut Emitter<String>| {
+    ///     for line in lines.iter() {
+    ///         out.send(line)?;
+    ///     }
+    ///     Ok(lines.len())
+    /// });
+    /// # let _ = interface;
+    /// ```
+    pub fn stream_method<A: 'static>(
+        self,
+        name: impl Into<String>,
+        method: impl StreamMethod<S, A>,
+    ) -> Self {
+        self.entry(name.into(), Entry::streaming(move |state, request| method.run(state, request)))
+    }
+
+    /// Adds a function that streams and does not use the worker's state. See [`stream_method`](Self::stream_method).
+    ///
+    /// ```
+    /// use taskfork::{Emitter, Methods};
+    ///
+    /// let squares = |up_to: u64, out: &mut Emitter<u64>| {
+    ///     for number in 1..=up_to {
+    ///         out.send(&(number * number))?;
+    ///     }
+    ///     Ok(up_to)
+    /// };
+    /// # tokio::runtime::Runtime::new()?.block_on(async {
+    /// let make = move || (Methods::new().stream_function("squares", squares), ());
+    /// let client = taskfork::Client::in_process(make)?;
+    /// let mut items = client.stream::<u64, u64>("squares", (3,));
+    /// assert_eq!((items.next().await?, items.next().await?), (Some(1), Some(4)));
+    /// assert_eq!(items.finish().await?, 3);
+    /// # Ok::<(), taskfork::BoxError>(())
+    /// # })?;
+    /// # Ok::<(), taskfork::BoxError>(())
+    /// ```
+    pub fn stream_function<A: 'static>(
+        self,
+        name: impl Into<String>,
+        function: impl StreamStateless<A>,
+    ) -> Self {
+        self.entry(name.into(), Entry::streaming(move |_, request| function.run(request)))
     }
 
     /// Adds a function that gets its arguments undecoded, of any number and types. It replaces an earlier
@@ -138,7 +207,7 @@ impl<S: 'static> Methods<S> {
 fn variadic<S, T: Serialize>(
     function: impl Fn(&mut S, Arguments<'_>) -> Result<T, BoxError> + 'static,
 ) -> Entry<S> {
-    Box::new(move |state, request| {
+    Entry::new(move |state, request| {
         let result = function(state, request.args());
         request.untyped(result)
     })
@@ -152,9 +221,13 @@ impl<S: 'static> Interface<S> for Methods<S> {
             None => self.unnamed.as_ref(),
         };
         match entry {
-            Some(entry) => entry(state, request),
+            Some(entry) => (entry.run)(state, request),
             None => request.unknown_method(self.entries.keys().map(String::as_str)),
         }
+    }
+
+    fn streams(&self, method: Option<&str>, _interface: Option<&str>) -> bool {
+        method.and_then(|name| self.entries.get(name)).is_some_and(|entry| entry.streams)
     }
 
     fn is_method_name(&self, first: &str) -> bool {
@@ -176,98 +249,4 @@ impl<S> fmt::Debug for Methods<S> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.debug_set().entries(self.entries.keys()).finish()
     }
-}
-
-/// A function that [`Methods::method`] accepts. `A` represents its parameters.
-///
-/// Every `Fn(&mut S, …) -> Result<T, BoxError>` with up to eight parameters implements it.
-///
-/// ```
-/// use taskfork::Methods;
-/// use taskfork::worker::Method;
-///
-/// fn with_add<A: 'static>(add: impl Method<i64, A>) -> Methods<i64> {
-///     Methods::new().method("add", add)
-/// }
-///
-/// let interface = with_add(|sum: &mut i64, number: i64| {
-///     *sum += number;
-///     Ok(*sum)
-/// });
-/// # let _ = interface;
-/// ```
-#[diagnostic::on_unimplemented(
-    message = "this is no function of a worker's state",
-    note = "write `|state: &mut State, a: i64, b: String| Ok(…)`: the state first, then up to \
-            eight deserializable parameters, the result a `Result` of a serializable value and \
-            `taskfork::BoxError`"
-)]
-pub trait Method<S, A>: 'static {
-    /// Runs one request.
-    #[doc(hidden)]
-    fn run(&self, state: &mut S, request: Request<'_>) -> Reply;
-}
-
-/// A function that [`Methods::function`] accepts. `A` represents its parameters.
-///
-/// Every `Fn(…) -> Result<T, BoxError>` with up to eight parameters implements it.
-///
-/// ```
-/// use taskfork::Methods;
-/// use taskfork::worker::Stateless;
-///
-/// fn with_parse<A: 'static>(parse: impl Stateless<A>) -> Methods<()> {
-///     Methods::new().function("parse", parse)
-/// }
-///
-/// let interface = with_parse(|text: String| Ok(text.parse::<u16>()?));
-/// # let _ = interface;
-/// ```
-#[diagnostic::on_unimplemented(
-    message = "this is no function that a worker can run",
-    note = "write `|a: i64, b: String| Ok(…)`: up to eight deserializable parameters, the result a \
-            `Result` of a serializable value and `taskfork::BoxError`"
-)]
-pub trait Stateless<A>: 'static {
-    /// Runs one request.
-    #[doc(hidden)]
-    fn run(&self, request: Request<'_>) -> Reply;
-}
-
-macro_rules! functions {
-    ($($($name:ident)*;)+) => {$(
-        impl<S, T, F, $($name),*> Method<S, fn($($name),*) -> T> for F
-        where
-            F: Fn(&mut S, $($name),*) -> Result<T, BoxError> + 'static,
-            T: Serialize,
-            $($name: DeserializeOwned,)*
-        {
-            #[allow(non_snake_case, reason = "each type parameter names its value as well")]
-            fn run(&self, state: &mut S, request: Request<'_>) -> Reply {
-                match request.parse::<($($name,)*)>() {
-                    Ok(($($name,)*)) => request.untyped(self(state, $($name),*)),
-                    Err(reply) => reply,
-                }
-            }
-        }
-
-        impl<T, F, $($name),*> Stateless<fn($($name),*) -> T> for F
-        where
-            F: Fn($($name),*) -> Result<T, BoxError> + 'static,
-            T: Serialize,
-            $($name: DeserializeOwned,)*
-        {
-            #[allow(non_snake_case, reason = "each type parameter names its value as well")]
-            fn run(&self, request: Request<'_>) -> Reply {
-                match request.parse::<($($name,)*)>() {
-                    Ok(($($name,)*)) => request.untyped(self($($name),*)),
-                    Err(reply) => reply,
-                }
-            }
-        }
-    )+};
-}
-
-functions! {
-    ; A; A B; A B C; A B C D; A B C D E; A B C D E G; A B C D E G H; A B C D E G H I;
 }

@@ -10,10 +10,10 @@
 mod call;
 mod confinement;
 mod connection;
-mod emitter;
 mod error_reply;
 pub(crate) mod executable;
 pub(crate) mod function;
+mod functions;
 mod handlers;
 mod handshake;
 mod init;
@@ -45,12 +45,12 @@ mod telemetry;
 pub(crate) mod tracer;
 mod user_code;
 
-pub use emitter::{EmitError, Emitter};
 pub use executable::Executable;
 pub use function::Function;
+pub use functions::{Method, Stateless, StreamMethod, StreamStateless};
 pub use interface::Interface;
 pub use logger::logger;
-pub use methods::{Method, Methods, Stateless};
+pub use methods::Methods;
 pub use replace_after::ReplaceAfter;
 /// A value of any type, as serde can decode it from a call or a result.
 ///
@@ -68,6 +68,7 @@ pub use subprocess::default_signals;
 pub use tracer::tracing_layer;
 
 pub use crate::context::{Context, context};
+pub use crate::emitter::{EmitError, Emitter};
 pub use crate::peer::Peer;
 pub use crate::wire::arguments::{Arguments, ArgumentsError, FromArguments};
 

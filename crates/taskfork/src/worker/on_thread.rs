@@ -1,17 +1,24 @@
 //! A worker on a thread of the client's process: the messages of the native protocol, and nothing of what a server
 //! does for a process. It takes no files and no shared memory, and one call at a time.
 
-use std::io::{Read, Write};
+mod connection;
+pub(super) mod progress;
+mod streaming;
+
+use std::cell::RefCell;
 use std::os::unix::net::UnixStream;
+use std::rc::Rc;
 use std::sync::Once;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
 use log_defer::Level;
 
+use self::connection::Connection;
+use self::progress::ProgressReports;
+use self::streaming::Streaming;
 use super::error_reply::ErrorReply;
 use super::handshake::check_client;
-use super::interface::{Interface, Request};
+use super::interface::{Interface, Request, check_streams};
 use super::logger::ThreadLog;
 use super::panic::install_panic_hook;
 use super::replace_after::ReplaceAfter;
@@ -19,6 +26,7 @@ use super::user_code::catch_panic;
 use crate::blob;
 use crate::clock::now;
 use crate::context;
+use crate::emitter::Port;
 use crate::error::Failure;
 use crate::time_limit::TimeLimit;
 use crate::trace_context::{self, TraceContext};
@@ -44,25 +52,35 @@ pub(crate) fn serve<S, I: Interface<S>>(
     // Reports of panics have their places.
     static HOOK: Once = Once::new();
     HOOK.call_once(install_panic_hook);
-    let inbox = BytesMut::new();
-    let mut worker = Worker { stream, inbox, made: None, max_answer: DEFAULT_MAX_FRAME, calls: 0 };
+    let connection = Connection::new(stream);
+    let mut worker = Worker {
+        progress: ProgressReports::new(connection.output().clone()),
+        connection: Rc::new(RefCell::new(connection)),
+        made: None,
+        max_answer: DEFAULT_MAX_FRAME,
+        calls: 0,
+    };
     if !worker.handshake(make)? {
         return Ok(());
     }
-    while let Some(message) = worker.read()? {
+    loop {
+        let Some(message) = worker.connection.borrow_mut().read()? else { return Ok(()) };
         match FromClient::decode(&message)? {
             FromClient::Call { method, args, meta, .. } => {
                 let answer = blob::within(Some(&message), attachments(), || {
                     worker.answer(make, method, args, &meta)
                 })?;
-                if worker.stream.write_all(&answer).is_err() {
+                if worker.connection.borrow().write(&answer).is_err() {
                     // The client does not wait for it any more.
                     return Ok(());
                 }
             }
-            FromClient::Done | FromClient::QueueLength(_) | FromClient::Cancel(_) => {}
+            // The last two are of a call that has been answered.
+            FromClient::Done
+            | FromClient::QueueLength(_)
+            | FromClient::Cancel(_)
+            | FromClient::Credit { .. } => {}
             FromClient::Hello(_)
-            | FromClient::Credit { .. }
             | FromClient::Files(_)
             | FromClient::Shm(_)
             | FromClient::Rings => {
@@ -72,7 +90,6 @@ pub(crate) fn serve<S, I: Interface<S>>(
             }
         }
     }
-    Ok(())
 }
 
 fn attachments() -> Attachments {
@@ -80,8 +97,9 @@ fn attachments() -> Attachments {
 }
 
 struct Worker<I, S> {
-    stream: UnixStream,
-    inbox: BytesMut,
+    /// Shared with the emitter of a call that streams.
+    connection: Rc<RefCell<Connection>>,
+    progress: ProgressReports,
     made: Option<(I, S)>,
     /// The longest body that the client takes, in bytes.
     max_answer: usize,
@@ -92,12 +110,10 @@ struct Worker<I, S> {
 impl<S, I: Interface<S>> Worker<I, S> {
     /// Answers the client's hello. Returns whether the client can be served.
     fn handshake(&mut self, make: &dyn Fn() -> (I, S)) -> Result<bool, WireError> {
-        while !frame::take_preamble(&mut self.inbox)? {
-            if !self.receive() {
-                return Ok(false);
-            }
+        if !self.connection.borrow_mut().read_preamble()? {
+            return Ok(false);
         }
-        let Some(message) = self.read()? else { return Ok(false) };
+        let Some(message) = self.connection.borrow_mut().read()? else { return Ok(false) };
         let FromClient::Hello(client) = FromClient::decode(&message)? else {
             return Err(WireError::malformed("the first message is no hello".to_owned()));
         };
@@ -111,41 +127,14 @@ impl<S, I: Interface<S>> Worker<I, S> {
             pid: std::process::id(),
             max_frame: Some(DEFAULT_MAX_FRAME),
             accepts_single_calls: true,
+            sends_items: true,
             ..WorkerHello::default()
         };
         frame::write_control(&mut out, |out| match &accepted {
             Ok(()) => hello.put(out),
             Err(error) => native::put_error(out, None, &error.body()),
         })?;
-        Ok(self.stream.write_all(&out).is_ok() && accepted.is_ok())
-    }
-
-    /// Waits for a message. Returns `None` if the client has left.
-    fn read(&mut self) -> Result<Option<Bytes>, WireError> {
-        loop {
-            if let Some(message) = frame::take(&mut self.inbox, DEFAULT_MAX_FRAME)? {
-                return Ok(Some(message));
-            }
-            if !self.receive() {
-                return Ok(None);
-            }
-        }
-    }
-
-    /// Receives some bytes. Returns false at the end of the connection.
-    fn receive(&mut self) -> bool {
-        let mut bytes = [0; 16 << 10];
-        loop {
-            match self.stream.read(&mut bytes) {
-                Ok(0) => return false,
-                Ok(length) => {
-                    self.inbox.extend_from_slice(&bytes[..length]);
-                    return true;
-                }
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(_) => return false,
-            }
-        }
+        Ok(self.connection.borrow().write(&out).is_ok() && accepted.is_ok())
     }
 
     /// Runs a call. Returns the frames of its answer.
@@ -161,9 +150,16 @@ impl<S, I: Interface<S>> Worker<I, S> {
         let log = ThreadLog::begin(meta.log.map(Level::new));
         trace_context::set_on_thread(TraceContext::received(meta.traceparent, meta.tracestate));
         context::set_on_thread(Some(deadline(meta)));
-        let result = self.call(make, method, meta.interface, args);
+        self.progress.begin_call();
+        let streaming = meta.items.map(|credit| {
+            let connection = self.connection.clone();
+            Rc::new(Streaming::begin(connection, self.calls, credit, self.max_answer))
+        });
+        let result = self.call(make, method, meta.interface, args, streaming.as_ref());
+        self.progress.end_call();
         context::set_on_thread(None);
         trace_context::set_on_thread(None);
+        streaming.map_or(Ok(()), |streaming| streaming.end())?;
         let mut out = Vec::new();
         log.end(&mut out, self.max_answer);
         match result {
@@ -202,15 +198,20 @@ impl<S, I: Interface<S>> Worker<I, S> {
         method: Option<&str>,
         required: Option<&str>,
         args: Arguments<'_>,
+        streaming: Option<&Rc<Streaming>>,
     ) -> Result<Vec<u8>, ErrorReply> {
         bounds::check(args.encoded(), DEFAULT_MAX_FRAME)
             .map_err(|reason| ErrorReply::arguments(&reason))?;
         let (number, limit) = (Some(self.calls), self.max_answer);
         let (interface, state) = self.prepare(make)?;
+        if streaming.is_some() {
+            check_streams(interface, method, required)?;
+        }
+        let port = streaming.cloned().map(|streaming| -> Rc<dyn Port> { streaming });
         let mut out = GatherFrame::default();
         out.write(limit, |out| {
             native::put_ok(out, number, ValueFormat::from_json_flag(interface.returns_json()));
-            catch_panic(|| interface.call(state, Request::new(method, required, args, out, None)).0)
+            catch_panic(|| interface.call(state, Request::new(method, required, args, out, port)).0)
                 .unwrap_or_else(|panic| Err(ErrorReply::panic(panic)))
         })?;
         let client = ReceiverLimits { max_frame: limit, max_blob: 0, max_files: 0 };

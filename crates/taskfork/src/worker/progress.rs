@@ -1,6 +1,6 @@
 //! Reports how far the current call has got: to its caller, and in the status of the server.
 
-use super::telemetry;
+use super::{on_thread, telemetry};
 use crate::context::Context;
 use crate::progress::Progress;
 use crate::sys;
@@ -33,7 +33,10 @@ impl Context {
     pub fn progress(&self, done: u64, total: impl Into<Option<u64>>, what: &str) {
         if !sys::is_forked() {
             let what = &what[..what.floor_char_boundary(Progress::MAX_TEXT)];
-            telemetry::record_progress(Progress::new(done, total, what));
+            let progress = Progress::new(done, total, what);
+            if !on_thread::progress::record(&progress) {
+                telemetry::record_progress(progress);
+            }
         }
     }
 }

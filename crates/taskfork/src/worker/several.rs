@@ -33,6 +33,13 @@ macro_rules! tuples {
                 }
             }
 
+            fn has_method(&self, method: Option<&str>, interface: Option<&str>) -> bool {
+                match choose(&[$($name::DESCRIPTION),+], method, interface) {
+                    $(Some(($index, method)) => self.$index.has_method(Some(method), None),)+
+                    _ => false,
+                }
+            }
+
             fn method_names(&self) -> Vec<String> {
                 names(&[$($name::DESCRIPTION),+])
             }

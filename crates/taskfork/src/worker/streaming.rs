@@ -8,13 +8,13 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::connection::Connection;
-use super::emitter::{EmitError, Port};
 use super::scoreboard::{Phase, WorkerSlot};
 use super::shared_memory::SharedMemory;
 use super::state::{ExitReason, Worker};
 use super::telemetry;
 use crate::blob;
 use crate::clock::now;
+use crate::emitter::{EmitError, Port};
 use crate::sys;
 use crate::wire::WireError;
 use crate::wire::attachments::{self, Attachments};

@@ -19,7 +19,7 @@ use crate::wire::native;
 use crate::{sync, sys};
 
 /// How often the thread sends what the call has recorded.
-const INTERVAL: Duration = Duration::from_millis(50);
+pub(super) const INTERVAL: Duration = Duration::from_millis(50);
 
 /// All statics that each worker writes to are in one section, so that few pages are copied.
 #[expect(unsafe_code, reason = "the section is plain data, and nothing runs because of its name")]

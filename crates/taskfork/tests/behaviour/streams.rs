@@ -343,7 +343,13 @@ trial!(wrong_uses_of_streams_are_explained, async || {
     let (server, client) = single("streams");
     let checkout = client.checkout();
     let error = checkout.stream::<u64, String>("echo", ("x",)).finish().await.unwrap_err();
-    assert!(error.to_string().contains("streams no items"), "{error}");
+    assert!(error.to_string().contains("`echo` streams no items"), "{error}");
+    let error = checkout.stream::<u64, u64>("nubmers", (3,)).finish().await.unwrap_err();
+    let Error::Call { error: CallError::UnknownMethod { method, known }, .. } = error else {
+        panic!("{error:?}")
+    };
+    assert_eq!(method.as_deref(), Some("nubmers"));
+    assert!(known.contains(&"numbers".to_owned()), "{known:?}");
     let error = checkout.call::<u64>("numbers", (3,)).await.unwrap_err();
     assert!(error.to_string().contains("make a stream"), "{error}");
     let mut wrong = checkout.stream::<String, u64>("numbers", (3,));

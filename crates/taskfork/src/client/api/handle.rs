@@ -275,7 +275,7 @@ impl Client {
     /// assert!(client.call::<i64>("add", (2, 3)).await.is_err());
     /// # }
     /// ```
-    pub fn close(&self) -> impl Future<Output = ()> + Send + 'static {
+    pub fn close(&self) -> impl Future<Output = ()> + Send + use<> {
         self.core.close();
         let core = self.core.clone();
         #[cfg(feature = "nats")]

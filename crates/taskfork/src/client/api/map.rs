@@ -42,7 +42,7 @@ impl Client {
         F: FnMut(&Client, I::Item) -> Fut,
         Fut: Future,
     {
-        self.map_stream(Items(items.into_iter()), make)
+        self.map_stream(Items::new(items), make)
     }
 
     /// The same as [`map`](Self::map) for the items of a stream. A stream that is not `Unpin` is passed as
@@ -62,25 +62,19 @@ impl Client {
         F: FnMut(&Client, S::Item) -> Fut,
         Fut: Future,
     {
-        MapCalls {
-            client: self.clone(),
-            items: Some(items),
-            make,
-            concurrency: None,
-            is_ordered: true,
-            futures: Futures::default(),
-            results: VecDeque::new(),
-            first: 0,
-        }
+        MapCalls::new(self, self.clone(), items, make)
     }
 }
 
 /// A stream of results, one for each item. Returned by [`Client::map`].
 ///
-/// It is a `Stream` of the crate `futures`. [`next`](Self::next) needs no other crate.
+/// It is a `Stream` of the crate `futures`. [`next`](Self::next) needs no other crate. `C` is the client that makes the
+/// calls, which may be a typed one.
 #[must_use = "it makes no call before it is polled"]
-pub struct MapCalls<S, F, Fut: Future> {
+pub struct MapCalls<S, F, Fut: Future, C = Client> {
     client: Client,
+    /// The same one, as it makes the calls.
+    caller: C,
     /// `None` when there are no more.
     items: Option<S>,
     make: F,
@@ -94,14 +88,28 @@ pub struct MapCalls<S, F, Fut: Future> {
 }
 
 // Nothing is pinned in place: futures are on the heap.
-impl<S: Unpin, F, Fut: Future> Unpin for MapCalls<S, F, Fut> {}
+impl<S: Unpin, F, Fut: Future, C> Unpin for MapCalls<S, F, Fut, C> {}
 
-impl<S, F, Fut> MapCalls<S, F, Fut>
+impl<S, F, Fut, C> MapCalls<S, F, Fut, C>
 where
     S: Stream + Unpin,
-    F: FnMut(&Client, S::Item) -> Fut,
+    F: FnMut(&C, S::Item) -> Fut,
     Fut: Future,
 {
+    pub(super) fn new(client: &Client, caller: C, items: S, make: F) -> Self {
+        Self {
+            client: client.clone(),
+            caller,
+            items: Some(items),
+            make,
+            concurrency: None,
+            is_ordered: true,
+            futures: Futures::default(),
+            results: VecDeque::new(),
+            first: 0,
+        }
+    }
+
     /// Sets how many items may have begun without their results being taken. 0 counts as 1.
     ///
     /// Defaults to the client's `max_workers`, also after [`resize`](Client::resize). More makes calls wait in the
@@ -163,7 +171,7 @@ where
         {
             match Pin::new(items).poll_next(context) {
                 Poll::Ready(Some(item)) => {
-                    let future = (self.make)(&self.client, item);
+                    let future = (self.make)(&self.caller, item);
                     let number = self.first + self.results.len() as u64;
                     self.futures.push(number, future);
                     if self.is_ordered {
@@ -192,10 +200,10 @@ where
     }
 }
 
-impl<S, F, Fut> Stream for MapCalls<S, F, Fut>
+impl<S, F, Fut, C> Stream for MapCalls<S, F, Fut, C>
 where
     S: Stream + Unpin,
-    F: FnMut(&Client, S::Item) -> Fut,
+    F: FnMut(&C, S::Item) -> Fut,
     Fut: Future,
 {
     type Item = Fut::Output;
@@ -222,7 +230,7 @@ where
     }
 }
 
-impl<S, F, Fut: Future> fmt::Debug for MapCalls<S, F, Fut> {
+impl<S, F, Fut: Future, C> fmt::Debug for MapCalls<S, F, Fut, C> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.debug_struct("MapCalls")
             .field("client", &self.client)
@@ -237,6 +245,12 @@ impl<S, F, Fut: Future> fmt::Debug for MapCalls<S, F, Fut> {
 /// The items of an iterator, for [`MapCalls`].
 #[derive(Debug)]
 pub struct Items<I>(I);
+
+impl<I: Iterator> Items<I> {
+    pub(crate) fn new(items: impl IntoIterator<IntoIter = I>) -> Self {
+        Self(items.into_iter())
+    }
+}
 
 // An iterator is not pinned.
 impl<I> Unpin for Items<I> {}

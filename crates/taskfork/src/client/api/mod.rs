@@ -3,6 +3,7 @@
 pub(super) mod builder;
 pub(super) mod call;
 pub(super) mod checkout;
+pub(super) mod config_error;
 pub(super) mod handle;
 mod handle_options;
 pub(super) mod map;
@@ -21,4 +22,5 @@ mod tls;
 #[cfg(feature = "tls")]
 mod tls_options;
 pub(crate) mod typed;
+pub(crate) mod typed_checkout;
 pub(crate) mod typed_method;

@@ -1,6 +1,6 @@
 //! Clients whose workers belong to certain nodes of a service.
 
-use super::builder::ConfigError;
+use super::config_error::ConfigError;
 use super::handle::Client;
 use crate::address::AddressKind;
 use crate::client::config::Config;

@@ -1,6 +1,6 @@
 //! More or fewer workers while the client is in use.
 
-use super::builder::{ConfigError, check_workers};
+use super::config_error::{ConfigError, check_workers};
 use super::handle::Client;
 
 impl Client {

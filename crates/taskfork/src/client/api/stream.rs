@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::marker::PhantomData;
 use std::panic::Location;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use futures_core::Stream;
@@ -57,30 +57,105 @@ use crate::wire::values::ValueFormat;
 /// ```
 #[must_use = "a call that is dropped at once is taken back"]
 pub struct StreamCall<I, T, E = Failure> {
-    session: Arc<SharedSession>,
-    seq: Seq,
+    source: Source<I, T, E>,
     made_at: &'static Location<'static>,
     state: State,
-    types: PhantomData<Types<I, T, E>>,
+}
+
+/// Where the items and the result come from.
+enum Source<I, T, E> {
+    Session { session: Arc<SharedSession>, seq: Seq, types: PhantomData<Types<I, T, E>> },
+    Ready(Mutex<Ready<I, T, E>>),
 }
 
 /// A function, so that a stream can be sent to other threads whatever its types are.
 type Types<I, T, E> = fn() -> (I, T, E);
 
+/// The items and the result of [`StreamCall::ready`], which takes only values that can be sent to other threads.
+struct Ready<I, T, E> {
+    items: Box<dyn Iterator<Item = I> + Send>,
+    /// `None` once it has been returned.
+    result: Option<Result<Stored<T>, Stored<E>>>,
+}
+
+/// Returns the value. A function for the same reason as [`Types`].
+type Stored<T> = Box<dyn FnOnce() -> T + Send>;
+
 /// How far the reader has got.
 enum State {
     Running,
-    /// All items have been returned, and the result waits to be decoded.
+    /// All items of a session's call have been returned, and the result waits to be decoded.
     Finished(MethodName, Outcome),
-    /// The error has been returned, or the result.
+    /// The error has been returned, or the result. Of [`StreamCall::ready`], all items.
     Over,
+}
+
+/// An item that has not been decoded.
+enum RawItem<I> {
+    Encoded(Item),
+    Ready(I),
 }
 
 impl<I, T, E> StreamCall<I, T, E> {
     #[track_caller]
     pub(crate) fn new(session: Arc<SharedSession>, seq: Seq) -> Self {
-        let made_at = Location::caller();
-        Self { session, seq, made_at, state: State::Running, types: PhantomData }
+        Self::from(Source::Session { session, seq, types: PhantomData })
+    }
+
+    /// A call that has these items and this result, without a worker. It is for tests of code that calls workers, as
+    /// [`Call::ready`](crate::Call::ready) is. An error comes behind the items.
+    ///
+    /// The items may come from any iterator, also an endless one: it is asked for an item when the reader is.
+    ///
+    /// ```
+    /// use taskfork::{BoxError, Emitter, Error, StreamCall};
+    ///
+    /// #[taskfork::interface]
+    /// trait Reports {
+    ///     fn render(&mut self, title: &str, out: &mut Emitter<String>) -> Result<u32, BoxError>;
+    /// }
+    ///
+    /// /// The code under test.
+    /// async fn print(reports: &impl ReportsCalls) -> Result<u32, Error> {
+    ///     let mut pages = reports.render("Budget");
+    ///     while let Some(page) = pages.next().await? {
+    ///         println!("{page}");
+    ///     }
+    ///     pages.finish().await
+    /// }
+    ///
+    /// struct Mock;
+    ///
+    /// impl ReportsCalls for Mock {
+    ///     fn render(&self, title: &str) -> StreamCall<String, u32> {
+    ///         StreamCall::ready([format!("{title}, page 1"), "the end".to_owned()], Ok(2))
+    ///     }
+    /// }
+    ///
+    /// # tokio::runtime::Runtime::new()?.block_on(async {
+    /// assert_eq!(print(&Mock).await.unwrap(), 2);
+    /// # });
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn ready<Items>(items: Items, result: Result<T, E>) -> Self
+    where
+        Items: IntoIterator<Item = I>,
+        Items::IntoIter: Send + 'static,
+        T: Send + 'static,
+        E: Send + 'static,
+    {
+        let result: Result<Stored<T>, Stored<E>> = match result {
+            Ok(value) => Ok(Box::new(|| value)),
+            Err(error) => Err(Box::new(|| error)),
+        };
+        let ready = Ready { items: Box::new(items.into_iter()), result: Some(result) };
+        Self::from(Source::Ready(Mutex::new(ready)))
+    }
+
+    #[track_caller]
+    fn from(source: Source<I, T, E>) -> Self {
+        Self { source, made_at: Location::caller(), state: State::Running }
     }
 
     /// The reports of how far the call has got. See [`Call::progress`](crate::Call::progress).
@@ -94,10 +169,12 @@ impl<I, T, E> StreamCall<I, T, E> {
     /// # }
     /// ```
     pub fn progress(&self) -> ProgressUpdates {
-        let cell = self.session.progress_cell(self.seq);
-        cell.map_or_else(ProgressUpdates::none, |cell| {
-            ProgressUpdates::new(self.session.clone(), cell)
-        })
+        let Source::Session { session, seq, .. } = &self.source else {
+            return ProgressUpdates::none();
+        };
+        session
+            .progress_cell(*seq)
+            .map_or_else(ProgressUpdates::none, |cell| ProgressUpdates::new(session.clone(), cell))
     }
 }
 
@@ -150,55 +227,96 @@ where
             // Not decoded: an item that nobody wants can be of any type.
             item?;
         }
-        match std::mem::replace(&mut self.state, State::Over) {
-            State::Finished(method, outcome) => self.result(method, outcome),
-            State::Running | State::Over => {
-                panic!("a stream was finished after its error was taken")
+        let state = std::mem::replace(&mut self.state, State::Over);
+        match (&mut self.source, state) {
+            (Source::Session { session, .. }, State::Finished(method, outcome)) => {
+                session_result(session, self.made_at, method, outcome)
             }
+            (Source::Ready(ready), _) => match of_ready(ready).result.take() {
+                Some(Ok(value)) => Ok(value()),
+                Some(Err(error)) => Err(ready_error(error(), self.made_at)),
+                None => panic!("{FINISHED_TWICE}"),
+            },
+            (Source::Session { .. }, State::Running | State::Over) => panic!("{FINISHED_TWICE}"),
         }
     }
 
     fn poll_item(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<I, Error<E>>>> {
         let item = match ready!(self.poll_raw(context)) {
-            Some(Ok(item)) => item,
+            Some(Ok(RawItem::Encoded(item))) => item,
+            Some(Ok(RawItem::Ready(item))) => return Poll::Ready(Some(Ok(item))),
             Some(Err(error)) => return Poll::Ready(Some(Err(error))),
             None => return Poll::Ready(None),
         };
+        let Source::Session { session, seq, .. } = &self.source else { return Poll::Ready(None) };
         let Item { value, attachments, .. } = item;
-        let format = ValueFormat::MessagePack;
-        let decoded = decode_value(&value, format, attachments, self.session.max_frame());
+        let decoded =
+            decode_value(&value, ValueFormat::MessagePack, attachments, session.max_frame());
         Poll::Ready(Some(decoded.map_err(|reason| {
             self.state = State::Over;
-            self.session.abandon(self.seq);
+            session.abandon(*seq);
             let message = format!("an item of the stream: {reason}");
-            let site = CallSite::new(self.session.client_name(), None, self.made_at);
+            let site = CallSite::new(session.client_name(), None, self.made_at);
             Error::Call { error: CallError::Decode { message }, site }
         })))
     }
 
     /// Polls the next item without decoding it.
-    fn poll_raw(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Item, Error<E>>>> {
+    fn poll_raw(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<RawItem<I>, Error<E>>>> {
         if !matches!(self.state, State::Running) {
             return Poll::Ready(None);
         }
-        match ready!(self.session.poll_item(self.seq, context.waker())) {
-            Polled::Item(item) => Poll::Ready(Some(Ok(item))),
+        let (session, seq) = match &mut self.source {
+            Source::Session { session, seq, .. } => (session, *seq),
+            Source::Ready(ready) => {
+                let ready = of_ready(ready);
+                if let Some(item) = ready.items.next() {
+                    return Poll::Ready(Some(Ok(RawItem::Ready(item))));
+                }
+                self.state = State::Over;
+                let error = ready.result.take_if(|result| result.is_err());
+                let error = error.and_then(Result::err);
+                return Poll::Ready(error.map(|error| Err(ready_error(error(), self.made_at))));
+            }
+        };
+        match ready!(session.poll_item(seq, context.waker())) {
+            Polled::Item(item) => Poll::Ready(Some(Ok(RawItem::Encoded(item)))),
             Polled::Outcome(method, outcome) => {
                 if let Outcome::Result { .. } = outcome {
                     self.state = State::Finished(method, outcome);
                     return Poll::Ready(None);
                 }
                 self.state = State::Over;
-                Poll::Ready(self.result(method, outcome).err().map(Err))
+                let result = session_result::<T, E>(session, self.made_at, method, outcome);
+                Poll::Ready(result.err().map(Err))
             }
         }
     }
+}
 
-    fn result(&self, method: MethodName, outcome: Outcome) -> Result<T, Error<E>> {
-        let (session, made_at) = (&self.session, self.made_at);
-        let site = || CallSite::new(session.client_name(), method.as_deref(), made_at);
-        result(outcome, session.max_frame(), site)
-    }
+const FINISHED_TWICE: &str = "a stream was finished after its error was taken";
+
+fn of_ready<I, T, E>(ready: &mut Mutex<Ready<I, T, E>>) -> &mut Ready<I, T, E> {
+    ready.get_mut().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The error of a call without a worker.
+fn ready_error<E>(error: E, made_at: &'static Location<'static>) -> Error<E> {
+    let site = CallSite::new("ready", None, made_at);
+    Error::Call { error: CallError::Interface(error), site }
+}
+
+fn session_result<T: DeserializeOwned, E: InterfaceError>(
+    session: &SharedSession,
+    made_at: &'static Location<'static>,
+    method: MethodName,
+    outcome: Outcome,
+) -> Result<T, Error<E>> {
+    let site = || CallSite::new(session.client_name(), method.as_deref(), made_at);
+    result(outcome, session.max_frame(), site)
 }
 
 impl<I, T, E> Stream for StreamCall<I, T, E>
@@ -216,19 +334,22 @@ where
 
 impl<I, T, E> Drop for StreamCall<I, T, E> {
     fn drop(&mut self) {
-        if let State::Running = self.state {
-            self.session.abandon(self.seq);
+        if let (Source::Session { session, seq, .. }, State::Running) = (&self.source, &self.state)
+        {
+            session.abandon(*seq);
         }
     }
 }
 
 impl<I, T, E> fmt::Debug for StreamCall<I, T, E> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_struct("StreamCall")
-            .field("client", &self.session.client_name())
-            .field("number", &self.seq)
-            .field("state", &self.session.call_state(self.seq))
-            .field("made_at", &format_args!("{}", self.made_at))
-            .finish()
+        let mut fields = out.debug_struct("StreamCall");
+        if let Source::Session { session, seq, .. } = &self.source {
+            fields
+                .field("client", &session.client_name())
+                .field("number", seq)
+                .field("state", &session.call_state(*seq));
+        }
+        fields.field("made_at", &format_args!("{}", self.made_at)).finish()
     }
 }

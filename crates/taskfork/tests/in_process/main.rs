@@ -1,6 +1,11 @@
 //! Clients whose workers are threads of this process.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod blocking;
+mod several;
+mod streams;
+mod typed;
+
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -12,7 +17,7 @@ use taskfork::client::{Caller, ConfigError, Protocol};
 use taskfork::error::{CallError, FatalError, Stage, TimeoutOption};
 use taskfork::trace_context::{self, TraceContext};
 use taskfork::worker::{context, logger};
-use taskfork::{Blob, BoxError, Client, Error, Methods, blocking, log_defer};
+use taskfork::{Blob, BoxError, Client, Error, Methods, log_defer};
 
 #[taskfork::interface]
 trait Account {
@@ -141,7 +146,7 @@ async fn errors_and_panics_end_calls_and_the_next_checkout_has_a_new_state() {
     let error = checkout.call::<()>("panic", ()).await.unwrap_err();
     let Error::Call { error: CallError::Panic(panic), .. } = error else { panic!("{error:?}") };
     assert_eq!(panic.message, "no such row");
-    assert!(panic.location.unwrap().file.ends_with("in_process.rs"));
+    assert!(panic.location.unwrap().file.ends_with("in_process/main.rs"));
     let error = checkout.call::<()>("missing", ()).await.unwrap_err();
     assert!(error.to_string().contains("there is fail, file"), "{error}");
     let error = checkout.call::<u64>("next", (1,)).await.unwrap_err();
@@ -286,7 +291,7 @@ async fn what_cannot_be_is_an_error_of_build() {
 
 #[test]
 fn threads_without_a_runtime_use_it_too() {
-    let client = blocking::Client::in_process(|| (methods(), 0)).unwrap();
+    let client = taskfork::blocking::Client::in_process(|| (methods(), 0)).unwrap();
     let checkout = client.checkout();
     assert_eq!(checkout.call::<u64>("next", ()).unwrap(), 1);
     assert_eq!(checkout.call::<u64>("next", ()).unwrap(), 2);

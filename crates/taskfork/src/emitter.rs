@@ -95,7 +95,8 @@ impl<T> Emitter<T> {
         Self { sink: Sink::Function(Box::new(function)) }
     }
 
-    pub(super) fn to_caller(port: Rc<dyn Port>) -> Self {
+    /// An emitter of a call whose caller reads the items.
+    pub(crate) fn to_caller(port: Rc<dyn Port>) -> Self {
         Self { sink: Sink::Caller(port) }
     }
 
