@@ -7,9 +7,10 @@ import random
 import time
 from collections import OrderedDict, deque
 from dataclasses import dataclass
-from typing import Any, Callable, Coroutine, Deque, Generator, Generic, Optional, TypeVar, Union
+from typing import Any, Callable, Coroutine, Deque, Optional, Union
 
 from . import _wire
+from ._call import WINDOW, Call, Running, Stream
 from ._connection import Address, Connection
 from .errors import (
     Aborted,
@@ -34,7 +35,11 @@ _MOST_SETUP_DEATHS = 3
 #: A longer time, 100 years in seconds, means no limit.
 _LONGEST = 100 * 365 * 86400.0
 
-T = TypeVar("T")
+#: Why a worker cannot stream.
+_NO_ITEMS = (
+    "the method is called for a stream of items, and this server cannot send one: "
+    "it speaks a protocol without streams, or is older"
+)
 
 
 def _limit(option: str, seconds: Optional[float]) -> Optional[float]:
@@ -179,6 +184,13 @@ class Client:
         call = checkout.invoke(*args)
         checkout.release()
         return call
+
+    def stream(self, method: str, *args: Any) -> Stream:
+        """Calls a method that streams items, in a checkout of its own."""
+        checkout = self.checkout()
+        stream = checkout.stream(method, *args)
+        checkout.release()
+        return stream
 
     def stats(self) -> Stats:
         """The current numbers of workers and of waiting checkouts."""
@@ -336,34 +348,16 @@ class Client:
         self._retry_at = self._loop.time() + self._delay
 
 
-class Call(Generic[T]):
-    """A call that has been made. Awaiting it returns its result or raises an ``Error``.
-
-    It runs whether it is awaited or not. Cancelling it removes it from the queue if it has not begun; a running call
-    continues."""
-
-    def __init__(self, future: asyncio.Future[T], label: str) -> None:
-        self._future = future
-        self._label = label
-
-    def __await__(self) -> Generator[Any, None, T]:
-        return self._future.__await__()
-
-    def cancel(self) -> None:
-        """Cancels the call; see the class."""
-        self._future.cancel()
-
-    def done(self) -> bool:
-        """Whether the call has a result or an error."""
-        return self._future.done()
-
-
 @dataclass
 class _Entry:
     method: Optional[str]
     args: Optional[tuple[Any, ...]]
-    future: asyncio.Future[Any]
+    running: Running
     deadline: Optional[float]
+
+    @property
+    def future(self) -> asyncio.Future[Any]:
+        return self.running.future
 
     @property
     def label(self) -> str:
@@ -406,15 +400,19 @@ class Checkout:
 
     def call(self, method: str, *args: Any) -> Call[Any]:
         """Calls a method. The call is queued now."""
-        return self._make(method, args)
+        return Call(self._make(method, args))
+
+    def stream(self, method: str, *args: Any) -> Stream:
+        """Calls a method that streams items. The call is queued now."""
+        return Stream(self._make(method, args, streams=True))
 
     def invoke(self, *args: Any) -> Call[Any]:
         """As ``call``, without a method's name."""
-        return self._make(None, args)
+        return Call(self._make(None, args))
 
     def ready(self) -> Call[None]:
         """Waits until the checkout has a worker and the calls before have ended."""
-        return self._make(None, None)
+        return Call(self._make(None, None))
 
     def abort(self, message: str) -> None:
         """Ends the checkout. The running call and all others fail with ``Aborted(message)``. The worker is killed if it
@@ -432,30 +430,34 @@ class Checkout:
             self._end(Aborted("the checkout was released", may_have_run=True))
         self._wake.set()
 
-    def _make(self, method: Optional[str], args: Optional[tuple[Any, ...]]) -> Call[Any]:
+    def _make(
+        self, method: Optional[str], args: Optional[tuple[Any, ...]], streams: bool = False
+    ) -> Running:
         future: asyncio.Future[Any] = self._client._loop.create_future()
         # Retrieves the exception. asyncio logs exceptions that are not retrieved.
         future.add_done_callback(lambda it: None if it.cancelled() else it.exception())
         deadline = None
         if self._timeout is not None:
             deadline = self._client._loop.time() + self._timeout
-        entry = _Entry(method, args, future, deadline)
-        call: Call[Any] = Call(future, entry.label)
+        running = Running(future, streams)
+        entry = _Entry(method, args, running, deadline)
         if self._fatal is not None:
             future.set_exception(self._fatal)
-            return call
+            return running
         self._entries.append(entry)
         self._wake.set()
         if deadline is not None:
             handle = self._client._loop.call_at(deadline, self._expire, entry)
             future.add_done_callback(lambda _: handle.cancel())
         future.add_done_callback(lambda it: self._on_cancelled(entry) if it.cancelled() else None)
-        return call
+        return running
 
     def _on_cancelled(self, entry: _Entry) -> None:
         if entry is self._running:
             if not self._open:
                 self._end(Aborted("the call was cancelled", may_have_run=True))
+            elif entry.running.streams and self._connection is not None:
+                self._connection.send_cancel()
         else:
             self._wake.set()
 
@@ -560,6 +562,8 @@ class Checkout:
                 setup_deaths += 1
             calls = connection.calls
             begun = int(notice.get("calls", 0)) >= calls if notice else not connection.unread
+            # The unread bytes may be credit.
+            begun = begun or (self._running is not None and self._running.running.used > 0)
             hopeless = setup_deaths >= _MOST_SETUP_DEATHS
             if connection.broken is None and not begun and not self._used and not hopeless:
                 if self._running is not None:
@@ -593,11 +597,14 @@ class Checkout:
             if entry.args is None:
                 entry.future.set_result(None)
                 continue
+            if entry.running.streams and not connection.streams:
+                self._fail(entry, ArgumentsError(_NO_ITEMS), spoils=False)
+                continue
             frame = self._encode(entry, connection)
             if frame is None:
                 continue
             self._running = entry
-            answer = connection.send_call(frame, self._log)
+            answer = connection.send_call(frame, entry.running, self._log)
             try:
                 result = await answer
             except asyncio.CancelledError:
@@ -640,6 +647,8 @@ class Checkout:
             meta["timeout"] = max(0, int((entry.deadline - loop.time()) * 1e6))
             grace = self._client._grace
             meta["grace"] = (1 << 63) - 1 if grace is None else int(grace * 1e6)
+        if entry.running.streams:
+            meta["items"] = WINDOW
         if self._log is not None:
             # Lines of every level.
             meta["log"] = 0xFFFFFFFF

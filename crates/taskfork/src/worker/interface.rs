@@ -152,6 +152,11 @@ impl<'a> Request<'a> {
         self.args
     }
 
+    /// Where items go, if the caller reads them.
+    pub(crate) fn port(&self) -> Option<Rc<dyn Port>> {
+        self.port.clone()
+    }
+
     /// Decodes the arguments. The error is a reply that says why they do not fit.
     pub fn parse<T: FromArguments>(&self) -> Result<T, Reply> {
         self.args.parse().map_err(|error| Reply(Err(ErrorReply::arguments(&error))))
@@ -166,10 +171,8 @@ impl<'a> Request<'a> {
     /// Where the items of a method that streams go. The error is a reply for a caller that does not read them.
     pub fn emitter<T>(&self) -> Result<Emitter<T>, Reply> {
         let reason = "the method streams items, which this call does not read: make a stream, and no call (clients that speak JSON cannot)";
-        let port = self
-            .port
-            .clone()
-            .ok_or_else(|| Reply(Err(ErrorReply::arguments(&Failure::new(reason)))));
+        let port =
+            self.port().ok_or_else(|| Reply(Err(ErrorReply::arguments(&Failure::new(reason)))));
         port.map(Emitter::to_caller)
     }
 
