@@ -319,6 +319,9 @@ def test_a_child_that_streams_sends_nothing(python: Any) -> None:
 def test_progress_reaches_the_caller_and_the_status(server: Any, tmp_path: Path) -> None:
     file = tmp_path / "go on"
 
+    # A server at TCP tells of itself only at a status socket.
+    shows_status = server.address.startswith("unix:")
+
     def status() -> Any:
         said = subprocess.check_output([str(TASKFORK), "status", "--json", server.address], text=True)
         return [worker.get("progress") for worker in json.loads(said)["workers"]]
@@ -331,14 +334,15 @@ def test_progress_reaches_the_caller_and_the_status(server: Any, tmp_path: Path)
             assert report == taskfork.Progress(1, 3, "steps")
             assert (str(report), report.fraction) == ("1 of 3 steps", 1 / 3)
             assert reports.latest == stream.progress().latest == report
-            assert {"done": 1, "total": 3, "what": "steps"} in status()
-            shown = subprocess.check_output([str(TASKFORK), "status", server.address], text=True)
-            assert "1 of 3 steps" in shown
+            if shows_status:
+                assert {"done": 1, "total": 3, "what": "steps"} in status()
+                shown = subprocess.check_output([str(TASKFORK), "status", server.address], text=True)
+                assert "1 of 3 steps" in shown
             file.touch()
             assert [item async for item in stream] == [2]
             assert [report async for report in reports] == []
             assert await client.call("echo", "on") == "on"
-            assert status() == [None]
+            assert not shows_status or status() == [None]
 
     run(test())
 

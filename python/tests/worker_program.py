@@ -258,7 +258,7 @@ class Streams:
             raise ValueError("failed")
         if fault == "abort":
             os.abort()
-        threading.Event().wait()
+        hang()
 
     def steps(self, file: str) -> Iterator[int]:
         context().progress(1, 3, "steps")

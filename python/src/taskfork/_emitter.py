@@ -15,6 +15,11 @@ IS_NOT_READ = (
 )
 
 
+class DeadlineExceeded(Exception):
+    """Raised in a call when its time is over. The call may clean up within the caller's grace, which defaults to
+    0.1 seconds. Then the worker is killed."""
+
+
 class ItemError(Exception):
     """Raised at the ``yield`` of an item that cannot be sent, because it cannot be encoded or is too long. Others can
     follow."""
@@ -39,9 +44,13 @@ class ConnectionFailed(BaseException):
 
 
 class Channel(Protocol):
-    """The connection, while a call runs. ``DeadlineExceeded`` may be raised at any time, but not while ``hold`` is."""
+    """The connection, while a call runs."""
 
-    def hold(self) -> ContextManager[None]: ...
+    def hold(self) -> ContextManager[None]:
+        """Raises ``DeadlineExceeded`` at its end instead of in between, where a message would be cut or lost."""
+
+    def allow(self) -> ContextManager[None]:
+        """Within ``hold``, ``DeadlineExceeded`` may be raised here."""
 
     def send_item(self, item: Any) -> int:
         """Sends an item, and returns how much credit that used."""
@@ -64,40 +73,50 @@ class Emitter:
     def run(self, items: Iterator[Any]) -> Any:
         """Sends the items of an iterator, and returns the value that a generator returns. A generator whose items nobody
         wants is closed, which raises ``GeneratorExit`` in it. What prevents an item from being sent is raised in it too."""
-        problem: Optional[Exception] = None
         try:
-            while True:
-                try:
-                    item = next(items) if problem is None else _throw(items, problem)
-                except StopIteration as end:
-                    return end.value
-                problem = None
-                try:
-                    self._wait_for_credit()
-                    if self._is_cancelled:
-                        return None
-                    with self._channel.hold():
-                        self._used += self._channel.send_item(item)
-                except _wire.EncodeError as error:
-                    problem = ItemError(f"an item of the stream cannot be sent: {error}")
-                except (_wire.WireError, OSError) as error:
-                    raise ConnectionFailed from error
-                except Exception as error:
-                    # The call's time is over.
-                    problem = error
+            with self._channel.hold():
+                return self._run(items)
         finally:
             close = getattr(items, "close", None)
             if close is not None:
                 close()
 
+    def _run(self, items: Iterator[Any]) -> Any:
+        problem: Optional[Exception] = None
+        while True:
+            try:
+                with self._channel.allow():
+                    item = next(items) if problem is None else _throw(items, problem)
+            except StopIteration as end:
+                return end.value
+            except DeadlineExceeded as error:
+                # If it was raised before the generator went on, the generator gets it now. If the generator has ended by
+                # it, the same exception comes back.
+                if error is problem:
+                    raise
+                problem = error
+                continue
+            problem = None
+            try:
+                self._wait_for_credit()
+                if self._is_cancelled:
+                    return None
+                self._used += self._channel.send_item(item)
+            except DeadlineExceeded as error:
+                problem = error
+            except _wire.EncodeError as error:
+                problem = ItemError(f"an item of the stream cannot be sent: {error}")
+            except (_wire.WireError, OSError) as error:
+                raise ConnectionFailed from error
+
     def _wait_for_credit(self) -> None:
         while self._used >= self._credit and not self._is_cancelled:
-            with self._channel.hold():
-                message = self._channel.next_message()
-                if message is not None:
-                    self._handle(message)
-            if message is None:
-                self._channel.wait()
+            message = self._channel.next_message()
+            if message is not None:
+                self._handle(message)
+            else:
+                with self._channel.allow():
+                    self._channel.wait()
 
     def _handle(self, message: list[Any]) -> None:
         if message[0] == _wire.CREDIT and len(message) == 4:

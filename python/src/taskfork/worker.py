@@ -31,7 +31,15 @@ import traceback
 from typing import Any, Callable, Iterable, Iterator, Mapping, NoReturn, Optional, Union
 
 from . import _progress, _wire
-from ._emitter import IS_NOT_READ, STREAMS_NOTHING, ConnectionFailed, Emitter, ItemError, is_streaming
+from ._emitter import (
+    IS_NOT_READ,
+    STREAMS_NOTHING,
+    ConnectionFailed,
+    DeadlineExceeded,
+    Emitter,
+    ItemError,
+    is_streaming,
+)
 from ._reporter import Reporter
 from .errors import MAX_CAUSES
 from .shared import MAX_BLOB
@@ -65,11 +73,6 @@ _CHILD_RETURNED_STATUS = 70
 
 #: The longest frame of telemetry: the kernel takes it as a whole, so the server can report a death after it.
 _MAX_TELEMETRY = 4096
-
-
-class DeadlineExceeded(Exception):
-    """Raised in a call when its time is over. The call may clean up within the caller's grace, which defaults to
-    0.1 seconds. Then the worker is killed."""
 
 
 def serve(
@@ -531,7 +534,6 @@ class _Worker:
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
-        """Raises DeadlineExceeded at the end instead of in between, where a message would be cut or lost."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -542,6 +544,16 @@ class _Worker:
             self._alarm_is_held = before
             if self._alarm_is_due and not before:
                 self._on_alarm()
+
+    @contextlib.contextmanager
+    def allow(self) -> Iterator[None]:
+        try:
+            self._alarm_is_held = False
+            if self._alarm_is_due:
+                self._on_alarm()
+            yield
+        finally:
+            self._alarm_is_held = True
 
     def _on_alarm(self, *_: Any) -> None:
         self._alarm_is_due = self._in_call and self._alarm_is_held

@@ -30,9 +30,9 @@ impl Items {
         Self { port, call, credit: WINDOW, used: 0, end: None }
     }
 
-    /// The credit that the call itself gives.
-    pub(super) fn first_credit(&self) -> u64 {
-        WINDOW
+    /// How much credit the program has in all.
+    pub(super) fn credit(&self) -> u64 {
+        self.credit
     }
 
     /// Checks an item whose message has this length. The error is a violation of the protocol.

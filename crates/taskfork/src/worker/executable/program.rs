@@ -237,8 +237,7 @@ impl Program {
             let call = translate::json_call(method, args, self.max_frame)?;
             self.send(&call);
         } else {
-            let call =
-                translate::native_call(method, args, items.map(Items::first_credit), &self.hello)?;
+            let call = translate::native_call(method, args, items.map(Items::credit), &self.hello)?;
             self.send_gathered(&call);
         }
         Ok(())
