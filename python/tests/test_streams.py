@@ -143,6 +143,9 @@ def test_a_failure_comes_behind_the_items_before_it(server: Any, fault: str) -> 
                         items.append(item)
                 assert items == [1, 2]
                 assert caught.value.may_have_run
+                if str(caught.value).startswith("ValueError"):
+                    # The traceback begins in the generator.
+                    assert "in two_and_then" in (caught.value.stack or "").splitlines()[0]
                 # The error is raised once by the iterator, and always by the result.
                 assert [item async for item in stream] == []
                 with pytest.raises(expected, match=said):

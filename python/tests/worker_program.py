@@ -192,6 +192,11 @@ def read(file: io.FileIO) -> bytes:
         return file.read()
 
 
+def is_inherited(file: io.FileIO) -> bool:
+    with file:
+        return os.get_inheritable(file.fileno())
+
+
 def opened(path: str) -> Any:
     return open(path, "rb", buffering=0)
 
@@ -201,7 +206,7 @@ def descriptors() -> int:
 
 
 FUNCTIONS = [
-    kind, shared, still_viewed, read, opened, descriptors,
+    kind, shared, still_viewed, read, is_inherited, opened, descriptors,
     echo, add, pid, checkouts, boom, chain, cycle, sleep, clean_up_late, spin, hang, exit_now, segv, left, log, chatter,
     terminated,
     buffer, unencodable, return_twice, status_of_child, crash_with_holder, reset_alarm, execute,
@@ -315,9 +320,11 @@ class Streams:
 
     def child(self) -> Iterator[int]:
         yield os.getpid()
-        if os.fork() == 0:
+        child = os.fork()
+        if child == 0:
             yield 0
-        os.wait()
+        # It must end without credit.
+        os.waitpid(child, 0)
         yield os.getpid()
 
     def many_reports(self, reports: int, file: str) -> str:

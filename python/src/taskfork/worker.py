@@ -30,7 +30,7 @@ import time
 import traceback
 from typing import Any, Callable, Iterable, Iterator, Mapping, NoReturn, Optional, Union
 
-from . import _progress, _wire
+from . import _descriptors, _emitter, _progress, _wire
 from ._emitter import (
     IS_NOT_READ,
     STREAMS_NOTHING,
@@ -70,6 +70,9 @@ _CHILD_RETURNED = (
     b"answers nothing, and ends here. End such a process with os._exit.\n"
 )
 _CHILD_RETURNED_STATUS = 70
+
+#: Files whose frames a traceback leaves out.
+_OWN_FILES = (__file__, _emitter.__file__, contextlib.__file__)
 
 #: The longest frame of telemetry: the kernel takes it as a whole, so the server can report a death after it.
 _MAX_TELEMETRY = 4096
@@ -436,8 +439,8 @@ class _Worker:
     def _fault(self, kind: str, error: BaseException) -> _Frame:
         causes, omitted = _causes_of(error)
         raised = error.__traceback__
-        while raised is not None and raised.tb_frame.f_code.co_filename == __file__:
-            # The interface's own frames follow those of this file.
+        while raised is not None and raised.tb_frame.f_code.co_filename in _OWN_FILES:
+            # The interface's own frames follow these.
             raised = raised.tb_next
         stack = "".join(traceback.format_tb(raised)[-30:])
         body: dict[str, Any] = {"kind": kind, "message": _error_text(error), "causes": causes, "stack": stack}
@@ -506,20 +509,20 @@ class _Worker:
             message = self._decoder.next()
             if message is not None:
                 return message
-            data, files, _, _ = socket.recv_fds(
-                self._connection, 1 << 16, _wire.MAX_FILES, socket.MSG_CMSG_CLOEXEC
-            )
+            data, files = _descriptors.receive(self._connection, 1 << 16)
             if not data:
                 return None
             self._decoder.feed(data, files)
 
     def next_message(self) -> Optional[list[Any]]:
+        if os.getpid() != self._pid:
+            # A child must take no message from its worker.
+            _exit_child(None)
         message = self._decoder.next()
         if message is not None:
             return message
-        flags = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
         try:
-            data, files, _, _ = socket.recv_fds(self._connection, 1 << 16, _wire.MAX_FILES, flags)
+            data, files = _descriptors.receive(self._connection, 1 << 16, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return None
         if not data:

@@ -46,7 +46,7 @@ pub(crate) fn work() {
         let cheap = map(&[("call", calls.into()), ("cost", 256.into())]);
         let item = |call: u64, cost: u64| map(&[("call", call.into()), ("cost", cost.into())]);
         let mut answer: Value = 5.into();
-        let mut send = |meta: Value| raw.send_message(vec![11.into(), meta, 7.into()]);
+        let mut send = |meta: Value, value: Value| raw.send_message(vec![11.into(), meta, value]);
         match method {
             "numbers" => {
                 let credit = credit.expect("it is called as a stream");
@@ -57,10 +57,15 @@ pub(crate) fn work() {
                 let Streamed { items, credits, is_cancelled } = streamed;
                 answer = Value::Array(vec![items.into(), credits.into(), is_cancelled.into()]);
             }
-            "more_than_its_credit" => (0..2).for_each(|_| send(item(calls, credit.unwrap()))),
-            "for_less_than_its_bytes" => send(cheap),
-            "of_another_call" => send(item(calls + 1, 500)),
-            "unasked" => send(item(calls, 500)),
+            "more_than_its_credit" => {
+                // Longer than the client accepts. So the call is cancelled, and gets no more credit.
+                send(item(calls, 3 << 20), Value::Binary(vec![0; 2 << 20]));
+                send(item(calls, 500), 7.into());
+            }
+            "too_long" => send(item(calls, 3 << 20), Value::Binary(vec![0; 2 << 20])),
+            "for_less_than_its_bytes" => send(cheap, 7.into()),
+            "of_another_call" => send(item(calls + 1, 500), 7.into()),
+            "unasked" => send(item(calls, 500), 7.into()),
             _ => {}
         }
         raw.send_message(vec![1.into(), of_call(calls), answer]);
@@ -132,7 +137,7 @@ trial!(a_program_that_streams_wrongly_ends, async || {
         ("for_less_than_its_bytes", "less credit than it has bytes"),
         ("of_another_call", "the answer to call 2 came where that to call 1 was due"),
     ] {
-        let (_server, client) = start_with("program_streams", |client| client.max_workers(1));
+        let (_server, client) = start_with("program_streams", |client| client.max_frame(1 << 20));
         let error = client.stream::<u64, u64>(method, ()).finish().await.unwrap_err();
         expect_violation(error, said);
     }
@@ -149,6 +154,15 @@ fn expect_violation(error: Error, said: &str) {
     let stderr = death.stderr.unwrap();
     assert!(stderr.contains(said), "{stderr}");
 }
+
+trial!(an_item_of_a_program_that_is_too_long_for_the_client_fails_its_call, async || {
+    let (_server, client) = start_with("program_streams", |client| client.max_frame(1 << 20));
+    let checkout = client.checkout();
+    let error = checkout.stream::<u64, u64>("too_long", ()).finish().await.unwrap_err();
+    let said = error.to_string();
+    assert!(said.contains("an item of the stream") && said.contains("1048576"), "{said}");
+    assert_eq!(checkout.stream::<u64, u64>("numbers", (3,)).finish().await.unwrap(), 3);
+});
 
 trial!(a_program_that_streams_nothing_gets_no_stream, async || {
     for entry in ["executable", "executable_native"] {
