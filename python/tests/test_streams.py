@@ -296,6 +296,15 @@ def test_a_generator_learns_how_it_ends(python: Any) -> None:
     run(test())
 
 
+def test_generators_stream_without_an_annotation(python: Any) -> None:
+    async def test() -> None:
+        async with taskfork.Client(python.address) as client:
+            for method in ("plain", "wrapped"):
+                assert [item async for item in client.stream(method, 3)] == [0, 1, 2]
+
+    run(test())
+
+
 def test_iterators_stream_if_the_annotation_says_so(python: Any, tmp_path: Path) -> None:
     (tmp_path / "words").write_text("one\ntwo\n")
 
@@ -546,31 +555,31 @@ def test_a_cancelled_stream_is_told_and_what_comes_meanwhile_is_discarded(tmp_pa
                     # Nothing but the cancellation comes between the two calls.
                     assert [message[0] for message in received] == [_wire.CALL, _wire.CANCEL, _wire.CALL]
                     assert received[1] == [_wire.CANCEL, {}, 1]
+                    assert [item async for item in stream] == []
 
     run(test())
 
 
 def test_a_stream_that_has_begun_is_not_repeated(tmp_path: Path) -> None:
-    calls = 0
+    connections: list[Any] = []
 
     def answer(writer: asyncio.StreamWriter, message: Any) -> None:
-        nonlocal calls
-        if message[0] == _wire.CALL:
-            calls += 1
-            send(writer, _wire.ITEM, {"call": 1, "cost": WINDOW}, "first")
-        elif message[0] == _wire.CREDIT:
-            # It ends without a notice.
-            writer.transport.abort()
+        connections.append(writer.transport)
+        send(writer, _wire.ITEM, {"call": 1, "cost": WINDOW}, "first")
+        # Credit remains unread.
+        connections[-1].pause_reading()
 
     async def test() -> None:
         async with by_hand(tmp_path / "fake", answer, items=True):
             async with taskfork.Client(f"unix:{tmp_path / 'fake'}", min_workers=0) as client:
                 stream = client.stream("numbers")
                 assert await stream.__anext__() == "first"
+                # It ends without a notice.
+                connections[0].abort()
                 with pytest.raises(taskfork.WorkerDied) as caught:
                     await stream.__anext__()
                 assert caught.value.may_have_run
-        assert calls == 1
+        assert len(connections) == 1
 
     run(test())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
 import os
@@ -229,6 +230,14 @@ class Counter:
         return self._count
 
 
+def decorated(function: Any) -> Any:
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        return function(*args)
+
+    return call
+
+
 class Streams:
     """What the playground has with `--streams`, and what only Python has."""
 
@@ -286,11 +295,11 @@ class Streams:
         """What the last `watchful` has seen."""
         return self._seen
 
-    def watchful(self) -> Iterator[bytes]:
+    def watchful(self, length: int = 1000) -> Iterator[bytes]:
         self._seen = ""
         try:
             while True:
-                yield b"x" * 1000
+                yield b"x" * length
         except GeneratorExit:
             self._seen = "the end"
             raise
@@ -317,6 +326,14 @@ class Streams:
 
     def parts(self) -> Generator[int, None, str]:
         return (number for number in range(3))  # type: ignore[return-value]
+
+    # Without an annotation.
+    def plain(self, count):  # type: ignore[no-untyped-def]
+        yield from range(count)
+
+    @decorated
+    def wrapped(self, count):  # type: ignore[no-untyped-def]
+        yield from range(count)
 
     def child(self) -> Iterator[int]:
         yield os.getpid()
