@@ -26,6 +26,7 @@ from .errors import (
     TimedOut,
     UnknownMethod,
     WorkerDied,
+    WrongInterface,
 )
 
 from ._progress import Progress
@@ -62,6 +63,7 @@ __all__ = [
     "TimedOut",
     "UnknownMethod",
     "WorkerDied",
+    "WrongInterface",
     "context",
 ]
 

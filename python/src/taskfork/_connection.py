@@ -53,6 +53,14 @@ class Address:
             raise ValueError(f"`{text}` is not an address: write unix:PATH or tcp:HOST:PORT")
 
 
+class Refused(ConnectionError):
+    """The server does not serve this client. ``kind`` is that of its error."""
+
+    def __init__(self, kind: Any, said: str) -> None:
+        super().__init__(f"the server refused: {said}")
+        self.kind, self.said = kind, said
+
+
 class Connection:
     """A connection to one worker. After its end, ``notice`` is the server's notice of the worker's death, and
     ``broken`` the violation of the protocol that ended it."""
@@ -87,9 +95,10 @@ class Connection:
         name: str,
         number: int,
         max_frame: int,
+        interfaces: Sequence[str] = (),
         on_wait: Callable[[str], None] = lambda reason: None,
     ) -> Connection:
-        """Connects, and exchanges hellos with the worker. ``on_wait`` gets the reason if the server has no free worker."""
+        """Connects, and exchanges hellos with the worker, which must serve these interfaces. ``on_wait`` gets the reason if the server has no free worker."""
         loop = asyncio.get_running_loop()
         connection = cls(max_frame, address.path is not None)
         connection._hello = loop.create_future()
@@ -101,7 +110,9 @@ class Connection:
         else:
             host, port = address.host, address.port
             connection._transport = await Socket.connect_tcp(host, port, connection)
-        hello = {"versions": [_wire.VERSION], "name": name, "max_frame": max_frame, "client": number}
+        hello: dict[str, Any] = {"versions": [_wire.VERSION], "name": name, "max_frame": max_frame, "client": number}
+        if interfaces:
+            hello["interfaces"] = [{"name": interface} for interface in interfaces]
         if address.path is not None:
             hello["files"] = _wire.MAX_FILES
         try:
@@ -214,8 +225,8 @@ class Connection:
             elif kind == _wire.QUEUED:
                 self._on_wait(str(meta.get("reason", "")))
             elif kind == _wire.ERROR and len(message) == 3 and isinstance(message[2], dict):
-                said = message[2].get("message", "no reason")
-                self._hello.set_exception(ConnectionError(f"the server refused: {said}"))
+                said = str(message[2].get("message", "no reason"))
+                self._hello.set_exception(Refused(message[2].get("kind"), said))
             else:
                 self._fail("the first message is no hello")
         elif kind == _wire.DEATH:

@@ -7,11 +7,11 @@ import random
 import time
 from collections import OrderedDict, deque
 from dataclasses import dataclass
-from typing import Any, Callable, Coroutine, Deque, Optional, Union
+from typing import Any, Callable, Coroutine, Deque, Optional, Sequence, Union
 
 from . import _wire
 from ._call import WINDOW, Call, Running, Stream
-from ._connection import Address, Connection
+from ._connection import Address, Connection, Refused
 from .errors import (
     Aborted,
     ArgumentsError,
@@ -24,8 +24,10 @@ from .errors import (
     ProtocolError,
     TimedOut,
     WorkerDied,
+    WrongInterface,
 )
 
+_MOST_INTERFACES = 64
 _FIRST_RETRY, _LAST_RETRY = 0.005, 1.0
 #: How long a call waits for the notice of its worker's death after its timeout and grace, in seconds.
 _DEATH_NOTICE_WAIT = 1.0
@@ -78,6 +80,8 @@ class Client:
 
     - ``address``: ``unix:PATH``, ``unix-percent:PATH`` or ``tcp:HOST:PORT``.
     - ``name``: the client's name in the server's log. Defaults to ``taskfork``.
+    - ``interfaces``: the names of interfaces that the server must serve, at most 64. If it does not, calls fail at once
+      with ``WrongInterface``. A server of untyped methods or of programs serves any. Defaults to none.
     - ``min_workers``: how many workers are kept connected. Defaults to 2, or ``max_workers`` if that is less.
     - ``max_workers``: the most workers at a time. Defaults to 20.
     - ``timeout``: the time limit of each call, from making it. Defaults to 30.
@@ -95,6 +99,7 @@ class Client:
         address: str,
         *,
         name: str = "taskfork",
+        interfaces: Sequence[str] = (),
         min_workers: Optional[int] = None,
         max_workers: int = 20,
         timeout: Optional[float] = 30.0,
@@ -115,6 +120,9 @@ class Client:
             raise ValueError("max_checkouts is 0: a worker serves one checkout at least")
         self._address = Address(address)
         self._name = name
+        if isinstance(interfaces, str) or len(interfaces) > _MOST_INTERFACES:
+            raise ValueError(f"interfaces is a list of at most {_MOST_INTERFACES} names")
+        self._interfaces = list(interfaces)
         #: Identifies this client at the server.
         self._number = random.getrandbits(32) or 1
         #: The queue length that was reported last.
@@ -316,7 +324,9 @@ class Client:
             self._record_failure(f"the server has no worker yet: {reason}")
 
         opening = self._loop.create_task(
-            Connection.open(self._address, self._name, self._number, self._max_frame, on_wait)
+            Connection.open(
+                self._address, self._name, self._number, self._max_frame, self._interfaces, on_wait
+            )
         )
         try:
             await asyncio.wait({opening}, timeout=self._connect_timeout)
@@ -328,6 +338,8 @@ class Client:
             self._record_failure(f"the server did not greet within {self._connect_timeout:g} seconds")
         except (OSError, _wire.WireError) as error:
             self._record_failure(str(error), error)
+            if isinstance(error, Refused) and error.kind == "wrong_interface":
+                self._fail_waiting(WrongInterface(self._address.text, error.said))
         except BaseException:
             opening.cancel()
             raise
@@ -340,6 +352,14 @@ class Client:
             return
         self._connecting -= 1
         self._connect_missing()
+
+    def _fail_waiting(self, error: FatalError) -> None:
+        """Fails the checkouts that wait for a worker: trying again does not help them."""
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_exception(error)
 
     def _record_failure(self, reason: str, cause: Optional[Exception] = None) -> None:
         since = time.monotonic() if self._unreachable is None else self._unreachable[0]
