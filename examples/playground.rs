@@ -4,6 +4,7 @@
 //! cargo run --example playground -- unix:/tmp/playground.sock
 //! cargo run --example playground -- tcp:127.0.0.1:4000 --name faults --setup-takes 2.5
 //! cargo run --example playground -- unix:/tmp/playground.sock --spare-workers 2 --preload 100
+//! cargo run --example playground -- unix:/tmp/playground.sock --streams
 //! cargo run --example playground -- --help
 //! ```
 //!
@@ -18,6 +19,7 @@
 //! cargo add tracing-subscriber
 //! ```
 
+use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,7 +27,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use taskfork::client::Value;
 use taskfork::worker::{Arguments, context, logger};
-use taskfork::{BoxError, Methods, Server};
+use taskfork::{Blob, BoxError, Emitter, Methods, Server, ServerBuilder};
 
 /// A server whose methods fail, hang, die and leak on demand.
 #[derive(Debug, Parser)]
@@ -47,6 +49,9 @@ struct Options {
     /// Have the setup of every worker fail with this message
     #[arg(long, value_name = "MESSAGE")]
     setup_fails: Option<String>,
+    /// Serve methods that stream, and none of the others
+    #[arg(long)]
+    streams: bool,
 }
 
 /// The state of a worker.
@@ -73,14 +78,25 @@ fn seconds_of(text: &str) -> Result<Duration, BoxError> {
 }
 
 fn serve(options: Options) -> Result<(), BoxError> {
-    let Options { address, name, spare_workers, preload: mebibytes, setup_takes, setup_fails } =
-        options;
-    Server::builder()
+    let Options {
+        address,
+        name,
+        spare_workers,
+        preload: mebibytes,
+        setup_takes,
+        setup_fails,
+        streams,
+    } = options;
+    let server = Server::builder()
         .listen(&*address)
         // Every client sees all details of errors, also over TCP: this server is for experiments.
         .share_details(true)
         .name(name)
-        .spare_workers(spare_workers)
+        .spare_workers(spare_workers);
+    if streams {
+        return serve_streams(server);
+    }
+    server
         .preload(move || touched(mebibytes))
         .setup(move |table| {
             thread::sleep(setup_takes);
@@ -96,6 +112,89 @@ fn serve(options: Options) -> Result<(), BoxError> {
         .interface(methods())
         .run()?;
     Ok(())
+}
+
+/// What streams can do, and how they can fail.
+#[taskfork::interface]
+trait Streams {
+    /// The numbers below `count`. Returns `count`.
+    fn numbers(&mut self, count: u64, out: &mut Emitter<u64>) -> Result<u64, BoxError>;
+    /// Numbers until nobody wants them.
+    fn endless(&mut self, out: &mut Emitter<u64>) -> Result<(), BoxError>;
+    /// How many numbers the last `endless` has sent.
+    fn sent(&mut self) -> u64;
+    /// Blobs of these lengths.
+    fn blobs(&mut self, lengths: Vec<usize>, out: &mut Emitter<Blob>) -> Result<(), BoxError>;
+    /// Two numbers, and then this fault: `fail`, `panic`, `abort` or `hang`.
+    fn two_and_then(&mut self, fault: String, out: &mut Emitter<u64>) -> Result<(), BoxError>;
+    /// Reports that 1 of 3 steps is done, and sends a number once there is a file of this name.
+    fn steps(&mut self, file: PathBuf, out: &mut Emitter<u64>) -> Result<(), BoxError>;
+    fn pid(&mut self) -> u32;
+    fn echo(&mut self, text: String) -> String;
+}
+
+/// How many numbers the last `endless` has sent.
+struct Streaming(u64);
+
+fn serve_streams(server: ServerBuilder) -> Result<(), BoxError> {
+    Ok(server.setup(|| Ok::<_, BoxError>(Streaming(0))).interface(StreamsInterface).run()?)
+}
+
+impl Streams for Streaming {
+    fn numbers(&mut self, count: u64, out: &mut Emitter<u64>) -> Result<u64, BoxError> {
+        for number in 0..count {
+            out.send(&number)?;
+        }
+        Ok(count)
+    }
+
+    fn endless(&mut self, out: &mut Emitter<u64>) -> Result<(), BoxError> {
+        self.0 = 0;
+        while out.send(&self.0).is_ok() {
+            self.0 += 1;
+        }
+        Ok(())
+    }
+
+    fn sent(&mut self) -> u64 {
+        self.0
+    }
+
+    fn blobs(&mut self, lengths: Vec<usize>, out: &mut Emitter<Blob>) -> Result<(), BoxError> {
+        for length in lengths {
+            out.send(&Blob::from(vec![b'x'; length]))?;
+        }
+        Ok(())
+    }
+
+    fn two_and_then(&mut self, fault: String, out: &mut Emitter<u64>) -> Result<(), BoxError> {
+        out.send(&1)?;
+        out.send(&2)?;
+        match &*fault {
+            "fail" => Err("failed".into()),
+            "panic" => panic!("panicked"),
+            "abort" => std::process::abort(),
+            _ => loop {
+                thread::park();
+            },
+        }
+    }
+
+    fn steps(&mut self, file: PathBuf, out: &mut Emitter<u64>) -> Result<(), BoxError> {
+        context().progress(1, 3, "steps");
+        while !file.exists() {
+            thread::sleep(Duration::from_millis(2));
+        }
+        Ok(out.send(&2)?)
+    }
+
+    fn pid(&mut self) -> u32 {
+        std::process::id()
+    }
+
+    fn echo(&mut self, text: String) -> String {
+        text
+    }
 }
 
 fn methods() -> Methods<Worker> {

@@ -73,6 +73,15 @@ fn main() -> Result<(), BoxError> {
         println!("\nthere is {}", names.join(", "));
         let data: Blob = client.call("get", ("two",)).await?;
         println!("two has {} bytes", data.len());
+
+        // A generator streams.
+        let mut documents = client.stream::<(String, Blob), usize>("export", ("t",));
+        let mut total = 0;
+        while let Some((name, data)) = documents.next().await? {
+            println!("{name} is exported");
+            total += data.len();
+        }
+        println!("{} documents have {total} bytes", documents.finish().await?);
         Ok(())
     })
 }

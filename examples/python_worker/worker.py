@@ -10,8 +10,9 @@ import logging
 import os
 import sqlite3
 import tempfile
-from typing import Dict, List, Optional, Union
+from typing import Dict, Generator, List, Optional, Tuple, Union
 
+from taskfork import context
 from taskfork.worker import serve
 
 PATH = os.environ.get("DOCUMENTS", os.path.join(tempfile.gettempdir(), "taskfork-documents.db"))
@@ -49,6 +50,14 @@ class Documents:
         query = "SELECT name, digest FROM document WHERE substr(name, 1, ?) = ? ORDER BY name"
         rows = self._database.execute(query, (len(beginning), beginning))
         return [{"name": name, "digest": digest} for name, digest in rows]
+
+    def export(self, beginning: str) -> Generator[Tuple[str, bytes], None, int]:
+        """Streams the documents whose names begin so. Returns how many there are."""
+        found = self.find(beginning)
+        for number, document in enumerate(found):
+            context().progress(number, len(found), "documents")
+            yield document["name"], self.get(document["name"]) or b""
+        return len(found)
 
     def clear(self) -> None:
         self._database.execute("DELETE FROM document")

@@ -324,12 +324,39 @@ def test_an_idle_workers_death_is_nobodys_error(server: Any) -> None:
     run(test())
 
 
+@pytest.mark.parametrize("language", ["rust", "python"])
+def test_a_server_must_serve_what_the_client_requires(
+    playground: Any, python_server: Any, language: str
+) -> None:
+    is_typed = language == "rust"
+    server = playground("--streams") if is_typed else python_server(worker="streams")
+
+    async def test() -> None:
+        async with taskfork.Client(server.address, interfaces=["Streams"]) as client:
+            assert await client.call("echo", "on") == "on"
+        # Workers in Python do not know the names of interfaces, and serve any.
+        async with taskfork.Client(server.address, interfaces=["Streams", "Reports"]) as client:
+            if not is_typed:
+                assert await client.call("echo", "on") == "on"
+                return
+            for _ in range(2):
+                calls = [client.call("echo", "on"), client.call("echo", "on")]
+                for call in calls:
+                    with pytest.raises(taskfork.WrongInterface, match="interface `Reports`: it serves `Streams`") as caught:
+                        await call
+                    assert not caught.value.may_have_run
+
+    run(test())
+
+
 def test_options_that_cannot_be(server: Any) -> None:
     async def test() -> None:
         for options, said in [
             ({"max_workers": 0}, "max_workers is 0"),
             ({"max_workers": 1, "min_workers": 2}, "max_workers 1 is below min_workers 2"),
             ({"max_checkouts": 0}, "max_checkouts is 0"),
+            ({"interfaces": "Streams"}, "interfaces is a list of at most 64 names"),
+            ({"interfaces": ["Streams"] * 65}, "interfaces is a list of at most 64 names"),
         ]:
             with pytest.raises(ValueError, match=said):
                 taskfork.Client(server.address, **options)

@@ -132,6 +132,9 @@ def test_documents_in_sqlite(start: Any, tmp_path: Any, monkeypatch: Any) -> Non
             found = await client.call("find", "")
             assert [one["name"] for one in found] == ["one"]
             assert await client.call("get", "one") == b"\xff"
+            documents = client.stream("export", "")
+            assert [document async for document in documents] == [["one", b"\xff"]]
+            assert await documents.result() == 1
 
     run(test())
 

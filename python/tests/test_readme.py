@@ -20,18 +20,25 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_programs_of_the_readme_run(start: Any, tmp_path: Path) -> None:
-    worker, *clients = blocks("python")
-    (tmp_path / "digests.py").write_text(worker)
-    serve, call = next(block for block in blocks("sh") if "serve" in block).splitlines()
-    socket = f"unix:{tmp_path}/s"
+    workers = [block for block in blocks("python") if "serve(" in block]
+    clients = [block for block in blocks("python") if block not in workers]
+    for name, worker in zip(("digests.py", "reports.py"), workers):
+        (tmp_path / name).write_text(worker)
+
+    def here(text: str) -> str:
+        return text.replace("unix:/tmp/", f"unix:{tmp_path}/")
 
     def words(line: str) -> list[str]:
-        replaced = line.replace("unix:/tmp/digests.sock", socket).split()
         programs = {"taskfork": str(TASKFORK), "python3": sys.executable}
-        found = [programs.get(word, word) for word in replaced]
-        return [str(tmp_path / word) if word == "digests.py" else word for word in found]
+        found = [programs.get(word, word) for word in here(line).split()]
+        return [str(tmp_path / word) if word in ("digests.py", "reports.py") else word for word in found]
 
-    start(words(serve), socket)
+    lines = [line for block in blocks("sh") if "serve" in block for line in block.splitlines()]
+    call = lines.pop(1)
+    assert ["taskfork call" in line for line in [call, *lines]] == [True, False, False]
+    for serve in lines:
+        name = serve.split("unix:/tmp/")[1].split()[0]
+        start(words(serve), here(f"unix:/tmp/{name}"), name)
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "python" / "src")}
     digest = hashlib.sha256(b"hello").hexdigest()
     assert subprocess.check_output(words(call), text=True) == f'"{digest}"\n'
@@ -39,10 +46,11 @@ def test_the_programs_of_the_readme_run(start: Any, tmp_path: Path) -> None:
     expected = [
         "".join(hashlib.sha256(data).hexdigest() + end for data, end in
                 [(b"hello", "\n"), (b"1", " "), (b"2", "\n")]),
+        "Budget, page 1\nBudget, page 2\nBudget, page 3\n3 pages\n",
         f"{image}\n",
     ]
     assert len(clients) == len(expected)
     for number, (client, printed) in enumerate(zip(clients, expected)):
         program = tmp_path / f"client{number}.py"
-        program.write_text(client.replace("unix:/tmp/digests.sock", socket))
+        program.write_text(here(client))
         assert subprocess.check_output([sys.executable, program], env=environment, text=True) == printed

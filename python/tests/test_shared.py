@@ -128,6 +128,9 @@ def test_open_files_go_through_unix_sockets(server: Any, tmp_path: Path) -> None
                     assert await client.call("read", file) == b"some words"
                     with await client.call("opened", str(path)) as back:
                         assert back.mode == "rb" and back.read() == b"some words"
+                        # Programs that either side starts do not get the descriptor.
+                        assert not os.get_inheritable(back.fileno())
+                    assert await client.call("is_inherited", file) is False
                 else:
                     with pytest.raises(taskfork.ArgumentsError, match="through unix sockets only"):
                         await client.call("read", file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
 import os
@@ -11,10 +12,10 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Generator, Iterator, Optional
 
-from taskfork import BlobMut
-from taskfork.worker import DeadlineExceeded, default_signals, logger, remaining, serve
+from taskfork import BlobMut, context
+from taskfork.worker import DeadlineExceeded, ItemError, default_signals, logger, remaining, serve
 
 done = 0
 cleaned = []
@@ -192,6 +193,11 @@ def read(file: io.FileIO) -> bytes:
         return file.read()
 
 
+def is_inherited(file: io.FileIO) -> bool:
+    with file:
+        return os.get_inheritable(file.fileno())
+
+
 def opened(path: str) -> Any:
     return open(path, "rb", buffering=0)
 
@@ -201,7 +207,7 @@ def descriptors() -> int:
 
 
 FUNCTIONS = [
-    kind, shared, still_viewed, read, opened, descriptors,
+    kind, shared, still_viewed, read, is_inherited, opened, descriptors,
     echo, add, pid, checkouts, boom, chain, cycle, sleep, clean_up_late, spin, hang, exit_now, segv, left, log, chatter,
     terminated,
     buffer, unencodable, return_twice, status_of_child, crash_with_holder, reset_alarm, execute,
@@ -224,6 +230,132 @@ class Counter:
         return self._count
 
 
+def decorated(function: Any) -> Any:
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        return function(*args)
+
+    return call
+
+
+class Streams:
+    """What the playground has with `--streams`, and what only Python has."""
+
+    def __init__(self) -> None:
+        self._sent = 0
+        self._seen = ""
+
+    def numbers(self, count: int) -> Iterator[int]:
+        yield from range(count)
+        return count
+
+    def endless(self) -> Iterator[int]:
+        self._sent = 0
+        while True:
+            yield self._sent
+            self._sent += 1
+
+    def sent(self) -> int:
+        return self._sent
+
+    def blobs(self, lengths: list[int]) -> Iterator[Any]:
+        for length in lengths:
+            made = BlobMut(length)
+            with made.view as view:
+                view[:] = b"x" * length
+            yield made.freeze()
+
+    def two_and_then(self, fault: str) -> Iterator[int]:
+        yield 1
+        yield 2
+        if fault == "fail":
+            raise ValueError("failed")
+        if fault == "abort":
+            os.abort()
+        hang()
+
+    def steps(self, file: str) -> Iterator[int]:
+        context().progress(1, 3, "steps")
+        while not os.path.exists(file):
+            time.sleep(0.002)
+        yield 2
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def echo(self, text: str) -> str:
+        return text
+
+    def texts(self, length: int, count: int, file: str) -> Iterator[str]:
+        for number in range(count):
+            yield "x" * length
+            Path(file).write_text(str(number + 1))
+
+    def seen(self) -> str:
+        """What the last `watchful` has seen."""
+        return self._seen
+
+    def watchful(self, length: int = 1000) -> Iterator[bytes]:
+        self._seen = ""
+        try:
+            while True:
+                yield b"x" * length
+        except GeneratorExit:
+            self._seen = "the end"
+            raise
+        except DeadlineExceeded:
+            self._seen = "the deadline"
+            yield b"last"
+            raise
+
+    def unsendable(self) -> Iterator[Any]:
+        said = []
+        for item in (7, object(), b"x" * (2 << 20), 8):
+            try:
+                yield item
+            except ItemError as error:
+                said.append(str(error))
+        return "; ".join(said)
+
+    def unsendable_and_nothing_else(self) -> Iterator[Any]:
+        yield object()
+
+    def lines(self, path: str) -> Iterator[str]:
+        """An iterator that is no generator."""
+        return open(path)
+
+    def parts(self) -> Generator[int, None, str]:
+        return (number for number in range(3))  # type: ignore[return-value]
+
+    # Without an annotation.
+    def plain(self, count):  # type: ignore[no-untyped-def]
+        yield from range(count)
+
+    @decorated
+    def wrapped(self, count):  # type: ignore[no-untyped-def]
+        yield from range(count)
+
+    def child(self) -> Iterator[int]:
+        yield os.getpid()
+        child = os.fork()
+        if child == 0:
+            yield 0
+        # It must end without credit.
+        os.waitpid(child, 0)
+        yield os.getpid()
+
+    def many_reports(self, reports: int, file: str) -> str:
+        for done in range(reports):
+            context().progress(done, reports, "steps")
+        context().progress(reports, None, "\u00e9" * 100)
+        while not os.path.exists(file):
+            time.sleep(0.002)
+        return "done"
+
+    def wrong_report(self) -> None:
+        context().progress(-1)
+
+
 setups = 0
 
 
@@ -240,5 +372,8 @@ if which == "functions":
     serve(FUNCTIONS, checkout_done=checkout_done)
 elif which == "object":
     serve(Counter, setup=setup_second_time)
+elif which == "streams":
+    context().progress(1)  # Outside of a call it does nothing.
+    serve(Streams)
 elif which == "any":
     serve(lambda method, *args: [method, *args])

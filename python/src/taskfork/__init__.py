@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from .errors import (
@@ -25,18 +26,23 @@ from .errors import (
     TimedOut,
     UnknownMethod,
     WorkerDied,
+    WrongInterface,
 )
 
+from ._progress import Progress
 from .shared import Blob, BlobMut
 
 if TYPE_CHECKING:
+    from ._call import Call, Reports, Stream
     from .client import Checkout, Client, Stats
+    from .worker import context
 
 __all__ = [
     "Aborted",
     "ArgumentsError",
     "Blob",
     "BlobMut",
+    "Call",
     "CallError",
     "CannotConnect",
     "Checkout",
@@ -47,20 +53,30 @@ __all__ = [
     "InterfaceError",
     "Overloaded",
     "PanicError",
+    "Progress",
     "ProtocolError",
+    "Reports",
     "ResultError",
     "SetupError",
     "Stats",
+    "Stream",
     "TimedOut",
     "UnknownMethod",
     "WorkerDied",
+    "WrongInterface",
+    "context",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # Imported on first use: workers start faster without asyncio.
-    if name in ("Checkout", "Client", "Stats"):
-        from . import client
+#: Imported on first use: workers start faster without asyncio, and clients without the modules of workers.
+_MODULES = {
+    **dict.fromkeys(("Call", "Reports", "Stream"), "_call"),
+    **dict.fromkeys(("Checkout", "Client", "Stats"), "client"),
+    "context": "worker",
+}
 
-        return getattr(client, name)
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

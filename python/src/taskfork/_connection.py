@@ -8,6 +8,8 @@ from typing import Any, Callable, Optional, Sequence
 from urllib.parse import unquote_to_bytes
 
 from . import _wire
+from ._call import Running
+from ._progress import is_count
 from ._socket import Socket
 from .shared import MAX_BLOB
 from .errors import (
@@ -51,6 +53,14 @@ class Address:
             raise ValueError(f"`{text}` is not an address: write unix:PATH or tcp:HOST:PORT")
 
 
+class Refused(ConnectionError):
+    """The server does not serve this client. ``kind`` is that of its error."""
+
+    def __init__(self, kind: Any, said: str) -> None:
+        super().__init__(f"the server refused: {said}")
+        self.kind, self.said = kind, said
+
+
 class Connection:
     """A connection to one worker. After its end, ``notice`` is the server's notice of the worker's death, and
     ``broken`` the violation of the protocol that ended it."""
@@ -62,7 +72,10 @@ class Connection:
         self._transport: Optional[Socket] = None
         self._hello: Optional[asyncio.Future[None]] = None
         self._answer: Optional[asyncio.Future[Any]] = None
+        self._running: Optional[Running] = None
         self._on_note: Optional[Callable[[dict[str, Any]], None]] = None
+        #: The worker sends items to callers that read them.
+        self.streams = False
         self._on_wait: Callable[[str], None] = lambda reason: None
         self.on_end: Optional[Callable[[Connection], None]] = None
         self.pid = 0
@@ -82,9 +95,10 @@ class Connection:
         name: str,
         number: int,
         max_frame: int,
+        interfaces: Sequence[str] = (),
         on_wait: Callable[[str], None] = lambda reason: None,
     ) -> Connection:
-        """Connects, and exchanges hellos with the worker. ``on_wait`` gets the reason if the server has no free worker."""
+        """Connects, and exchanges hellos with the worker, which must serve these interfaces. ``on_wait`` gets the reason if the server has no free worker."""
         loop = asyncio.get_running_loop()
         connection = cls(max_frame, address.path is not None)
         connection._hello = loop.create_future()
@@ -96,7 +110,9 @@ class Connection:
         else:
             host, port = address.host, address.port
             connection._transport = await Socket.connect_tcp(host, port, connection)
-        hello = {"versions": [_wire.VERSION], "name": name, "max_frame": max_frame, "client": number}
+        hello: dict[str, Any] = {"versions": [_wire.VERSION], "name": name, "max_frame": max_frame, "client": number}
+        if interfaces:
+            hello["interfaces"] = [{"name": interface} for interface in interfaces]
         if address.path is not None:
             hello["files"] = _wire.MAX_FILES
         try:
@@ -112,13 +128,18 @@ class Connection:
         return self._encoder.frame(message)
 
     def send_call(
-        self, frame: tuple[bytes, list[int]], on_note: Optional[Callable[[dict[str, Any]], None]]
+        self,
+        frame: tuple[bytes, list[int]],
+        running: Running,
+        on_note: Optional[Callable[[dict[str, Any]], None]],
     ) -> asyncio.Future[Any]:
         """Sends an encoded call. The future gets its result or a CallError. If the connection ends, it is cancelled; see
         ``notice`` and ``broken``."""
         self._answer = asyncio.get_running_loop().create_future()
-        self._on_note = on_note
+        self._running, self._on_note = running, on_note
         self.calls += 1
+        number = self.calls
+        running.give_credit = lambda credit: self._write_control([_wire.CREDIT, {}, number, credit])
         if not self._write(*frame):
             self.ended = self.unread = True
             self._answer.cancel()
@@ -126,17 +147,24 @@ class Connection:
 
     def send_queue_length(self, checkouts: int) -> None:
         """Reports how many checkouts wait."""
-        self._write(_wire.frame(_wire.encode([_wire.QUEUE_LENGTH, {}, checkouts])))
+        self._write_control([_wire.QUEUE_LENGTH, {}, checkouts])
 
     def send_done(self) -> None:
         """Ends the checkout."""
-        self._write(_wire.frame(_wire.encode([_wire.DONE, {}])))
+        self._write_control([_wire.DONE, {}])
+
+    def send_cancel(self) -> None:
+        """Reports that nobody wants further items of the running call."""
+        self._write_control([_wire.CANCEL, {}, self.calls])
 
     def close(self) -> None:
         """Closes the connection; a worker that runs a call is killed by its server."""
         self.ended = True
         if self._transport is not None:
             self._transport.abort()
+
+    def _write_control(self, message: list[Any]) -> None:
+        self._write(_wire.frame(_wire.encode(message)))
 
     def _write(self, data: bytes, files: Sequence[int] = ()) -> bool:
         """Sends data; returns False if the connection is over."""
@@ -191,13 +219,14 @@ class Connection:
                 limit = min(self._encoder.limit, _wire.size(meta, "max_frame", self._encoder.limit))
                 files = _wire.size(meta, "files", 0) if self._is_unix else 0
                 max_blob = _wire.size(meta, "max_blob", MAX_BLOB)
+                self.streams = meta.get("items") is True
                 self._encoder = _wire.Encoder(limit, min(files, _wire.MAX_FILES), max_blob)
                 self._hello.set_result(None)
             elif kind == _wire.QUEUED:
                 self._on_wait(str(meta.get("reason", "")))
             elif kind == _wire.ERROR and len(message) == 3 and isinstance(message[2], dict):
-                said = message[2].get("message", "no reason")
-                self._hello.set_exception(ConnectionError(f"the server refused: {said}"))
+                said = str(message[2].get("message", "no reason"))
+                self._hello.set_exception(Refused(message[2].get("kind"), said))
             else:
                 self._fail("the first message is no hello")
         elif kind == _wire.DEATH:
@@ -206,21 +235,44 @@ class Connection:
         elif kind == _wire.TELEMETRY:
             if self._on_note is not None and isinstance(meta.get("ld"), dict):
                 self._on_note(meta["ld"])
+            if self._running is not None:
+                self._running.add_report(meta.get("progress"))
+        elif kind == _wire.ITEM and len(message) == 3:
+            self._handle_item(meta, message[2])
         elif kind in (_wire.OK, _wire.ERROR) and len(message) == 3:
             if self._answer is None or self._answer.done():
                 self._fail("the worker sent an answer that nobody asked for")
-            elif meta.get("call") != self.calls or isinstance(meta.get("call"), bool):
+            elif not self._is_due(meta):
                 said = f"the answer to call {meta['call']!r:.100}" if "call" in meta else "an answer without a number"
                 self._fail(f"the worker sent {said} where that to call {self.calls} was due")
             elif kind == _wire.OK:
+                self._running = None
                 self._answer.set_result(message[2])
             else:
+                self._running = None
                 error = error_of(message[2])
                 if isinstance(error, CallError) and isinstance(message[2], dict):
                     error._keeps_worker = message[2].get("keep") is True
                 self._answer.set_exception(error)
         else:
             self._fail(f"no message of kind {kind} is expected")
+
+    def _is_due(self, meta: dict[str, Any]) -> bool:
+        """Whether a message belongs to the running call."""
+        return meta.get("call") == self.calls and not isinstance(meta.get("call"), bool)
+
+    def _handle_item(self, meta: dict[str, Any], item: Any) -> None:
+        running, cost = self._running, meta.get("cost")
+        if running is None or not running.streams or self._answer is None or self._answer.done():
+            self._fail("the worker sent an item that nobody asked for")
+        elif not self._is_due(meta):
+            self._fail(f"the worker sent an item of another call than {self.calls}, which runs")
+        elif running.used >= running.credit:
+            self._fail("the worker sent an item without credit")
+        elif not isinstance(cost, int) or not is_count(cost) or cost < self._decoder.length + _wire.ITEM_OVERHEAD:
+            self._fail(f"the worker sent an item of {self._decoder.length} bytes with the cost {cost!r:.100}")
+        else:
+            running.add_item(item, cost)
 
 
 def _texts(body: dict[str, Any], key: str, most: int) -> tuple[list[str], int]:

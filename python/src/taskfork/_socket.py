@@ -12,7 +12,7 @@ import termios
 from collections import deque
 from typing import Any, Deque, Optional, Protocol, Sequence
 
-from . import _wire
+from . import _descriptors, _wire
 
 
 class Peer(Protocol):
@@ -128,9 +128,7 @@ class Socket:
 
     def _readable(self) -> None:
         try:
-            data, files, _, _ = socket.recv_fds(
-                self._socket, 1 << 18, _wire.MAX_FILES, socket.MSG_CMSG_CLOEXEC
-            )
+            data, files = _descriptors.receive(self._socket, 1 << 18)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:

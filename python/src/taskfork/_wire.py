@@ -10,17 +10,20 @@ from typing import Any, Callable, Iterable, Optional
 
 import msgpack
 
-from . import shared
-from .shared import MAX_BLOB
+from .shared import MAX_BLOB, Blob, BlobMut, opened, view_of
 
 PREAMBLE = b"taskfork"
 VERSION = 1
 DEFAULT_LIMIT = 64 << 20
 
-HELLO, CALL, DONE, QUEUE_LENGTH = 0, 1, 2, 5
+HELLO, CALL, DONE, CANCEL, QUEUE_LENGTH = 0, 1, 2, 4, 5
 #: From either side: the number of descriptors that accompany the next message.
 FILES = 6
 QUEUED = 9
+#: An item from a worker, and the credit that a client gives for items.
+ITEM, CREDIT = 11, 12
+#: How much credit an item uses beside its bytes.
+ITEM_OVERHEAD = 256
 #: The most descriptors of one message, and the most that may arrive before a message announces them.
 MAX_FILES, _MAX_UNCLAIMED = 16, 64
 
@@ -72,25 +75,46 @@ class Encoder:
         """The frame of a message, behind one that announces its descriptors; and these descriptors."""
         files: list[int] = []
         try:
-            body = frame(self._pack_message(message, files), self.limit)
-            front = frame(encode([FILES, {}, len(files)])) if files else b""
-            return front + body, files
+            packed, _ = self._pack_message(message, files)
+            return self._framed(packed, files), files
         except BaseException:
             close_all(files)
             raise
 
-    def _pack_message(self, message: list[Any], files: list[int]) -> bytes:
+    def item(self, call: int, value: Any) -> tuple[bytes, list[int], int]:
+        """The frame of an item, its descriptors, and how much credit it uses."""
+        files: list[int] = []
+        try:
+            packed, shared = self._pack_message([value], files)
+            # The length includes the cost itself, so the cost is in its longest encoding.
+            front, behind = b"\x93\x0b\x82\xa4cost\xcf", b"\xa4call" + encode(call) + packed[1:]
+            cost = len(front) + 8 + len(behind) + shared + ITEM_OVERHEAD
+            return self._framed(front + cost.to_bytes(8, "big") + behind, files), files, cost
+        except BaseException:
+            close_all(files)
+            raise
+
+    def _framed(self, body: bytes, files: list[int]) -> bytes:
+        front = frame(encode([FILES, {}, len(files)])) if files else b""
+        return front + frame(body, self.limit)
+
+    def _pack_message(self, message: list[Any], files: list[int]) -> tuple[bytes, int]:
+        """The encoded message, and how many bytes are in memory that accompanies it."""
+        shared = 0
+
         def attach(kind: int, file: int) -> Any:
             files.append(os.dup(file))
             return msgpack.ExtType(kind, (len(files) - 1).to_bytes(4, "big"))
 
         def default(value: Any) -> Any:
-            if isinstance(value, shared.Blob):
+            nonlocal shared
+            if isinstance(value, Blob):
                 fits = len(files) < self.files and len(value.view) <= self.max_blob
                 if fits and value.is_shareable:
+                    shared += len(value.view)
                     return attach(_BLOB, value.fileno())
                 return value.view
-            if isinstance(value, shared.BlobMut):
+            if isinstance(value, BlobMut):
                 raise EncodeError("a BlobMut cannot be sent before it is frozen, by `freeze`")
             if isinstance(value, io.IOBase):
                 if len(files) >= self.files:
@@ -99,7 +123,7 @@ class Encoder:
                 return attach(_OPEN_FILE, value.fileno())
             return _buffer(value)
 
-        return _pack(message, default)
+        return _pack(message, default), shared
 
 
 def _buffer(value: Any) -> Any:
@@ -215,6 +239,8 @@ class Decoder:
         self._files: deque[int] = deque()
         #: How many descriptors belong to the next message.
         self._announced = 0
+        #: How many bytes the body of the last message had.
+        self.length = 0
 
     def feed(self, data: bytes, files: Iterable[int] = ()) -> None:
         """Adds received bytes, and descriptors, which the decoder owns from here on."""
@@ -254,6 +280,7 @@ class Decoder:
         end = _LENGTH.size + length
         if len(self._inbox) < end:
             return None
+        self.length = length
         body = bytes(memoryview(self._inbox)[_LENGTH.size : end])
         del self._inbox[:end]
         files: list[Optional[int]] = [self._files.popleft() for _ in range(self._announced)]
@@ -266,7 +293,7 @@ class Decoder:
             file, files[index] = files[index], None
             if file is None:
                 raise ValueError("a descriptor is named twice")
-            return shared.view_of(file, MAX_BLOB) if kind == _BLOB else shared.opened(file)
+            return view_of(file, MAX_BLOB) if kind == _BLOB else opened(file)
 
         try:
             message = _unpack(body, self._limit, extension if files else _extension)

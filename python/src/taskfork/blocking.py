@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import Any, Callable, Optional, TypeVar
+from typing import Any, Callable, Coroutine, Optional, TypeVar
 
+from . import _call
 from . import client as _client
+from ._progress import Progress
 from .client import _UNSET, OnLog, Stats, Timeout
 
 T = TypeVar("T")
@@ -55,9 +57,22 @@ class Client:
         with self.checkout() as checkout:
             return checkout.invoke(*args)
 
+    def stream(self, method: str, *args: Any) -> Stream:
+        """Calls a method that streams items, in a checkout of its own."""
+        return Stream(self, self._run_in_loop(lambda: self._inner.stream(method, *args)))
+
     def stats(self) -> Stats:
         """The current numbers of workers and of waiting checkouts."""
         return self._run_in_loop(self._inner.stats)
+
+    def _wait_for(self, what: Coroutine[Any, Any, T]) -> T:
+        waiting = asyncio.run_coroutine_threadsafe(what, self._loop)
+        try:
+            return waiting.result()
+        except BaseException:
+            # After a KeyboardInterrupt, for example, nobody waits.
+            waiting.cancel()
+            raise
 
     def _run_in_loop(self, what: Callable[[], T]) -> T:
         async def run() -> T:
@@ -74,7 +89,7 @@ class Client:
 class Queued:
     """A call that :meth:`Checkout.queue` has made."""
 
-    def __init__(self, owner: Client, inner: _client.Call[Any]) -> None:
+    def __init__(self, owner: Client, inner: _call.Call[Any]) -> None:
         self._owner, self._inner = owner, inner
 
     def wait(self) -> Any:
@@ -91,6 +106,71 @@ class Queued:
             if not waiting.done():
                 self._owner._loop.call_soon_threadsafe(self._inner.cancel)
             raise
+
+
+    def progress(self) -> Reports:
+        """How far the call has got, as its worker reports."""
+        return Reports(self._owner, self._inner.progress())
+
+
+class Reports:
+    """Reports of how far a call has got: an iterator of ``Progress`` that ends with the call. It waits for the next report,
+    and returns the latest one."""
+
+    def __init__(self, owner: Client, inner: _call.Reports) -> None:
+        self._owner, self._inner = owner, inner
+
+    @property
+    def latest(self) -> Optional[Progress]:
+        """The latest report; None if there was none."""
+        return self._inner.latest
+
+    def __iter__(self) -> Reports:
+        return self
+
+    def __next__(self) -> Progress:
+        report = self._owner._wait_for(self._inner.changed())
+        if report is None:
+            raise StopIteration
+        return report
+
+
+class Stream:
+    """A call that streams: an iterator of its items. ``result`` returns the call's result.
+
+    ``close``, the end of a ``with``, and dropping the last reference cancel it. See :class:`taskfork.Stream`."""
+
+    def __init__(self, owner: Client, inner: _call.Stream) -> None:
+        self._owner, self._inner = owner, inner
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> Any:
+        item = self._owner._wait_for(self._inner._next())
+        if item is _call.END:
+            raise StopIteration
+        return item
+
+    def result(self) -> Any:
+        """Waits for the end of the call, and returns its result. Items that were not taken are discarded. Raises a
+        ``taskfork.Error``."""
+        return self._owner._wait_for(self._inner.result())
+
+    def progress(self) -> Reports:
+        """How far the call has got, as its worker reports."""
+        return Reports(self._owner, self._inner.progress())
+
+    def close(self) -> None:
+        """Cancels the call, if it has not ended. It does not wait for the worker."""
+        if not self._inner._running.future.done():
+            self._owner._run_in_loop(self._inner._cancel)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
 
 
 class Checkout:
@@ -116,6 +196,10 @@ class Checkout:
     def queue(self, method: str, *args: Any) -> Queued:
         """Makes a call without waiting for it. Calls run in the order in which they are made."""
         return Queued(self._owner, self._owner._run_in_loop(lambda: self._inner.call(method, *args)))
+
+    def stream(self, method: str, *args: Any) -> Stream:
+        """Calls a method that streams items. Calls run in the order in which they are made."""
+        return Stream(self._owner, self._owner._run_in_loop(lambda: self._inner.stream(method, *args)))
 
     def ready(self) -> None:
         """Waits until the checkout has a worker."""

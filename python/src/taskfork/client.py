@@ -7,10 +7,11 @@ import random
 import time
 from collections import OrderedDict, deque
 from dataclasses import dataclass
-from typing import Any, Callable, Coroutine, Deque, Generator, Generic, Optional, TypeVar, Union
+from typing import Any, Callable, Coroutine, Deque, Optional, Sequence, Union
 
 from . import _wire
-from ._connection import Address, Connection
+from ._call import WINDOW, Call, Running, Stream
+from ._connection import Address, Connection, Refused
 from .errors import (
     Aborted,
     ArgumentsError,
@@ -23,8 +24,10 @@ from .errors import (
     ProtocolError,
     TimedOut,
     WorkerDied,
+    WrongInterface,
 )
 
+_MOST_INTERFACES = 64
 _FIRST_RETRY, _LAST_RETRY = 0.005, 1.0
 #: How long a call waits for the notice of its worker's death after its timeout and grace, in seconds.
 _DEATH_NOTICE_WAIT = 1.0
@@ -34,7 +37,11 @@ _MOST_SETUP_DEATHS = 3
 #: A longer time, 100 years in seconds, means no limit.
 _LONGEST = 100 * 365 * 86400.0
 
-T = TypeVar("T")
+#: Why a worker cannot stream.
+_NO_ITEMS = (
+    "the method is called for a stream of items, and this server cannot send one: "
+    "it speaks a protocol without streams, or is older"
+)
 
 
 def _limit(option: str, seconds: Optional[float]) -> Optional[float]:
@@ -73,6 +80,8 @@ class Client:
 
     - ``address``: ``unix:PATH``, ``unix-percent:PATH`` or ``tcp:HOST:PORT``.
     - ``name``: the client's name in the server's log. Defaults to ``taskfork``.
+    - ``interfaces``: the names of interfaces that the server must serve, at most 64. If it does not, calls fail at once
+      with ``WrongInterface``. A server of untyped methods or of programs serves any. Defaults to none.
     - ``min_workers``: how many workers are kept connected. Defaults to 2, or ``max_workers`` if that is less.
     - ``max_workers``: the most workers at a time. Defaults to 20.
     - ``timeout``: the time limit of each call, from making it. Defaults to 30.
@@ -90,6 +99,7 @@ class Client:
         address: str,
         *,
         name: str = "taskfork",
+        interfaces: Sequence[str] = (),
         min_workers: Optional[int] = None,
         max_workers: int = 20,
         timeout: Optional[float] = 30.0,
@@ -110,6 +120,9 @@ class Client:
             raise ValueError("max_checkouts is 0: a worker serves one checkout at least")
         self._address = Address(address)
         self._name = name
+        if isinstance(interfaces, str) or len(interfaces) > _MOST_INTERFACES:
+            raise ValueError(f"interfaces is a list of at most {_MOST_INTERFACES} names")
+        self._interfaces = list(interfaces)
         #: Identifies this client at the server.
         self._number = random.getrandbits(32) or 1
         #: The queue length that was reported last.
@@ -179,6 +192,13 @@ class Client:
         call = checkout.invoke(*args)
         checkout.release()
         return call
+
+    def stream(self, method: str, *args: Any) -> Stream:
+        """Calls a method that streams items, in a checkout of its own."""
+        checkout = self.checkout()
+        stream = checkout.stream(method, *args)
+        checkout.release()
+        return stream
 
     def stats(self) -> Stats:
         """The current numbers of workers and of waiting checkouts."""
@@ -304,7 +324,9 @@ class Client:
             self._record_failure(f"the server has no worker yet: {reason}")
 
         opening = self._loop.create_task(
-            Connection.open(self._address, self._name, self._number, self._max_frame, on_wait)
+            Connection.open(
+                self._address, self._name, self._number, self._max_frame, self._interfaces, on_wait
+            )
         )
         try:
             await asyncio.wait({opening}, timeout=self._connect_timeout)
@@ -316,6 +338,8 @@ class Client:
             self._record_failure(f"the server did not greet within {self._connect_timeout:g} seconds")
         except (OSError, _wire.WireError) as error:
             self._record_failure(str(error), error)
+            if isinstance(error, Refused) and error.kind == "wrong_interface":
+                self._fail_waiting(WrongInterface(self._address.text, error.said))
         except BaseException:
             opening.cancel()
             raise
@@ -329,6 +353,14 @@ class Client:
         self._connecting -= 1
         self._connect_missing()
 
+    def _fail_waiting(self, error: FatalError) -> None:
+        """Fails the checkouts that wait for a worker: trying again does not help them."""
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_exception(error)
+
     def _record_failure(self, reason: str, cause: Optional[Exception] = None) -> None:
         since = time.monotonic() if self._unreachable is None else self._unreachable[0]
         self._unreachable = (since, reason, cause)
@@ -336,34 +368,16 @@ class Client:
         self._retry_at = self._loop.time() + self._delay
 
 
-class Call(Generic[T]):
-    """A call that has been made. Awaiting it returns its result or raises an ``Error``.
-
-    It runs whether it is awaited or not. Cancelling it removes it from the queue if it has not begun; a running call
-    continues."""
-
-    def __init__(self, future: asyncio.Future[T], label: str) -> None:
-        self._future = future
-        self._label = label
-
-    def __await__(self) -> Generator[Any, None, T]:
-        return self._future.__await__()
-
-    def cancel(self) -> None:
-        """Cancels the call; see the class."""
-        self._future.cancel()
-
-    def done(self) -> bool:
-        """Whether the call has a result or an error."""
-        return self._future.done()
-
-
 @dataclass
 class _Entry:
     method: Optional[str]
     args: Optional[tuple[Any, ...]]
-    future: asyncio.Future[Any]
+    running: Running
     deadline: Optional[float]
+
+    @property
+    def future(self) -> asyncio.Future[Any]:
+        return self.running.future
 
     @property
     def label(self) -> str:
@@ -406,15 +420,19 @@ class Checkout:
 
     def call(self, method: str, *args: Any) -> Call[Any]:
         """Calls a method. The call is queued now."""
-        return self._make(method, args)
+        return Call(self._make(method, args))
+
+    def stream(self, method: str, *args: Any) -> Stream:
+        """Calls a method that streams items. The call is queued now."""
+        return Stream(self._make(method, args, streams=True))
 
     def invoke(self, *args: Any) -> Call[Any]:
         """As ``call``, without a method's name."""
-        return self._make(None, args)
+        return Call(self._make(None, args))
 
     def ready(self) -> Call[None]:
         """Waits until the checkout has a worker and the calls before have ended."""
-        return self._make(None, None)
+        return Call(self._make(None, None))
 
     def abort(self, message: str) -> None:
         """Ends the checkout. The running call and all others fail with ``Aborted(message)``. The worker is killed if it
@@ -432,30 +450,34 @@ class Checkout:
             self._end(Aborted("the checkout was released", may_have_run=True))
         self._wake.set()
 
-    def _make(self, method: Optional[str], args: Optional[tuple[Any, ...]]) -> Call[Any]:
+    def _make(
+        self, method: Optional[str], args: Optional[tuple[Any, ...]], streams: bool = False
+    ) -> Running:
         future: asyncio.Future[Any] = self._client._loop.create_future()
         # Retrieves the exception. asyncio logs exceptions that are not retrieved.
         future.add_done_callback(lambda it: None if it.cancelled() else it.exception())
         deadline = None
         if self._timeout is not None:
             deadline = self._client._loop.time() + self._timeout
-        entry = _Entry(method, args, future, deadline)
-        call: Call[Any] = Call(future, entry.label)
+        running = Running(future, streams)
+        entry = _Entry(method, args, running, deadline)
         if self._fatal is not None:
             future.set_exception(self._fatal)
-            return call
+            return running
         self._entries.append(entry)
         self._wake.set()
         if deadline is not None:
             handle = self._client._loop.call_at(deadline, self._expire, entry)
             future.add_done_callback(lambda _: handle.cancel())
         future.add_done_callback(lambda it: self._on_cancelled(entry) if it.cancelled() else None)
-        return call
+        return running
 
     def _on_cancelled(self, entry: _Entry) -> None:
         if entry is self._running:
             if not self._open:
                 self._end(Aborted("the call was cancelled", may_have_run=True))
+            elif entry.running.streams and self._connection is not None:
+                self._connection.send_cancel()
         else:
             self._wake.set()
 
@@ -560,6 +582,8 @@ class Checkout:
                 setup_deaths += 1
             calls = connection.calls
             begun = int(notice.get("calls", 0)) >= calls if notice else not connection.unread
+            # The unread bytes may be credit.
+            begun = begun or (self._running is not None and self._running.running.used > 0)
             hopeless = setup_deaths >= _MOST_SETUP_DEATHS
             if connection.broken is None and not begun and not self._used and not hopeless:
                 if self._running is not None:
@@ -593,11 +617,14 @@ class Checkout:
             if entry.args is None:
                 entry.future.set_result(None)
                 continue
+            if entry.running.streams and not connection.streams:
+                self._fail(entry, ArgumentsError(_NO_ITEMS), spoils=False)
+                continue
             frame = self._encode(entry, connection)
             if frame is None:
                 continue
             self._running = entry
-            answer = connection.send_call(frame, self._log)
+            answer = connection.send_call(frame, entry.running, self._log)
             try:
                 result = await answer
             except asyncio.CancelledError:
@@ -640,6 +667,8 @@ class Checkout:
             meta["timeout"] = max(0, int((entry.deadline - loop.time()) * 1e6))
             grace = self._client._grace
             meta["grace"] = (1 << 63) - 1 if grace is None else int(grace * 1e6)
+        if entry.running.streams:
+            meta["items"] = WINDOW
         if self._log is not None:
             # Lines of every level.
             meta["log"] = 0xFFFFFFFF

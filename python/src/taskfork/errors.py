@@ -176,6 +176,17 @@ class CannotConnect(FatalError):
         self.unreachable_for = unreachable_for
 
 
+class WrongInterface(FatalError):
+    """The server does not serve an interface that the client requires. ``difference`` is the server's text."""
+
+    def __init__(self, address: str, difference: str) -> None:
+        super().__init__(
+            f"the server at {address} and this client do not fit: {difference}", may_have_run=False
+        )
+        self.address = address
+        self.difference = difference
+
+
 class Overloaded(FatalError):
     """The queue has ``max_queue`` checkouts already."""
 

@@ -15,22 +15,47 @@ It is started by ``taskfork serve --listen unix:/run/digests.sock -- python3 dig
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
+import functools
 import inspect
 import logging
 import os
+import select
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
-from typing import Any, Callable, Iterable, Mapping, NoReturn, Optional, Union
+from typing import Any, Callable, Iterable, Iterator, Mapping, NoReturn, Optional, Union
 
-from . import _wire
+from . import _descriptors, _emitter, _progress, _wire
+from ._emitter import (
+    IS_NOT_READ,
+    STREAMS_NOTHING,
+    ConnectionFailed,
+    DeadlineExceeded,
+    Emitter,
+    ItemError,
+    is_streaming,
+)
+from ._reporter import Reporter
 from .errors import MAX_CAUSES
 from .shared import MAX_BLOB
 
-__all__ = ["DeadlineExceeded", "Log", "Timer", "default_signals", "logger", "remaining", "serve"]
+__all__ = [
+    "Context",
+    "DeadlineExceeded",
+    "ItemError",
+    "Log",
+    "Timer",
+    "context",
+    "default_signals",
+    "logger",
+    "remaining",
+    "serve",
+]
 
 #: Bytes to send, and descriptors that accompany the first byte.
 _Frame = tuple[bytes, list[int]]
@@ -46,13 +71,11 @@ _CHILD_RETURNED = (
 )
 _CHILD_RETURNED_STATUS = 70
 
+#: Files whose frames a traceback leaves out.
+_OWN_FILES = (__file__, _emitter.__file__, contextlib.__file__)
+
 #: The longest frame of telemetry: the kernel takes it as a whole, so the server can report a death after it.
 _MAX_TELEMETRY = 4096
-
-
-class DeadlineExceeded(Exception):
-    """Raised in a call when its time is over. The call may clean up within the caller's grace, which defaults to
-    0.1 seconds. Then the worker is killed."""
 
 
 def serve(
@@ -73,6 +96,11 @@ def serve(
 
     ``setup`` runs once before the first call. If it fails, the first call fails with its error, and the next call runs
     it again. ``checkout_done`` runs at the end of each checkout; an object may have a method of that name instead.
+
+    A generator function streams: each value that it yields is an item, and the value that it returns is the result of the
+    call. So does a function whose annotation says that it returns an ``Iterator`` or a ``Generator``. ``yield`` waits
+    while the caller is behind. It raises ``GeneratorExit`` if nobody reads on, ``ItemError`` if the item cannot be sent,
+    and ``DeadlineExceeded`` if the call's time is over.
 
     An exception is the error of its call, with causes and traceback. Records of ``logging``, and lines written to
     :func:`logger`, are sent to the caller's log.
@@ -97,6 +125,9 @@ def serve(
         worker.run()
     except (BrokenPipeError, ConnectionResetError):
         pass
+    except ConnectionFailed as failure:
+        if isinstance(failure.__cause__, _wire.WireError):
+            raise failure.__cause__
 
 
 def default_signals() -> None:
@@ -123,6 +154,32 @@ def remaining() -> Optional[float]:
     if _deadline is None:
         return None
     return max(0.0, _deadline - time.monotonic())
+
+
+class Context:
+    """The running call; see :func:`context`."""
+
+    def __init__(self) -> None:
+        self._report: Optional[Callable[[list[Any]], None]] = None
+
+    def progress(self, done: int, total: Optional[int] = None, what: str = "") -> None:
+        """Reports how far the call has got: ``done`` of ``total``, in any unit; None if the total is not known. ``what``
+        says what is counted, or what is being done; it is cut to 64 bytes.
+
+        The caller sees it at ``Call.progress``, and operators in the status of the server. A later report replaces an
+        earlier one, and a caller gets at most 20 a second. The function never waits. It does nothing outside of calls.
+
+        ``ValueError`` if a number is no unsigned integer of 64 bits."""
+        for number in (done, 0 if total is None else total):
+            if not _progress.is_count(number):
+                raise ValueError(f"progress is counted in integers from 0 to 2**64 - 1, not by {number!r:.100}")
+        if self._report is not None:
+            self._report([done, total, _progress.cut(what)])
+
+
+def context() -> Context:
+    """The running call."""
+    return _context
 
 
 class Log:
@@ -191,6 +248,7 @@ class Timer:
 
 
 _log = Log()
+_context = Context()
 _deadline: Optional[float] = None
 
 
@@ -226,6 +284,11 @@ class _Worker:
         self._decoder = _wire.Decoder()
         self._encoder = _wire.Encoder()
         self._in_call = False
+        #: Whether DeadlineExceeded is raised later, and whether it must be raised then.
+        self._alarm_is_held = self._alarm_is_due = False
+        # Frames of different threads must not mix. A signal handler may log while its own thread sends.
+        self._sending = threading.RLock()
+        self._reporter = Reporter(self._sending, self._send_progress)
         self._pid = os.getpid()
         #: The number of received calls.
         self._calls = 0
@@ -263,6 +326,7 @@ class _Worker:
             "server": "python",
             "max_frame": _wire.DEFAULT_LIMIT,
             "alarm": True,
+            "items": True,
             "files": _wire.MAX_FILES,
         }
         self._send([_wire.HELLO, meta])
@@ -274,6 +338,9 @@ class _Worker:
                 self._serve(received)
             elif received[0] == _wire.DONE:
                 self._run_user_code(self._clean_up)
+            elif received[0] in (_wire.CREDIT, _wire.CANCEL):
+                # Of a call that has ended.
+                pass
             else:
                 raise _wire.WireError(f"no message of kind {received[0]} is expected")
 
@@ -309,19 +376,21 @@ class _Worker:
         _deadline = None if timeout is None else time.monotonic() + timeout / 1e6
         _log.level = int(meta.get("log", 0))
         _log._send = self._note
+        _context._report = self._report
         level = logging.DEBUG if _log.level >= DEBUG else logging.INFO
         root = logging.getLogger()
         before = root.level
         if _log.level >= INFO and before > level:
             root.setLevel(level)
         try:
-            answer = self._run_user_code(lambda: self._answer(method, args))
+            answer = self._run_user_code(lambda: self._answer(method, args, meta.get("items")))
         finally:
             root.setLevel(before)
-            _log.level, _log._send, _deadline = 0, None, None
+            _log.level, _log._send, _deadline, _context._report = 0, None, None, None
+        self._reporter.end()
         self._write(answer)
 
-    def _answer(self, method: Optional[str], args: list[Any]) -> _Frame:
+    def _answer(self, method: Optional[str], args: list[Any], credit: Optional[int]) -> _Frame:
         try:
             # DeadlineExceeded may be raised anywhere in this block.
             try:
@@ -335,23 +404,31 @@ class _Worker:
                     except Exception as error:
                         return self._fault("setup", error)
                 assert self._interface is not None
-                return self._run(self._interface, method, args)
+                return self._run(self._interface, method, args, credit)
             finally:
                 self._in_call = False
         except DeadlineExceeded as error:
             return self._fault("interface", error)
 
-    def _run(self, interface: _Methods, method: Optional[str], args: list[Any]) -> _Frame:
+    def _run(
+        self, interface: _Methods, method: Optional[str], args: list[Any], credit: Optional[int]
+    ) -> _Frame:
         call, known = interface.find(method)
         if call is None:
             said = "a call must name a method" if method is None else f"unknown method `{method}`"
             body = {"kind": "method", "message": said, "known": known}
             return self._answer_frame(_wire.ERROR, body)
-        wrong = _argument_error(call, args)
+        signature = _signature(call)
+        wrong = _argument_error(signature, args)
+        if is_streaming(call, signature) != (credit is not None):
+            wrong = IS_NOT_READ if credit is None else STREAMS_NOTHING
         if wrong is not None:
             return self._answer_frame(_wire.ERROR, {"kind": "arguments", "message": wrong})
         try:
-            result = call(*args)
+            if credit is None:
+                result = call(*args)
+            else:
+                result = Emitter(self, self._calls, credit).run(iter(call(*args)))
         except Exception as error:
             return self._fault("interface", error)
         try:
@@ -362,8 +439,8 @@ class _Worker:
     def _fault(self, kind: str, error: BaseException) -> _Frame:
         causes, omitted = _causes_of(error)
         raised = error.__traceback__
-        while raised is not None and raised.tb_frame.f_code.co_filename == __file__:
-            # The interface's own frames follow those of this file.
+        while raised is not None and raised.tb_frame.f_code.co_filename in _OWN_FILES:
+            # The interface's own frames follow these.
             raised = raised.tb_next
         stack = "".join(traceback.format_tb(raised)[-30:])
         body: dict[str, Any] = {"kind": kind, "message": _error_text(error), "causes": causes, "stack": stack}
@@ -384,18 +461,33 @@ class _Worker:
     def _send(self, message: list[Any]) -> None:
         self._write(self._frame(message))
 
+    def send_item(self, item: Any) -> int:
+        data, files, cost = self._encoder.item(self._calls, item)
+        self._write((data, files))
+        return cost
+
     def _write(self, frame: _Frame) -> None:
         data, files = frame
         if os.getpid() != self._pid:
             _exit_child(None)
-        if not files:
-            self._connection.sendall(data)
-            return
-        try:
-            sent = socket.send_fds(self._connection, [data], files)
-        finally:
-            _wire.close_all(files)
-        self._connection.sendall(data[sent:])
+        with self.hold(), self._sending:
+            sent = 0
+            if files:
+                try:
+                    sent = socket.send_fds(self._connection, [data], files)
+                finally:
+                    _wire.close_all(files)
+            self._connection.sendall(data[sent:])
+
+    def _report(self, report: list[Any]) -> None:
+        # A child has no thread that would send it.
+        if os.getpid() == self._pid:
+            self._reporter.report(report)
+
+    def _send_progress(self, report: list[Any]) -> None:
+        # Not by `_write`: the alarm concerns the main thread.
+        data, _ = self._frame([_wire.TELEMETRY, {"progress": report}])
+        self._connection.sendall(data)
 
     def _note(self, message: dict[str, Any]) -> None:
         if os.getpid() != self._pid:
@@ -417,15 +509,58 @@ class _Worker:
             message = self._decoder.next()
             if message is not None:
                 return message
-            data, files, _, _ = socket.recv_fds(
-                self._connection, 1 << 16, _wire.MAX_FILES, socket.MSG_CMSG_CLOEXEC
-            )
+            data, files = _descriptors.receive(self._connection, 1 << 16)
             if not data:
                 return None
             self._decoder.feed(data, files)
 
+    def next_message(self) -> Optional[list[Any]]:
+        if os.getpid() != self._pid:
+            # A child must take no message from its worker.
+            _exit_child(None)
+        message = self._decoder.next()
+        if message is not None:
+            return message
+        try:
+            data, files = _descriptors.receive(self._connection, 1 << 16, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        if not data:
+            raise ConnectionResetError("the server has closed the connection")
+        self._decoder.feed(data, files)
+        return self._decoder.next()
+
+    def wait(self) -> None:
+        poll = select.poll()
+        poll.register(self._connection, select.POLLIN)
+        poll.poll()
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before, self._alarm_is_held = self._alarm_is_held, True
+        try:
+            yield
+        finally:
+            self._alarm_is_held = before
+            if self._alarm_is_due and not before:
+                self._on_alarm()
+
+    @contextlib.contextmanager
+    def allow(self) -> Iterator[None]:
+        try:
+            self._alarm_is_held = False
+            if self._alarm_is_due:
+                self._on_alarm()
+            yield
+        finally:
+            self._alarm_is_held = True
+
     def _on_alarm(self, *_: Any) -> None:
-        if self._in_call:
+        self._alarm_is_due = self._in_call and self._alarm_is_held
+        if self._in_call and not self._alarm_is_held:
             self._in_call = False
             raise DeadlineExceeded("the call's time is over")
 
@@ -472,21 +607,26 @@ class _Methods:
 
     def find(self, method: Optional[str]) -> tuple[Optional[Callable[..., Any]], list[str]]:
         if self._any is not None:
-            function = self._any
-            return (lambda *args: function(method, *args)), []
+            return functools.partial(self._any, method), []
         known = sorted(name for name in self._named if name)
         return self._named.get("" if method is None else method), known
 
 
-def _argument_error(call: Callable[..., Any], args: list[Any]) -> Optional[str]:
+def _signature(call: Callable[..., Any]) -> Optional[inspect.Signature]:
+    """The signature of a function. Some native functions have none."""
+    try:
+        return inspect.signature(call)
+    except (TypeError, ValueError):
+        return None
+
+
+def _argument_error(signature: Optional[inspect.Signature], args: list[Any]) -> Optional[str]:
     """Why the arguments do not match the signature; None if they do, or if there is no signature."""
     try:
-        inspect.signature(call).bind(*args)
+        if signature is not None:
+            signature.bind(*args)
     except TypeError as error:
         return str(error)
-    except ValueError:
-        # A native function without a signature.
-        return None
     return None
 
 

@@ -186,6 +186,11 @@ impl<'a> Request<'a> {
         self.args
     }
 
+    /// Where items go, if the caller reads them.
+    pub(crate) fn port(&self) -> Option<Rc<dyn Port>> {
+        self.port.clone()
+    }
+
     /// Decodes the arguments. The error is a reply that says why they do not fit.
     pub fn parse<T: FromArguments>(&self) -> Result<T, Reply> {
         self.args.parse().map_err(|error| Reply(Err(ErrorReply::arguments(&error))))
@@ -199,7 +204,7 @@ impl<'a> Request<'a> {
 
     /// Where the items of a method that streams go. The error is a reply for a caller that does not read them.
     pub fn emitter<T>(&self) -> Result<Emitter<T>, Reply> {
-        let port = self.port.clone().ok_or_else(|| {
+        let port = self.port().ok_or_else(|| {
             let reason = format!("{} {READS_NO_ITEMS}", quoted(self.method));
             Reply(Err(ErrorReply::arguments(&Failure::new(reason))))
         });

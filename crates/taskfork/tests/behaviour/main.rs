@@ -50,6 +50,7 @@ mod pool;
 mod preload;
 mod priorities;
 mod privileges;
+mod program_streams;
 mod progress;
 mod recycling;
 mod relayed;

@@ -18,7 +18,7 @@ pub(crate) use transport::{is_transport_message, put_rings};
 #[cfg(feature = "spans")]
 pub(crate) use worker::put_trace_header;
 pub(crate) use worker::{
-    FromWorker, ITEM_OVERHEAD, StreamEnd, Telemetry, put_error, put_item, put_log, put_ok,
+    FromWorker, ITEM_OVERHEAD, Item, StreamEnd, Telemetry, put_error, put_item, put_log, put_ok,
     put_progress, put_queued, put_skipped, set_item_cost, skipped_call,
 };
 pub(in crate::wire) use worker::{put_end, put_log_with};

@@ -4,6 +4,7 @@
 //! the server and to the real client, it is a worker like any other: it has a slot of the scoreboard,
 //! deadlines and limits. It exits as the program exits.
 
+mod items;
 mod program;
 mod translate;
 
@@ -131,6 +132,11 @@ impl Interface<Program> for ProgramInterface {
 
     fn on_answer_sent(&self) {
         sys::defer_mirroring(false);
+    }
+
+    /// The program knows which of its methods stream, and answers calls of others with an error.
+    fn streams(&self, _method: Option<&str>, _interface: Option<&str>) -> bool {
+        true
     }
 
     fn returns_json(&self) -> bool {

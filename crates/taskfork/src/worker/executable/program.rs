@@ -12,6 +12,7 @@ use rustix::net::{RecvFlags, SendFlags, recv};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::Executable;
+use super::items::Items;
 use super::translate;
 use crate::blob;
 use crate::context::context;
@@ -22,7 +23,7 @@ use crate::wire::attachments::Attachments;
 use crate::wire::frame::{self, PREAMBLE};
 use crate::wire::gather_frame::GatherFrame;
 use crate::wire::hello::{ClientHello, MAX_HELLO, WorkerHello};
-use crate::wire::native::{self, FromWorker, VERSIONS};
+use crate::wire::native::{self, FromWorker, Item, VERSIONS};
 use crate::wire::perl::{self, Scanner};
 use crate::wire::{Protocol, WireError};
 use crate::worker::WorkerSandbox;
@@ -41,6 +42,9 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The exit status of a worker whose program broke the protocol: `EX_PROTOCOL` of sysexits.
 const PROTOCOL_STATUS: i32 = 76;
+
+const NO_ITEMS: &str =
+    "the workers of this server are programs that stream no items: make a call, and no stream";
 
 #[derive(Debug)]
 pub(crate) struct Program {
@@ -160,7 +164,11 @@ impl Program {
         // The program may exit right after its answer. Then this process exits too, but only after the
         // answer is sent.
         sys::defer_mirroring(true);
-        if let Err(reason) = self.send_call(&request) {
+        if request.port().is_some() && !self.hello.sends_items {
+            return Reply(Err(ErrorReply::arguments(&NO_ITEMS)));
+        }
+        let mut items = request.port().map(|port| Items::new(port, self.calls + 1));
+        if let Err(reason) = self.send_call(&request, items.as_ref()) {
             return Reply(Err(ErrorReply::arguments(&reason)));
         }
         self.calls += 1;
@@ -172,36 +180,64 @@ impl Program {
             match FromWorker::decode(&body) {
                 Ok(FromWorker::Ok { call, value, .. }) => {
                     self.check_number(call);
-                    let count = std::mem::take(&mut self.announced_files);
-                    if self.files.len() < count {
-                        self.fail(&WireError::Files);
+                    let files = self.take_files();
+                    if let Some(error) = items.and_then(|items| items.error()) {
+                        return Reply(Err(error));
                     }
-                    let files = self.files.drain(..count).collect();
-                    let max_blob = self.max_blob;
-                    let attachments = Attachments { files, max_blob, ..Attachments::default() };
-                    return blob::within(None, attachments, || request.forward(value));
+                    return blob::within(None, files, || request.forward(value));
+                }
+                Ok(FromWorker::Item(item)) => {
+                    self.check_number(item.call);
+                    let Some(items) = &mut items else {
+                        self.fail(&"it streams items, which this call does not read");
+                    };
+                    self.pass_on(items, &item, body.len());
                 }
                 Ok(FromWorker::Files(count)) => self.announced_files = count,
                 Ok(FromWorker::Error { call, body }) => {
                     self.check_number(call);
                     return Reply(Err(ErrorReply::received(&body)));
                 }
-                Ok(FromWorker::Telemetry(telemetry)) => translate::merge_log(telemetry.log),
+                Ok(FromWorker::Telemetry(telemetry)) => translate::merge(&telemetry),
                 Ok(other) => self.fail(&format!("{other:?} is no answer")),
                 Err(error) => self.fail(&error),
             }
         }
     }
 
-    /// Sends a call. Fails if the program does not accept its arguments.
-    fn send_call(&mut self, request: &Request<'_>) -> Result<(), String> {
+    /// The files of the message that has arrived.
+    fn take_files(&mut self) -> Attachments {
+        let count = std::mem::take(&mut self.announced_files);
+        if self.files.len() < count {
+            self.fail(&WireError::Files);
+        }
+        let files = self.files.drain(..count).collect();
+        Attachments { files, max_blob: self.max_blob, ..Attachments::default() }
+    }
+
+    /// Passes an item on, whose message has this length.
+    fn pass_on(&mut self, items: &mut Items, item: &Item<'_>, length: usize) {
+        if let Err(violation) = items.check(item, length) {
+            self.fail(&violation);
+        }
+        let files = self.take_files();
+        match items.pass_on(item, files) {
+            // This fails only if the program has ended. What it said before is still read.
+            Ok(Some(frame)) => drop(self.socket.write_all(&frame)),
+            Ok(None) => {}
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    /// Sends a call, whose items are read if there are `items`. Fails if the program does not accept its arguments.
+    fn send_call(&mut self, request: &Request<'_>, items: Option<&Items>) -> Result<(), String> {
         let (method, args) = (request.method(), request.args());
         if self.scanner.is_some() {
             self.check_no_input();
             let call = translate::json_call(method, args, self.max_frame)?;
             self.send(&call);
         } else {
-            let call = translate::native_call(method, args, &self.hello)?;
+            let call = translate::native_call(method, args, items.map(Items::credit), &self.hello)?;
             self.send_gathered(&call);
         }
         Ok(())

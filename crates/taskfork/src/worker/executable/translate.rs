@@ -1,4 +1,4 @@
-//! Calls and logs on their way between the client and the program.
+//! Calls and telemetry on their way between the client and the program.
 
 use std::borrow::Cow;
 
@@ -11,7 +11,7 @@ use crate::wire::attachments;
 use crate::wire::frame::{DEFAULT_MAX_BLOB, DEFAULT_MAX_FRAME};
 use crate::wire::gather_frame::{self, GatherFrame, ReceiverLimits};
 use crate::wire::hello::WorkerHello;
-use crate::wire::native::{self, CallMeta};
+use crate::wire::native::{self, CallMeta, Telemetry};
 use crate::wire::values::ValueFormat;
 use crate::wire::{WireError, log, perl};
 use crate::worker::logger::logger;
@@ -26,10 +26,11 @@ enum SendError {
     Files(String),
 }
 
-/// Encodes a call for a program that speaks the native protocol.
+/// Encodes a call for a program that speaks the native protocol. `items` is the credit for its items, if it streams.
 pub(super) fn native_call(
     method: Option<&str>,
     args: Arguments<'_>,
+    items: Option<u64>,
     program: &WorkerHello,
 ) -> Result<GatherFrame, String> {
     let trace = trace_context::current();
@@ -39,6 +40,7 @@ pub(super) fn native_call(
         traceparent: trace.as_ref().map(TraceContext::traceparent),
         tracestate: trace.as_ref().and_then(TraceContext::tracestate),
         json: args.format() == ValueFormat::Json,
+        items,
         ..CallMeta::default()
     };
     let max_frame = program.max_frame.unwrap_or(DEFAULT_MAX_FRAME).min(u32::MAX as usize);
@@ -90,9 +92,12 @@ fn fit(message: &mut GatherFrame, program: ReceiverLimits) -> Result<(), String>
     message.fit(program)
 }
 
-/// Adds what the program has logged to the log of the call.
-pub(super) fn merge_log(encoded: Option<&[u8]>) {
-    let Some(encoded) = encoded else { return };
+/// Adds what the program has logged to the log of the call, and reports how far it says that the call has got.
+pub(super) fn merge(telemetry: &Telemetry<'_>) {
+    if let Some(progress) = telemetry.read_progress() {
+        context().progress(progress.done, progress.total, &progress.what);
+    }
+    let Some(encoded) = telemetry.log else { return };
     match log::read(encoded) {
         Ok(message) => logger().merge(message),
         Err(reason) => logger().warn(format!("what the program logged cannot be read: {reason}")),

@@ -173,6 +173,7 @@ pub(crate) fn run_requested() -> bool {
             print_error(servers::appending(server, file));
         }
         ["native_worker"] => crate::executable::work_natively(),
+        ["streaming_worker"] => crate::program_streams::work(),
         ["json_worker"] => crate::executable::work(),
         ["serve_executable", address] => {
             print_error(crate::executable::server(Server::builder().listen(address)));

@@ -90,6 +90,7 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     ("executable_native", crate::executable::native),
     ("executable_missing", crate::executable::missing),
     ("executable_silent", crate::executable::silent),
+    ("program_streams", crate::program_streams::server),
     ("perl", crate::perl::server),
     ("coderef", crate::perl::coderef),
     ("forks", crate::forks::server),

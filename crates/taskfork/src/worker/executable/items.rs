@@ -1,0 +1,90 @@
+//! The items that a program streams, on their way to the client.
+
+use std::rc::Rc;
+
+use crate::blob;
+use crate::wire::attachments::Attachments;
+use crate::wire::native::{self, ITEM_OVERHEAD, Item};
+use crate::wire::values::EncodeError;
+use crate::wire::{WireError, frame};
+use crate::worker::emitter::{EmitError, Port};
+use crate::worker::error_reply::ErrorReply;
+
+/// How much credit the program has beyond the items that were passed on. The client's own window comes on top of it.
+const WINDOW: u64 = 65_536;
+
+/// The items of one call.
+pub(super) struct Items {
+    port: Rc<dyn Port>,
+    call: u64,
+    /// How much credit the program has got in all, and how much of it its items have used.
+    credit: u64,
+    used: u64,
+    /// Why no further item is passed on.
+    end: Option<EmitError>,
+}
+
+impl Items {
+    /// The items of the call with this number go to `port`.
+    pub(super) fn new(port: Rc<dyn Port>, call: u64) -> Self {
+        Self { port, call, credit: WINDOW, used: 0, end: None }
+    }
+
+    /// How much credit the program has in all.
+    pub(super) fn credit(&self) -> u64 {
+        self.credit
+    }
+
+    /// Checks an item whose message has this length. The error is a violation of the protocol.
+    pub(super) fn check(&mut self, item: &Item<'_>, length: usize) -> Result<(), &'static str> {
+        if self.used >= self.credit {
+            return Err("an item came without credit");
+        }
+        if item.cost < length as u64 + ITEM_OVERHEAD {
+            return Err("an item says that it uses less credit than it has bytes");
+        }
+        self.used = self.used.saturating_add(item.cost);
+        Ok(())
+    }
+
+    /// Passes an item on. Waits while the client is behind. Returns a frame for the program, if it must learn something:
+    /// further credit, or once that no further items are wanted.
+    pub(super) fn pass_on(
+        &mut self,
+        item: &Item<'_>,
+        files: Attachments,
+    ) -> Result<Option<Vec<u8>>, WireError> {
+        if self.end.is_some() {
+            // The program has not seen the cancellation yet.
+            return Ok(None);
+        }
+        let sent = blob::within(None, files, || {
+            self.port.send(&mut |out| blob::pass_on(item.value, out).map_err(EncodeError))
+        });
+        let mut out = Vec::new();
+        match sent {
+            Ok(()) if self.used.saturating_add(WINDOW) - self.credit < WINDOW / 2 => {
+                return Ok(None);
+            }
+            Ok(()) => {
+                self.credit = self.used.saturating_add(WINDOW);
+                frame::write_control(&mut out, |out| {
+                    native::put_credit(out, self.call, self.credit);
+                })?;
+            }
+            Err(error) => {
+                self.end = Some(error);
+                frame::write_control(&mut out, |out| native::put_cancel(out, self.call))?;
+            }
+        }
+        Ok(Some(out))
+    }
+
+    /// The error of the call if one of its items could not be sent to the client.
+    pub(super) fn error(&self) -> Option<ErrorReply> {
+        match &self.end {
+            Some(error @ EmitError::Item(_)) => Some(ErrorReply::result(error)),
+            Some(EmitError::Closed) | None => None,
+        }
+    }
+}
