@@ -3,11 +3,11 @@
 use std::rc::Rc;
 
 use crate::blob;
+use crate::emitter::{EmitError, Port};
 use crate::wire::attachments::Attachments;
 use crate::wire::native::{self, ITEM_OVERHEAD, Item};
 use crate::wire::values::EncodeError;
 use crate::wire::{WireError, frame};
-use crate::worker::emitter::{EmitError, Port};
 use crate::worker::error_reply::ErrorReply;
 
 /// How much credit the program has beyond the items that were passed on. The client's own window comes on top of it.
