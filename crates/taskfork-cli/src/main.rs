@@ -11,6 +11,7 @@ mod fleet_status;
 mod gateway;
 mod gateway_options;
 mod generate;
+mod listeners;
 mod logging;
 mod logs;
 mod nats_options;
