@@ -14,6 +14,7 @@ mod generate;
 mod listeners;
 mod logging;
 mod logs;
+mod name_servers;
 mod nats_options;
 mod node_options;
 mod output;

@@ -24,6 +24,8 @@ use tokio::time::{Instant, sleep_until};
 use crate::config::{self, PoolOptions};
 use crate::error::CommandError;
 use crate::gateway_options::GatewayOptions;
+use crate::name_servers::{self, NameServers};
+use crate::node_options::NodeOptions;
 use crate::pool_signals::{Event, Signals};
 use crate::replacement::Replacement;
 use crate::serve::{OptionSource, Part};
@@ -40,6 +42,9 @@ const MAX_RESTART_DELAY: Duration = Duration::from_secs(30);
 
 /// After this time without an end, the next delay of a process is the first one again.
 const STABLE_AFTER: Duration = Duration::from_secs(60);
+
+/// How often this process looks whether the file with the name servers is another one.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The variables by which the service manager addresses this process only.
 const OWN_VARIABLES: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
@@ -100,6 +105,8 @@ pub(crate) fn serve(
         are_servers_ending: false,
         failure: None,
         manager: service_manager(),
+        name_servers: NameServers::of(Path::new(name_servers::FILE)),
+        next_look: Instant::now() + LOOK_INTERVAL,
     };
     runtime.block_on(async {
         // Before the checks, which take as long as NATS does. By default, these signals end a process.
@@ -116,7 +123,7 @@ pub(crate) fn serve(
         pools.manager.notify_ready();
         while pools.is_active() {
             let again = pools.manager.keep_alive().map(|left| Instant::now() + left);
-            let next = pools.next_restart().into_iter().chain(again).min();
+            let next = pools.next_restart().into_iter().chain(again).chain(pools.next_look()).min();
             let delay = async {
                 match next {
                     Some(next) => sleep_until(next).await,
@@ -139,6 +146,9 @@ pub(crate) fn serve(
             }
             pools.reap();
             pools.start_due();
+            if pools.next_look().is_some_and(|next| next <= Instant::now()) {
+                pools.follow_name_servers();
+            }
         }
         pools.failure.map_or(Ok(()), Err)
     })
@@ -201,6 +211,10 @@ struct Pools {
     /// The first failure of a server that ends this command.
     failure: Option<CommandError>,
     manager: ServiceManager,
+    /// What gateways that look names up may read.
+    name_servers: Option<NameServers>,
+    /// When this process looks whether that is still enough.
+    next_look: Instant,
 }
 
 struct Running {
@@ -383,6 +397,12 @@ impl Pools {
         }
     }
 
+    /// When to look at the file with the name servers, if that matters to a gateway.
+    fn next_look(&self) -> Option<Instant> {
+        let matters = self.gateways.values().flatten().any(looks_names_up);
+        matters.then_some(self.next_look)
+    }
+
     fn wants_gateway(&self, pool: &Option<String>) -> bool {
         self.gateways.get(pool).is_some_and(Option::is_some)
     }
@@ -509,17 +529,43 @@ impl Pools {
                 // It reads its certificates again.
                 self.signal(&gateway, Signal::HUP);
             } else {
-                let check = Process::gateway_check(&pool);
-                // It may have read an older file.
-                self.end(|process| *process == check);
-                if self.wants_gateway(&pool) && self.is_running(&gateway) {
-                    let options = before.get(&pool).cloned().flatten();
-                    self.replaced.entry(pool.clone()).or_insert(options);
-                    self.start(check, 0);
-                } else {
-                    self.replaced.remove(&pool);
-                    self.replace(gateway);
-                }
+                self.change_gateway(&pool, before.get(&pool).cloned().flatten());
+            }
+        }
+    }
+
+    /// Replaces the gateway of a pool, which has had these options before, if another one can start.
+    fn change_gateway(&mut self, pool: &Option<String>, before: Option<GatewayOptions>) {
+        let (gateway, check) = (Process::gateway(pool), Process::gateway_check(pool));
+        // It may have read an older file.
+        self.end(|process| *process == check);
+        if self.wants_gateway(pool) && self.is_running(&gateway) {
+            self.replaced.entry(pool.clone()).or_insert(before);
+            self.start(check, 0);
+        } else {
+            self.replaced.remove(pool);
+            self.replace(gateway);
+        }
+    }
+
+    /// Replaces gateways that look names up, if what they may read of the file with the name servers is no longer
+    /// enough. While the file is away, nothing changes.
+    fn follow_name_servers(&mut self) {
+        self.next_look = Instant::now() + LOOK_INTERVAL;
+        let now = NameServers::of(Path::new(name_servers::FILE));
+        if now.is_none() || now == self.name_servers || self.is_shutting_down {
+            return;
+        }
+        self.name_servers = now;
+        for pool in self.gateways.keys().cloned().collect::<Vec<_>>() {
+            let options = self.gateways.get(&pool).cloned().flatten();
+            if options.as_ref().is_some_and(looks_names_up) {
+                tracing::info!(
+                    "{} is replaced, because it may not read the new {}",
+                    Process::gateway(&pool),
+                    name_servers::FILE
+                );
+                self.change_gateway(&pool, options);
             }
         }
     }
@@ -568,6 +614,10 @@ impl Pools {
     fn is_active(&self) -> bool {
         !self.is_shutting_down || !self.running.is_empty()
     }
+}
+
+fn looks_names_up(gateway: &GatewayOptions) -> bool {
+    gateway.node.as_ref().is_some_and(NodeOptions::looks_names_up)
 }
 
 fn send_signal(pid: Pid, signal: Signal) {

@@ -249,3 +249,32 @@ fn a_command_that_starts_can_be_ended() {
     assert!(status.success(), "{status}: {}", server.log());
     assert!(!server.log().contains("listening at"), "{}", server.log());
 }
+
+#[test]
+fn a_gateway_follows_a_new_file_with_name_servers() {
+    // A file system in which another file can take its place needs root.
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let nats = NatsServer::start();
+    let url = nats.url().replace("127.0.0.1", "localhost");
+    let folder = tempfile::tempdir().unwrap();
+    let present = Options { url: &url, service: SERVICE, node: "one", label: "a=1" };
+    std::fs::write(folder.path().join("pools"), pool(&folder, "one", present)).unwrap();
+    let new = folder.path().join("resolv.conf");
+    std::fs::write(&new, "nameserver 127.0.0.1\n").unwrap();
+    let inner = command(&folder);
+    let mut outer = Command::new("unshare");
+    outer.args(["--mount", "--propagation", "private"]).arg(inner.get_program());
+    outer.args(inner.get_args());
+    let server = Server::run(folder, outer);
+    until("the node", || server.log().contains("the node one serves work"));
+
+    let pid = server.program.id().to_string();
+    let mut bind = Command::new("nsenter");
+    bind.args(["--mount", "--target", &pid, "mount", "--bind"]).arg(&new).arg("/etc/resolv.conf");
+    assert!(bind.status().unwrap().success());
+
+    until("another node", || count(&server, "the node one serves work") == 2);
+    assert!(server.log().contains("may not read the new /etc/resolv.conf"), "{}", server.log());
+}
