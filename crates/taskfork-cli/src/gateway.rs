@@ -8,6 +8,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use nix::unistd::{initgroups, setgid, setuid};
+use taskfork::__private::handle_kept_signals;
 use taskfork::client::Address;
 use taskfork::sandbox::Sandbox;
 use taskfork_gateway::{Gateway, GatewayBuilder, GatewayError, taskfork_nats};
@@ -93,8 +94,8 @@ fn check(
     }
 }
 
-/// Listens at the first address of the host that works. A gateway that is checked, and is to replace one that listens at
-/// the same address, listens at another port.
+/// Listens at the first address of the host that works. A gateway that is checked listens at another port if only the one that
+/// it is to replace is in the way.
 fn bind(
     runtime: &Runtime,
     options: &GatewayOptions,
@@ -113,11 +114,18 @@ fn bind(
     })?;
     let mut failed = None;
     for mut address in addresses {
-        if replacement.is_some_and(|replacement| replacement.has_same_address) {
+        let bind = |address| {
+            let builder = with_tls(builder(options)?, tls_options, address);
+            Ok::<_, CommandError>(runtime.block_on(builder.bind()))
+        };
+        let mut bound = bind(address)?;
+        if let Err(GatewayError::Listen { .. }) = &bound
+            && replacement.is_some_and(|replacement| replacement.listens_at(address))
+        {
             address.set_port(0);
+            bound = bind(address)?;
         }
-        let builder = with_tls(builder(options)?, tls_options, address);
-        match runtime.block_on(builder.bind()) {
+        match bound {
             Ok(gateway) => return Ok(gateway),
             Err(error @ GatewayError::Listen { .. }) => failed = Some(error),
             Err(error) => return Err(command_error(error, options, source)),
@@ -256,6 +264,7 @@ async fn serve(gateway: Gateway, log_file: Option<&Path>) -> io::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     let mut user1 = signal(SignalKind::user_defined1())?;
+    handle_kept_signals()?;
     let (drain, draining) = oneshot::channel::<()>();
     let mut drain = Some(drain);
     let mut running = pin!(gateway.run(async { drop(draining.await) }));

@@ -9,14 +9,12 @@ use taskfork_gateway::taskfork_nats::{Label, check_service_name};
 use crate::config::PoolOptions;
 use crate::error::CommandError;
 use crate::gateway_options::folder;
+use crate::name_servers::{self, NameServers};
 use crate::nats_options::NatsFiles;
 use crate::serve::OptionSource;
 
 /// The port of name servers.
 const DNS: u16 = 53;
-
-/// The file with the addresses of name servers. It is replaced while a system runs.
-const NAME_SERVERS: &str = "/etc/resolv.conf";
 
 /// The other files that looking up a name needs, beside those of the system's library.
 const RESOLVER_FILES: [&str; 4] =
@@ -161,6 +159,11 @@ impl NodeOptions {
         addresses.iter().map(ServerAddr::port).chain(dns).collect()
     }
 
+    /// Whether the NATS servers have names to look up.
+    pub(crate) fn looks_names_up(&self) -> bool {
+        self.ports().contains(&DNS)
+    }
+
     /// Whether this node has all NATS servers of another one. An address that is wrong is none of its own.
     pub(crate) fn has_servers_of(&self, other: &Self) -> bool {
         other.servers().iter().all(|server| self.has_server(server))
@@ -196,9 +199,10 @@ impl NodeOptions {
             system.extend(variables.filter_map(std::env::var_os).map(PathBuf::from));
             system.extend(SYSTEM_AUTHORITIES.map(PathBuf::from));
         }
-        if self.ports().contains(&DNS) {
+        if self.looks_names_up() {
             system.extend(RESOLVER_FILES.map(PathBuf::from));
-            system.extend(replaceable(Path::new(NAME_SERVERS)));
+            let name_servers = NameServers::of(Path::new(name_servers::FILE));
+            system.extend(name_servers.map(|it| it.path().to_owned()));
         }
         // Often links. What is not there cannot be opened.
         let system = system.into_iter().filter(|path| path.exists());
@@ -214,16 +218,6 @@ impl NodeOptions {
         let path = self.status_socket.as_deref().filter(|path| *path != Path::new("none"))?;
         Some(folder(path))
     }
-}
-
-/// What to open for a file that another one may replace: its folder, or if it is a link, that of the file to which it
-/// leads. The folder of the link stays closed, because a system with a link replaces the other file.
-fn replaceable(file: &Path) -> Option<PathBuf> {
-    let target = std::fs::canonicalize(file).or_else(|_| {
-        // It leads to a file that is not there yet.
-        std::fs::read_link(file).map(|target| folder(file).join(target))
-    });
-    std::fs::canonicalize(folder(target.as_deref().unwrap_or(file))).ok()
 }
 
 /// The name of this host as the name of a node.
@@ -265,32 +259,6 @@ mod tests {
         let label = node("nats = \"nats://h\"\nservice = \"s\"\nlabel = [\"gpu\"]").unwrap_err();
         assert!(label.starts_with("`label`: ") && label.contains("KEY=VALUE"), "{label}");
         assert_eq!(service("s").unwrap().unwrap().node, host_name());
-    }
-
-    #[test]
-    fn the_folder_where_a_file_is_replaced_is_open() {
-        let folder = tempfile::tempdir().unwrap();
-        let root = folder.path().canonicalize().unwrap();
-        let (etc, run) = (root.join("etc"), root.join("run"));
-        for folder in [&etc, &run] {
-            std::fs::create_dir(folder).unwrap();
-        }
-        let file = etc.join("resolv.conf");
-        assert_eq!(replaceable(&file), Some(etc.clone()), "it is not there yet");
-        std::fs::write(&file, "").unwrap();
-        assert_eq!(replaceable(&file), Some(etc));
-        for target in [run.join("stub.conf"), PathBuf::from("../run/stub.conf")] {
-            std::fs::remove_file(&file).unwrap();
-            std::os::unix::fs::symlink(&target, &file).unwrap();
-            assert_eq!(
-                replaceable(&file),
-                Some(run.clone()),
-                "it leads to a file that is not there"
-            );
-        }
-        std::fs::write(run.join("stub.conf"), "").unwrap();
-        assert_eq!(replaceable(&file), Some(run));
-        assert_eq!(replaceable(&root.join("none/resolv.conf")), None);
     }
 
     #[test]

@@ -15,7 +15,8 @@ use rustix::process::{
     set_parent_process_death_signal, test_kill_process, wait,
 };
 use taskfork::__private::{
-    Hangup, ServiceManager, block_signals_until_served, program_file, service_manager,
+    Hangup, ServiceManager, block_signals_until_served, keep_signals_until_handled, program_file,
+    service_manager,
 };
 use taskfork::server::LogWriter;
 use tokio::time::{Instant, sleep_until};
@@ -23,6 +24,8 @@ use tokio::time::{Instant, sleep_until};
 use crate::config::{self, PoolOptions};
 use crate::error::CommandError;
 use crate::gateway_options::GatewayOptions;
+use crate::name_servers::{self, NameServers};
+use crate::node_options::NodeOptions;
 use crate::pool_signals::{Event, Signals};
 use crate::replacement::Replacement;
 use crate::serve::{OptionSource, Part};
@@ -39,6 +42,9 @@ const MAX_RESTART_DELAY: Duration = Duration::from_secs(30);
 
 /// After this time without an end, the next delay of a process is the first one again.
 const STABLE_AFTER: Duration = Duration::from_secs(60);
+
+/// How often this process looks whether the file with the name servers is another one.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The variables by which the service manager addresses this process only.
 const OWN_VARIABLES: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
@@ -99,15 +105,25 @@ pub(crate) fn serve(
         are_servers_ending: false,
         failure: None,
         manager: service_manager(),
+        name_servers: NameServers::of(Path::new(name_servers::FILE)),
+        next_look: Instant::now() + LOOK_INTERVAL,
     };
-    pools.check_gateways()?;
     runtime.block_on(async {
+        // Before the checks, which take as long as NATS does. By default, these signals end a process.
         let mut signals = Signals::new(hangup)?;
+        let Checked { is_ended, reads_again } =
+            pools.check_gateways(&mut signals, log_file.as_deref()).await?;
+        if is_ended {
+            return Ok(());
+        }
         pools.start_all();
+        if reads_again {
+            pools.reload();
+        }
         pools.manager.notify_ready();
         while pools.is_active() {
             let again = pools.manager.keep_alive().map(|left| Instant::now() + left);
-            let next = pools.next_restart().into_iter().chain(again).min();
+            let next = pools.next_restart().into_iter().chain(again).chain(pools.next_look()).min();
             let delay = async {
                 match next {
                     Some(next) => sleep_until(next).await,
@@ -130,6 +146,9 @@ pub(crate) fn serve(
             }
             pools.reap();
             pools.start_due();
+            if pools.next_look().is_some_and(|next| next <= Instant::now()) {
+                pools.follow_name_servers();
+            }
         }
         pools.failure.map_or(Ok(()), Err)
     })
@@ -192,6 +211,10 @@ struct Pools {
     /// The first failure of a server that ends this command.
     failure: Option<CommandError>,
     manager: ServiceManager,
+    /// What gateways that look names up may read.
+    name_servers: Option<NameServers>,
+    /// When this process looks whether that is still enough.
+    next_look: Instant,
 }
 
 struct Running {
@@ -203,6 +226,14 @@ struct Running {
     is_ending: bool,
 }
 
+/// What has happened while gateways were checked at the start.
+struct Checked {
+    /// A signal has ended it.
+    is_ended: bool,
+    /// The file is to be read again.
+    reads_again: bool,
+}
+
 struct PendingRestart {
     until: Instant,
     deaths: u32,
@@ -211,27 +242,57 @@ struct PendingRestart {
 impl Pools {
     /// Has each gateway checked by a process that is what the gateway will be, before anything serves. All at the same
     /// time, since each may have to wait for NATS.
-    fn check_gateways(&self) -> Result<(), CommandError> {
+    async fn check_gateways(
+        &self,
+        signals: &mut Signals,
+        log_file: Option<&Path>,
+    ) -> Result<Checked, CommandError> {
         let pools = self.gateways.iter().filter(|(_, it)| it.is_some()).map(|(pool, _)| pool);
-        let checks = pools.map(|pool| {
-            let gateway = Process::gateway_check(pool);
-            let started = self.command(&gateway).spawn();
-            (gateway, started)
-        });
-        let mut failures = Vec::new();
-        // None of them is left behind.
-        for (gateway, started) in checks.collect::<Vec<_>>() {
-            match started.and_then(|mut check| check.wait()) {
-                Ok(status) if status.success() => {}
-                Ok(_) => failures.push(
-                    CommandError::usage(format!("{gateway} cannot start"))
-                        .hint("its own message stands above"),
-                ),
+        let (mut checks, mut failures) = (Vec::new(), Vec::new());
+        for gateway in pools.map(Process::gateway_check) {
+            match self.command(&gateway).spawn() {
+                Ok(check) => checks.push((gateway, check)),
                 Err(error) => failures.push(error.into()),
             }
         }
+        let mut checked = Checked { is_ended: false, reads_again: false };
+        // None of them is left behind.
+        loop {
+            checks.retain_mut(|(gateway, check)| match check.try_wait() {
+                Ok(None) => true,
+                Ok(Some(status)) => {
+                    if !status.success() {
+                        failures.push(
+                            CommandError::usage(format!("{gateway} cannot start"))
+                                .hint("its own message stands above"),
+                        );
+                    }
+                    false
+                }
+                Err(error) => {
+                    failures.push(error.into());
+                    false
+                }
+            });
+            if checks.is_empty() {
+                break;
+            }
+            match signals.next().await {
+                Event::Shutdown(_) => {
+                    checked.is_ended = true;
+                    let pids = checks.iter().map(|(_, check)| check.id().cast_signed());
+                    pids.filter_map(Pid::from_raw).for_each(|pid| send_signal(pid, Signal::TERM));
+                }
+                Event::Restart => checked.reads_again = true,
+                Event::Forward(Signal::USR1) => reopen(log_file),
+                Event::Child | Event::Forward(_) => {}
+            }
+        }
         // The others have messages of their own.
-        failures.into_iter().next().map_or(Ok(()), Err)
+        match failures.into_iter().next() {
+            Some(failure) if !checked.is_ended => Err(failure),
+            _ => Ok(checked),
+        }
     }
 
     fn start_all(&mut self) {
@@ -271,8 +332,14 @@ impl Pools {
         command.env(PARENT, std::process::id().to_string());
         if let Some(replaced) = self.replaced.get(pool).filter(|_| *part == Part::GatewayCheck) {
             let new = self.gateways.get(pool).and_then(Option::as_ref);
-            command.env(REPLACES, Replacement::new(replaced.as_ref(), new).to_text());
+            let process = self.pid(&Process::gateway(pool));
+            let process = process.map(|pid| pid.as_raw_nonzero().get().cast_unsigned());
+            command.env(REPLACES, Replacement::new(process, replaced.as_ref(), new).to_text());
         }
+        match part {
+            Part::Server => block_signals_until_served(&mut command),
+            Part::Gateway | Part::GatewayCheck => keep_signals_until_handled(&mut command),
+        };
         if *part != Part::Server {
             // In its sandbox it can ask name servers by TCP only.
             let options = std::env::var("RES_OPTIONS").unwrap_or_default();
@@ -290,11 +357,7 @@ impl Pools {
             return;
         }
         let mut command = self.command(&process);
-        let started = match process.part {
-            // It may receive signals before it handles them.
-            Part::Server => block_signals_until_served(&mut command).spawn(),
-            _ => command.spawn(),
-        };
+        let started = command.spawn();
         // `reap` waits for all children by process id, so the handle is not needed.
         let pid = started.map(|child| Pid::from_raw(child.id().cast_signed()));
         match pid {
@@ -334,13 +397,18 @@ impl Pools {
         }
     }
 
+    /// When to look at the file with the name servers, if that matters to a gateway.
+    fn next_look(&self) -> Option<Instant> {
+        let matters = self.gateways.values().flatten().any(looks_names_up);
+        matters.then_some(self.next_look)
+    }
+
     fn wants_gateway(&self, pool: &Option<String>) -> bool {
         self.gateways.get(pool).is_some_and(Option::is_some)
     }
 
     fn is_running(&self, process: &Process) -> bool {
-        let mut running = self.running.values();
-        running.any(|running| running.process == *process && !running.is_ending)
+        self.pid(process).is_some()
     }
 
     fn reap(&mut self) {
@@ -461,17 +529,43 @@ impl Pools {
                 // It reads its certificates again.
                 self.signal(&gateway, Signal::HUP);
             } else {
-                let check = Process::gateway_check(&pool);
-                // It may have read an older file.
-                self.end(|process| *process == check);
-                if self.wants_gateway(&pool) && self.is_running(&gateway) {
-                    let options = before.get(&pool).cloned().flatten();
-                    self.replaced.entry(pool.clone()).or_insert(options);
-                    self.start(check, 0);
-                } else {
-                    self.replaced.remove(&pool);
-                    self.replace(gateway);
-                }
+                self.change_gateway(&pool, before.get(&pool).cloned().flatten());
+            }
+        }
+    }
+
+    /// Replaces the gateway of a pool, which has had these options before, if another one can start.
+    fn change_gateway(&mut self, pool: &Option<String>, before: Option<GatewayOptions>) {
+        let (gateway, check) = (Process::gateway(pool), Process::gateway_check(pool));
+        // It may have read an older file.
+        self.end(|process| *process == check);
+        if self.wants_gateway(pool) && self.is_running(&gateway) {
+            self.replaced.entry(pool.clone()).or_insert(before);
+            self.start(check, 0);
+        } else {
+            self.replaced.remove(pool);
+            self.replace(gateway);
+        }
+    }
+
+    /// Replaces gateways that look names up, if what they may read of the file with the name servers is no longer
+    /// enough. While the file is away, nothing changes.
+    fn follow_name_servers(&mut self) {
+        self.next_look = Instant::now() + LOOK_INTERVAL;
+        let now = NameServers::of(Path::new(name_servers::FILE));
+        if now.is_none() || now == self.name_servers || self.is_shutting_down {
+            return;
+        }
+        self.name_servers = now;
+        for pool in self.gateways.keys().cloned().collect::<Vec<_>>() {
+            let options = self.gateways.get(&pool).cloned().flatten();
+            if options.as_ref().is_some_and(looks_names_up) {
+                tracing::info!(
+                    "{} is replaced, because it may not read the new {}",
+                    Process::gateway(&pool),
+                    name_servers::FILE
+                );
+                self.change_gateway(&pool, options);
             }
         }
     }
@@ -503,29 +597,27 @@ impl Pools {
 
     /// Sends a signal to a process that runs. Returns whether it does.
     fn signal(&self, process: &Process, signal: Signal) -> bool {
-        let mut running = self.running.iter();
-        let found = running.find(|(_, it)| it.process == *process && !it.is_ending);
-        found.inspect(|(pid, _)| send_signal(**pid, signal)).is_some()
+        self.pid(process).inspect(|&pid| send_signal(pid, signal)).is_some()
     }
 
-    /// Sends a signal to all processes that handle it. Gateways have no answer to SIGUSR2, and a check has one to no
-    /// signal: SIGUSR1 would end it as if the new options did not work.
+    fn pid(&self, process: &Process) -> Option<Pid> {
+        let mut running = self.running.iter();
+        running.find(|(_, it)| it.process == *process && !it.is_ending).map(|(&pid, _)| pid)
+    }
+
+    /// Sends a signal to all processes. A gateway keeps those that it does not handle, and a check keeps all but those that
+    /// end it.
     fn forward(&self, signal: Signal) {
-        for (&pid, running) in &self.running {
-            let handles = match running.process.part {
-                Part::Server => true,
-                Part::GatewayCheck => ![Signal::USR1, Signal::USR2].contains(&signal),
-                _ => signal != Signal::USR2,
-            };
-            if handles {
-                send_signal(pid, signal);
-            }
-        }
+        self.running.keys().for_each(|&pid| send_signal(pid, signal));
     }
 
     fn is_active(&self) -> bool {
         !self.is_shutting_down || !self.running.is_empty()
     }
+}
+
+fn looks_names_up(gateway: &GatewayOptions) -> bool {
+    gateway.node.as_ref().is_some_and(NodeOptions::looks_names_up)
 }
 
 fn send_signal(pid: Pid, signal: Signal) {

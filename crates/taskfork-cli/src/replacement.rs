@@ -1,14 +1,17 @@
 //! A gateway that is checked because it is to replace another one, and what both have. Nothing else of the
 //! present one keeps it from starting.
 
+use std::net::SocketAddr;
+
 use crate::gateway_options::GatewayOptions;
+use crate::listeners::is_taken_by;
 use crate::node_options::NodeOptions;
 
 /// What a gateway has like the one that it is to replace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Replacement {
-    /// The address of TLS. The present gateway listens there.
-    pub(crate) has_same_address: bool,
+    /// The process of the present gateway, if it runs. It may listen where the new one is to listen.
+    pub(crate) process: Option<u32>,
     /// All NATS servers of the present gateway, which cannot reach them either.
     pub(crate) has_same_nats: bool,
     /// The name of the node. The present gateway has it.
@@ -16,15 +19,21 @@ pub(crate) struct Replacement {
 }
 
 /// How the text names each of them.
-const WORDS: [&str; 3] = ["address", "nats", "name"];
+const WORDS: [&str; 2] = ["nats", "name"];
+
+/// What stands in front of the process.
+const PROCESS: &str = "process=";
 
 impl Replacement {
-    /// Compares the options of the present gateway with new ones.
-    pub(crate) fn new(present: Option<&GatewayOptions>, new: Option<&GatewayOptions>) -> Self {
-        let listen = |options: Option<&GatewayOptions>| Some(options?.tls.as_ref()?.listen.clone());
+    /// Compares the options of the present gateway, which is this process, with new ones.
+    pub(crate) fn new(
+        process: Option<u32>,
+        present: Option<&GatewayOptions>,
+        new: Option<&GatewayOptions>,
+    ) -> Self {
         let both_nodes = node(present).zip(node(new));
         Self {
-            has_same_address: listen(present).is_some() && listen(present) == listen(new),
+            process,
             has_same_nats: both_nodes.is_some_and(|(present, new)| new.has_servers_of(present)),
             has_same_name: both_nodes.is_some_and(|(present, new)| new.has_name_of(present)),
         }
@@ -32,18 +41,23 @@ impl Replacement {
 
     /// The text for the process that checks. It has no address, since that may have a password.
     pub(crate) fn to_text(self) -> String {
-        let present = WORDS.into_iter().zip(self.facts()).filter(|(_, holds)| *holds);
-        present.map(|(word, _)| word).collect::<Vec<_>>().join(",")
+        let facts = [self.has_same_nats, self.has_same_name];
+        let words = WORDS.into_iter().zip(facts).filter(|(_, holds)| *holds);
+        let words = words.map(|(word, _)| word.to_owned());
+        let process = self.process.map(|process| format!("{PROCESS}{process}"));
+        words.chain(process).collect::<Vec<_>>().join(",")
     }
 
     pub(crate) fn from_text(text: &str) -> Self {
-        let [has_same_address, has_same_nats, has_same_name] =
+        let [has_same_nats, has_same_name] =
             WORDS.map(|word| text.split(',').any(|found| found == word));
-        Self { has_same_address, has_same_nats, has_same_name }
+        let process = text.split(',').find_map(|found| found.strip_prefix(PROCESS)?.parse().ok());
+        Self { process, has_same_nats, has_same_name }
     }
 
-    fn facts(self) -> [bool; 3] {
-        [self.has_same_address, self.has_same_nats, self.has_same_name]
+    /// Whether the present gateway alone keeps the new one from listening at this address.
+    pub(crate) fn listens_at(self, address: SocketAddr) -> bool {
+        self.process.is_some_and(|process| is_taken_by(process, address))
     }
 }
 
@@ -67,7 +81,7 @@ mod tests {
     }
 
     fn facts(present: Option<GatewayOptions>, new: Option<GatewayOptions>) -> String {
-        let replacement = Replacement::new(present.as_ref(), new.as_ref());
+        let replacement = Replacement::new(None, present.as_ref(), new.as_ref());
         assert_eq!(Replacement::from_text(&replacement.to_text()), replacement);
         replacement.to_text()
     }
@@ -92,11 +106,18 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_without_a_node_or_without_tls_has_nothing_in_common() {
-        let tls = |listen: &str| options(&format!("tls = \"{listen}\"\ncert = \"c\"\nkey = \"k\""));
-        assert_eq!(facts(tls(":1"), tls(":1")), "address");
-        assert_eq!(facts(tls(":1"), tls(":2")), "");
-        assert_eq!(facts(tls(":1"), node("nats://a", "s", "n")), "");
+    fn a_gateway_without_a_node_has_no_node_in_common() {
+        let tls = || options("tls = \":1\"\ncert = \"c\"\nkey = \"k\"");
+        assert_eq!(facts(tls(), tls()), "");
+        assert_eq!(facts(tls(), node("nats://a", "s", "n")), "");
         assert_eq!(facts(None, node("nats://a", "s", "n")), "");
+    }
+
+    #[test]
+    fn the_process_of_the_present_gateway_is_known_to_the_check() {
+        let present = node("nats://a", "s", "n");
+        let replacement = Replacement::new(Some(77), present.as_ref(), present.as_ref());
+        assert_eq!(replacement.to_text(), "nats,name,process=77");
+        assert_eq!(Replacement::from_text("nats,name,process=77"), replacement);
     }
 }

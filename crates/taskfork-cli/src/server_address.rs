@@ -63,10 +63,12 @@ impl From<OsString> for ServerAddress {
 /// As it was given, but without users and passwords of NATS.
 impl fmt::Display for ServerAddress {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.is_nats().then(|| self.parse()) {
-            None => self.0.display().fmt(out),
-            Some(Ok(address)) => address.fmt(out),
-            Some(Err(_)) => out.write_str("a service at NATS"),
+        match (self.is_nats(), self.parse()) {
+            (true, Ok(address)) => address.fmt(out),
+            (true, Err(_)) => out.write_str("a service at NATS"),
+            // Its text has no password.
+            (false, Err(AddressError::Unknown { text })) => text.fmt(out),
+            (false, _) => self.0.display().fmt(out),
         }
     }
 }
@@ -114,6 +116,7 @@ mod tests {
         let address = ServerAddress("nats://me:pass@a/s".into());
         assert_eq!(address.to_string(), "nats://a/s");
         assert_eq!(ServerAddress("/run/me@a".into()).to_string(), "/run/me@a");
+        assert_eq!(ServerAddress("me:pass@a".into()).to_string(), "…@a");
     }
 
     #[test]

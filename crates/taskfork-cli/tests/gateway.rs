@@ -553,3 +553,53 @@ fn one_pool_of_a_file_has_its_gateway_too() {
     assert_prints(&served.call(&["echo", "7"]).output().unwrap(), "7");
     assert!(!served.path().join("local").exists());
 }
+
+#[test]
+fn a_gateway_is_replaced_by_one_at_another_host_and_the_same_port() {
+    let (folder, authority) = certificates();
+    let port = free_port();
+    pool(folder.path(), port);
+    let command = serve_pools(folder.path(), &["--pool", "tls"]);
+    let served = Served::run(folder, authority, port, command);
+    let file = served.path().join("pools.toml");
+    let one_host = fs::read_to_string(&file).unwrap();
+    let all_hosts = one_host.replace("127.0.0.1", "0.0.0.0");
+
+    // Another program is in the way.
+    let other = TcpListener::bind(("127.0.0.2", port)).unwrap();
+    fs::write(&file, &all_hosts).unwrap();
+    served.signal(Signal::HUP);
+    until("the refusal", || served.log().contains("goes on as it is"));
+    assert!(served.log().contains("Address already in use"), "{}", served.log());
+    drop(other);
+
+    for (number, (text, host)) in
+        [(&all_hosts, "0.0.0.0"), (&one_host, "127.0.0.1")].into_iter().enumerate()
+    {
+        fs::write(&file, text).unwrap();
+        served.signal(Signal::HUP);
+        let told = format!("the gateway listens at tls:{host}:{port}");
+        until("the new gateway", || served.log().matches(&told).count() == number + 1);
+        assert_prints(&served.call(&["echo", "7"]).output().unwrap(), "7");
+    }
+    assert_eq!(served.log().matches("goes on as it is").count(), 1, "{}", served.log());
+}
+
+/// Whether a process has blocked these signals.
+fn blocks(pid: u32, signals: &[Signal]) -> Vec<bool> {
+    let mask = u64::from_str_radix(&proc_status(pid, "SigBlk"), 16).unwrap();
+    signals.iter().map(|signal| mask & (1 << (signal.as_raw() - 1)) != 0).collect()
+}
+
+#[test]
+fn a_gateway_keeps_signals_until_it_handles_them() {
+    let served = Served::start(&[]);
+    let gateway = served.gateway();
+    // It does not handle the last one. So it is blocked for good, and shows that the others were at the start.
+    let signals = [Signal::HUP, Signal::USR1, Signal::USR2];
+    until("the handlers", || blocks(gateway, &signals) == [false, false, true]);
+    signals.into_iter().for_each(|signal| send(gateway, signal));
+    until("an answer", || served.log().contains("has read its certificates again"));
+    assert_prints(&served.call(&["echo", "7"]).output().unwrap(), "7");
+    assert_eq!(served.gateway(), gateway);
+}

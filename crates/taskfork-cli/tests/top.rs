@@ -74,7 +74,18 @@ impl Drop for Top {
 
 #[test]
 fn every_signal_that_ends_it_restores_the_terminal() {
-    for signal in [Signal::TERM, Signal::HUP, Signal::INT, Signal::QUIT] {
+    for signal in [
+        Signal::TERM,
+        Signal::HUP,
+        Signal::INT,
+        Signal::QUIT,
+        Signal::USR1,
+        Signal::USR2,
+        Signal::ALARM,
+        Signal::VTALARM,
+        Signal::PROF,
+        Signal::XCPU,
+    ] {
         let mut top = Top::start();
         top.signal(signal);
         assert_eq!(top.end().signal(), Some(signal.as_raw()));

@@ -170,7 +170,11 @@ async fn relay(
         Err(reason) => return Err(Busy { stream, reason, slot }),
     };
     drop(slot);
-    tracing::debug!(%address, ?names, "relays a client");
+    #[cfg(feature = "nats")]
+    let claimed = admission.as_ref().map(|admission| admission.client());
+    #[cfg(not(feature = "nats"))]
+    let claimed = None::<&str>;
+    tracing::debug!(%address, ?names, claimed, "relays a client");
     let mut relay = Relay::new(stream, server, hello, &rest);
     let end = tokio::select! {
         end = relay.run(false) => end,

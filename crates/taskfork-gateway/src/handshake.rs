@@ -92,9 +92,9 @@ pub(crate) async fn greet(
     let peer = RelayedPeer::Tls { names: &names, address: &address };
     #[cfg(feature = "nats")]
     let peer = match &admission {
-        // The certificate says more, and was verified.
+        // A certificate says more, and was verified. Without one, nothing but the address is certain.
         Some(admission) if names.is_empty() => {
-            RelayedPeer::Nats { user: None, name: admission.client() }
+            RelayedPeer::Nats { name: admission.client(), address: Some(&address) }
         }
         _ => peer,
     };

@@ -37,6 +37,7 @@ mod link;
 mod names;
 mod node;
 mod session;
+mod shown;
 mod token;
 mod wire;
 
@@ -48,4 +49,5 @@ pub use fleet::{Acquired, Fleet, FleetOptions, Grant, NodeInfo, NodeStatus};
 pub use names::{Label, check_labels, check_service_name};
 pub use node::{Accepted, CallError, Caller, Node, NodeBuilder};
 pub use session::{Reader, Session, Writer};
+pub use shown::shown_addresses;
 pub use wire::{Bounds, Route};

@@ -297,13 +297,13 @@ impl Address {
     fn of_service(text: &str) -> Result<Self, AddressError> {
         match NatsAddress::parse(text) {
             Ok(address) => Ok(Self(AddressKind::Nats(address))),
-            Err(why) => Err(AddressError::Nats { text: without_users(text), why }),
+            Err(why) => Err(AddressError::Nats { text: nats::shown(text), why }),
         }
     }
 
     #[cfg(not(feature = "nats"))]
     fn of_service(text: &str) -> Result<Self, AddressError> {
-        Err(AddressError::NoNats { text: without_users(text) })
+        Err(AddressError::NoNats { text: without_credentials(text) })
     }
 
     /// Returns the address of a listening socket that this process inherited as this descriptor.
@@ -336,12 +336,13 @@ impl FromStr for Address {
     type Err = AddressError;
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
-        let text_owned = || without_users(text);
+        let text_owned = || without_credentials(text);
         if let Some(path) = text.strip_prefix("unix:") {
             return Self::unix(path);
         }
         if let Some(path) = text.strip_prefix(PERCENT) {
-            let path = decoded(path).ok_or_else(|| AddressError::Percent { text: text_owned() })?;
+            let path =
+                decoded(path).ok_or_else(|| AddressError::Percent { text: text.to_owned() })?;
             return Self::unix(OsString::from_vec(path));
         }
         if let Some(rest) = text.strip_prefix("tcp:") {
@@ -367,17 +368,26 @@ impl FromStr for Address {
     }
 }
 
-/// The text of a wrong address without what may be passwords: errors are logged. A password may have a comma, so
-/// nothing before the last `@` is known to be none.
-fn without_users(text: &str) -> String {
+/// The text of a wrong address without what may be a password: errors are logged. What stands behind the scheme of a URL, or in
+/// front of an `@`, may be one.
+fn without_credentials(text: &str) -> String {
+    let is_scheme =
+        |scheme: &str| scheme.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'+');
     match text.split_once("://") {
-        Some((scheme, rest)) => format!("{scheme}://{}", without_user(rest)),
+        Some((scheme, _)) if is_scheme(scheme) => return format!("{scheme}://…"),
+        Some(_) => return "…".to_owned(),
+        None => {}
+    }
+    if let Some((scheme, _)) = text.split_once(':').filter(|(scheme, _)| scheme.starts_with("nats"))
+    {
+        return format!("{scheme}:…");
+    }
+    // It may be written as `%40`.
+    let behind = ["@", "%40"].into_iter().filter_map(|at| Some(text.rsplit_once(at)?.1));
+    match behind.min_by_key(|rest| rest.len()) {
+        Some(rest) => format!("…@{rest}"),
         None => text.to_owned(),
     }
-}
-
-fn without_user(server: &str) -> &str {
-    server.rsplit_once('@').map_or(server, |(_, host)| host)
 }
 
 /// Decodes a percent-encoded path.
@@ -423,7 +433,9 @@ pub(crate) fn parse_port(rest: &str) -> Option<(&str, u16)> {
         None if host.contains(':') => return None,
         None => host,
     };
-    (!host.is_empty() && !host.contains(['[', ']'])).then_some((host, port))
+    // What stands before an `@` may be a password, and addresses are shown.
+    let is_wrong = host.contains(['[', ']', '@']) || host.contains("%40");
+    (!host.is_empty() && !is_wrong).then_some((host, port))
 }
 
 impl TryFrom<&str> for Address {
@@ -594,6 +606,30 @@ mod tests {
     fn the_address_of_a_gateway_needs_a_feature() {
         assert!(error_of("tls:adder.example:7000").contains("feature `tls`"));
         assert!(error_of("tls:adder.example").contains("tls:HOST:PORT"));
+    }
+
+    #[test]
+    fn what_may_be_a_password_is_not_in_an_error() {
+        for text in [
+            "nats:me:zqxv@a/s",
+            "nats:me:zqxv",
+            "mats://me:zqxv/s",
+            "me:zqxv://a/s",
+            "me:zqxv@a",
+            "me:zqxv%40a",
+            "tcp:me:zqxv@a:1",
+            "tcp:zqxv@a:1",
+            "tls:me:zqxv@a:1",
+            "tls:zqxv%40a:1",
+            "nats://me:zqxv%40a/s",
+            "nats://me:zqxv/s.t",
+            "nats+tls://me:zqxv%40a/s",
+        ] {
+            let error = error_of(text);
+            assert!(!error.contains("zqxv"), "{error}");
+        }
+        // Paths have no passwords.
+        assert!(error_of("unix-percent:/run/me@a%").contains("/run/me@a%"));
     }
 
     #[test]

@@ -20,7 +20,6 @@ use crate::sys::Credentials;
 ///     match peer {
 ///         Peer::Process { uid, .. } => *uid == 0,
 ///         Peer::Tls { names, .. } => names.iter().any(|name| name == "writer.example"),
-///         Peer::Nats { user, .. } => user.as_deref() == Some("writer"),
 ///         _ => false,
 ///     }
 /// }
@@ -50,15 +49,14 @@ pub enum Peer {
         /// Its address, usually `IP:PORT`. It does not authenticate the client.
         address: Option<String>,
     },
-    /// A client whose session a gateway relays through NATS.
+    /// A client that has found the server's node by NATS. Its user at the NATS server is not known: messages of NATS do not have it.
     #[non_exhaustive]
     Nats {
-        /// Its user at the NATS server.
-        user: Option<String>,
         /// The name that it has given itself. It does not authenticate the client.
         #[serde(default)]
         name: Option<String>,
-        /// Its address, as far as the gateway knows it. It does not authenticate the client.
+        /// Its address, usually `IP:PORT`, if it is connected to the gateway directly. `None` if its session passes NATS. It
+        /// does not authenticate the client.
         address: Option<String>,
     },
 }
@@ -96,11 +94,8 @@ impl fmt::Display for Peer {
                     }
                 }
             }
-            Self::Nats { user, name, .. } => {
+            Self::Nats { name, .. } => {
                 out.write_str("NATS client")?;
-                if let Some(user) = user {
-                    write!(out, " `{}`", printable(user))?;
-                }
                 if let Some(name) = name {
                     write!(out, " named `{}`", printable(name))?;
                 }
@@ -124,7 +119,10 @@ mod tests {
 
     #[test]
     fn a_peer_is_one_line_of_text() {
-        let nats = Peer::Nats { user: Some("jobs\u{1b}[2J".to_owned()), name: None, address: None };
+        let nats = |name: Option<&str>, address: Option<&str>| {
+            let (name, address) = (name.map(str::to_owned), address.map(str::to_owned));
+            Peer::Nats { name, address }
+        };
         for (peer, text) in [
             (Peer::Process { uid: 7, gid: 8, pid: 9 }, "process 9 of user 7"),
             (Peer::Process { uid: 7, gid: 8, pid: 0 }, "a process of user 7"),
@@ -132,12 +130,9 @@ mod tests {
             (tls(&["a"], None), "TLS client `a`"),
             (tls(&["a", "b"], Some("h\n")), "TLS client `a` and 1 more name at h\\n"),
             (tls(&["a", "b", "c"], None), "TLS client `a` and 2 more names"),
-            (nats, "NATS client `jobs\\x1b[2J`"),
-            (Peer::Nats { user: None, name: None, address: None }, "NATS client"),
-            (
-                Peer::Nats { user: None, name: Some("web\n".to_owned()), address: None },
-                "NATS client named `web\\n`",
-            ),
+            (nats(None, None), "NATS client"),
+            (nats(Some("web\n\u{1b}[2J"), None), "NATS client named `web\\n\\x1b[2J`"),
+            (nats(Some("web"), Some("10.0.0.1:5")), "NATS client named `web` at 10.0.0.1:5"),
         ] {
             assert_eq!(peer.to_string(), text);
         }

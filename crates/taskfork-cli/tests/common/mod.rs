@@ -48,14 +48,19 @@ impl Server {
         Self::run(folder, command)
     }
 
-    pub fn run(folder: tempfile::TempDir, mut command: Command) -> Self {
+    pub fn run(folder: tempfile::TempDir, command: Command) -> Self {
+        let server = Self::start_only(folder, command);
+        until("the server", || server.log().contains("listening at"));
+        server
+    }
+
+    /// Does not wait until it serves.
+    pub fn start_only(folder: tempfile::TempDir, mut command: Command) -> Self {
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
         command.env_remove("RUST_LOG");
         reset_sighup();
         let program = command.stderr(log).stdin(Stdio::null()).spawn().unwrap();
-        let server = Self { folder, program };
-        until("the server", || server.log().contains("listening at"));
-        server
+        Self { folder, program }
     }
 
     pub fn address(&self) -> String {

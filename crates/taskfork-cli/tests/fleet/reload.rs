@@ -1,7 +1,7 @@
 //! Checks of gateways: before anything serves, and before one with new options replaces another.
 
 use std::io::{ErrorKind, Read};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -30,9 +30,14 @@ fn pool(folder: &TempDir, name: &str, options: Options<'_>) -> String {
     )
 }
 
-fn serve(folder: TempDir) -> Server {
+fn command(folder: &TempDir) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_taskfork"));
     command.args(["serve", "--restart-on-hangup", "--config"]).arg(folder.path().join("pools"));
+    command
+}
+
+fn serve(folder: TempDir) -> Server {
+    let command = command(&folder);
     Server::run(folder, command)
 }
 
@@ -40,8 +45,52 @@ fn serve(folder: TempDir) -> Server {
 fn reload(server: &Server, options: Options<'_>) {
     let text = pool(&server.folder, "one", options);
     std::fs::write(server.folder.path().join("pools"), text).unwrap();
-    let pid = Pid::from_raw(server.program.id().cast_signed()).unwrap();
-    kill_process(pid, Signal::HUP).unwrap();
+    signal(server, &[Signal::HUP]);
+}
+
+/// A NATS server that says nothing.
+struct Silent {
+    listener: TcpListener,
+    url: String,
+}
+
+impl Silent {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let url = format!("nats://{}", listener.local_addr().unwrap());
+        Self { listener, url }
+    }
+
+    /// The next client.
+    fn accept(&self) -> TcpStream {
+        let mut stream = None;
+        until("a client", || {
+            stream = self.listener.accept().ok();
+            stream.is_some()
+        });
+        stream.unwrap().0
+    }
+}
+
+/// Sends signals to the command itself.
+fn signal(server: &Server, signals: &[Signal]) {
+    signals.iter().for_each(|signal| send(server.program.id(), *signal));
+}
+
+fn send(pid: u32, signal: Signal) {
+    kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal).unwrap();
+}
+
+/// The process that checks a gateway, if there is one.
+fn check(server: &Server) -> Option<u32> {
+    let pid = server.program.id();
+    let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let mut children = list.split_whitespace().map(|pid| pid.parse::<u32>().unwrap());
+    children.find(|pid| {
+        let arguments = std::fs::read_to_string(format!("/proc/{pid}/cmdline"));
+        arguments.is_ok_and(|it| it.split('\0').any(|it| it == "--part=gateway-check"))
+    })
 }
 
 fn count(server: &Server, text: &str) -> usize {
@@ -129,4 +178,103 @@ fn gateways_are_checked_at_the_same_time() {
     let first = accepting.join().unwrap();
     assert_eq!(first, Err(ErrorKind::WouldBlock), "the first check had ended");
     until("both servers", || count(&server, "listening at") == 2);
+}
+
+#[test]
+fn signals_do_not_end_a_check() {
+    let (nats, silent) = (NatsServer::start(), Silent::start());
+    let url = nats.url();
+    let present = Options { url: &url, service: SERVICE, node: "one", label: "a=1" };
+    let server = serving(present);
+    reload(&server, Options { url: &silent.url, ..present });
+    let client = silent.accept();
+
+    signal(&server, &[Signal::USR1, Signal::USR2]);
+    let pid = check(&server).unwrap();
+    for kept in [Signal::HUP, Signal::USR1, Signal::USR2] {
+        send(pid, kept);
+    }
+    drop((client, silent));
+    until("the end of the check", || count(&server, REFUSED) == 1);
+    let log = server.log();
+    assert!(!log.contains("was killed by signal"), "{log}");
+}
+
+#[test]
+fn options_that_were_refused_before_are_checked_again() {
+    let (nats, silent) = (NatsServer::start(), Silent::start());
+    let url = nats.url();
+    let present = Options { url: &url, service: SERVICE, node: "one", label: "a=1" };
+    let server = serving(present);
+    let later = Options { url: &silent.url, ..present };
+    reload(&server, later);
+    let _first = silent.accept();
+
+    // Another change comes while the first one is checked.
+    let nowhere = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    reload(&server, Options { url: &format!("nats://{nowhere}"), ..present });
+    until("the refusal", || count(&server, REFUSED) == 1);
+
+    reload(&server, later);
+    let _second = silent.accept();
+    assert_eq!(count(&server, "the node one serves work"), 1, "{}", server.log());
+}
+
+/// Starts a command whose first check waits for NATS.
+fn starting(silent: &Silent) -> (Server, TcpStream) {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options { url: &silent.url, service: SERVICE, node: "one", label: "a=1" };
+    std::fs::write(folder.path().join("pools"), pool(&folder, "one", options)).unwrap();
+    let command = command(&folder);
+    let server = Server::start_only(folder, command);
+    let client = silent.accept();
+    (server, client)
+}
+
+#[test]
+fn signals_do_not_end_a_command_that_starts() {
+    let silent = Silent::start();
+    let (server, client) = starting(&silent);
+    signal(&server, &[Signal::HUP, Signal::USR1, Signal::USR2]);
+    drop(client);
+    until("the server", || server.log().contains("listening at"));
+}
+
+#[test]
+fn a_command_that_starts_can_be_ended() {
+    let silent = Silent::start();
+    let (mut server, _client) = starting(&silent);
+    signal(&server, &[Signal::TERM]);
+    let status = server.program.wait().unwrap();
+    assert!(status.success(), "{status}: {}", server.log());
+    assert!(!server.log().contains("listening at"), "{}", server.log());
+}
+
+#[test]
+fn a_gateway_follows_a_new_file_with_name_servers() {
+    // A file system in which another file can take its place needs root.
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let nats = NatsServer::start();
+    let url = nats.url().replace("127.0.0.1", "localhost");
+    let folder = tempfile::tempdir().unwrap();
+    let present = Options { url: &url, service: SERVICE, node: "one", label: "a=1" };
+    std::fs::write(folder.path().join("pools"), pool(&folder, "one", present)).unwrap();
+    let new = folder.path().join("resolv.conf");
+    std::fs::write(&new, "nameserver 127.0.0.1\n").unwrap();
+    let inner = command(&folder);
+    let mut outer = Command::new("unshare");
+    outer.args(["--mount", "--propagation", "private"]).arg(inner.get_program());
+    outer.args(inner.get_args());
+    let server = Server::run(folder, outer);
+    until("the node", || server.log().contains("the node one serves work"));
+
+    let pid = server.program.id().to_string();
+    let mut bind = Command::new("nsenter");
+    bind.args(["--mount", "--target", &pid, "mount", "--bind"]).arg(&new).arg("/etc/resolv.conf");
+    assert!(bind.status().unwrap().success());
+
+    until("another node", || count(&server, "the node one serves work") == 2);
+    assert!(server.log().contains("may not read the new /etc/resolv.conf"), "{}", server.log());
 }

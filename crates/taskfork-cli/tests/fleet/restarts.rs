@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use taskfork::Client;
 use taskfork::client::Value;
 
-use crate::common::until;
+use crate::common::{Server, until};
 use crate::nats_server::NatsServer;
 use crate::node::{address, start, status, terminate, wait};
 
@@ -70,22 +70,66 @@ impl Load {
     }
 }
 
-#[test]
-fn a_rolling_restart_of_three_nodes_loses_no_call() {
+/// Restarts three nodes with these options one after the other, under load. Calls `check` before and behind that.
+fn restart_three_nodes(options: &[&str], check: impl Fn(&[Server; 3])) {
     let nats = NatsServer::start();
     let names = ["one", "two", "three"];
-    let mut nodes = names.map(|name| start(&nats, name, &["--max-workers", "4"]));
+    let options = [&["--max-workers", "4"], options].concat();
+    let mut nodes = names.map(|name| start(&nats, name, &options));
     let load = Load::start(&nats, 6);
     load.wait_for_more(100);
+    check(&nodes);
     for (node, name) in nodes.iter_mut().zip(names) {
         terminate(node);
         let ended = wait(node);
         assert!(ended.success(), "{ended}: {}", node.log());
         load.wait_for_more(100);
-        *node = start(&nats, name, &["--max-workers", "4"]);
+        *node = start(&nats, name, &options);
         load.wait_for_more(100);
     }
+    check(&nodes);
     load.end();
+}
+
+/// The port where the gateway of a node listens.
+fn port(node: &Server) -> u16 {
+    let log = node.log();
+    let address = log.split("the gateway listens at tls:127.0.0.1:").nth(1).unwrap();
+    address.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+/// Whether this process has a connection to this port.
+fn is_connected_to(port: u16) -> bool {
+    let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+    let (remote, established) = (format!(":{port:04X}"), "01");
+    let mut connections = table.lines().skip(1).map(|line| line.split_whitespace());
+    connections.any(|mut columns| {
+        columns.nth(2).is_some_and(|to| to.ends_with(&remote))
+            && columns.next() == Some(established)
+    })
+}
+
+#[test]
+fn a_rolling_restart_of_three_nodes_loses_no_call() {
+    restart_three_nodes(&[], |_| {});
+}
+
+#[test]
+fn a_rolling_restart_of_nodes_with_direct_connections_loses_no_call() {
+    let folder = tempfile::tempdir().unwrap();
+    let identity = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let file = |name: &str, text: String| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let certificate = file("cert.pem", identity.cert.pem());
+    let key = file("key.pem", identity.signing_key.serialize_pem());
+    let options = ["--tls", "127.0.0.1:0", "--cert", &certificate, "--key", &key];
+    restart_three_nodes(&options, |nodes| {
+        let ports = nodes.each_ref().map(port);
+        until("a direct connection", || ports.into_iter().any(is_connected_to));
+    });
 }
 
 #[test]

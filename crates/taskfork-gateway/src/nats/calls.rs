@@ -15,7 +15,7 @@ const MAX_TEXT: usize = 256;
 
 /// Whom the server sees for all of these calls. Who has sent them is not known.
 pub(super) fn peer() -> RelayedPeer<'static> {
-    RelayedPeer::Nats { user: None, name: "calls in JSON" }
+    RelayedPeer::Nats { name: "calls in JSON", address: None }
 }
 
 /// Makes calls.

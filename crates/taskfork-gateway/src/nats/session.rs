@@ -25,7 +25,7 @@ pub(super) async fn serve(accepted: Accepted, handshake_timeout: Duration, log: 
     let draining = accepted.draining();
     let Accepted { mut session, stream, caller, .. } = accepted;
     let client = caller.client;
-    let peer = RelayedPeer::Nats { user: None, name: &client };
+    let peer = RelayedPeer::Nats { name: &client, address: None };
     let mut draining = std::pin::pin!(draining);
     let hello = tokio::select! {
         hello = timeout(handshake_timeout, read_hello(&mut session, Vec::new(), &peer)) => hello,

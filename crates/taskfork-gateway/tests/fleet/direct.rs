@@ -17,25 +17,39 @@ fn wants_web(gateway: GatewayBuilder, authority: &Authority) -> GatewayBuilder {
     gateway.client_ca(&authority.file).allow_name("web")
 }
 
+/// The options of the node.
+pub(crate) fn node_options(nats: &NatsServer) -> NatsOptions {
+    NatsOptions::new(nats.url(), SERVICE, "one").sessions(4)
+}
+
 /// A gateway that is a node, and has clients of TLS too.
-struct Served {
-    nats: NatsServer,
+pub(crate) struct Served {
+    pub(crate) nats: NatsServer,
     _server: taskfork::server::ServerHandle,
-    authority: Authority,
-    gateway: Running,
-    folder: tempfile::TempDir,
+    pub(crate) authority: Authority,
+    pub(crate) gateway: Running,
+    pub(crate) folder: tempfile::TempDir,
 }
 
 impl Served {
-    async fn start(
+    pub(crate) async fn start(
+        nats: impl FnOnce(NatsOptions) -> NatsOptions,
+        gateway: impl FnOnce(GatewayBuilder, &Authority) -> GatewayBuilder,
+    ) -> Self {
+        Self::start_entry("served", nats, gateway).await
+    }
+
+    /// The same, with the workers of this entry.
+    pub(crate) async fn start_entry(
+        entry: &str,
         nats: impl FnOnce(NatsOptions) -> NatsOptions,
         gateway: impl FnOnce(GatewayBuilder, &Authority) -> GatewayBuilder,
     ) -> Self {
         let (folder, nats_server) = (tempfile::tempdir().unwrap(), NatsServer::start());
-        let server = Server::spawn_with("served", &address_in(&folder)).unwrap();
+        let server = Server::spawn_with(entry, &address_in(&folder)).unwrap();
         let authority = Authority::new();
         let identity = authority.issue(&["localhost"]);
-        let options = nats(NatsOptions::new(nats_server.url(), SERVICE, "one").sessions(4));
+        let options = nats(node_options(&nats_server));
         let builder = Gateway::builder()
             .server(address_in(&folder))
             .tls("127.0.0.1:0", &identity.certificate, &identity.key)
@@ -45,7 +59,7 @@ impl Served {
     }
 
     /// A node that offers direct connections by itself.
-    async fn with_direct() -> Self {
+    pub(crate) async fn with_direct() -> Self {
         Self::start(|nats| nats, |gateway, _| gateway).await
     }
 
@@ -67,13 +81,13 @@ impl Served {
         Running::start(builder).await
     }
 
-    async fn nodes(&self) -> Vec<taskfork_nats::NodeInfo> {
+    pub(crate) async fn nodes(&self) -> Vec<taskfork_nats::NodeInfo> {
         let options = taskfork_nats::FleetOptions::new().name("stranger");
         let fleet = taskfork_nats::Fleet::connect(&self.nats.url(), SERVICE, options).await;
         fleet.unwrap().nodes().await.unwrap()
     }
 
-    fn client_builder(&self, route: NatsRoute) -> ClientBuilder {
+    pub(crate) fn client_builder(&self, route: NatsRoute) -> ClientBuilder {
         client_builder(&format!("{}/{SERVICE}", self.nats.url())).nats_route(route)
     }
 
@@ -88,7 +102,7 @@ impl Served {
     }
 
     /// Whether a client's calls go directly: then it has a connection to the gateway.
-    async fn is_direct(&self, client: &Client) -> bool {
+    pub(crate) async fn is_direct(&self, client: &Client) -> bool {
         until("the end of other connections", || self.connections() == 0).await;
         let checkout = client.checkout();
         let _: u32 = checkout.call("pid", ()).await.unwrap();
@@ -96,7 +110,7 @@ impl Served {
     }
 
     /// How many established connections lead to the gateway.
-    fn connections(&self) -> usize {
+    pub(crate) fn connections(&self) -> usize {
         let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
         let (remote, established) = (format!(":{:04X}", self.gateway.address.port()), "01");
         let is_one = |line: &&str| {

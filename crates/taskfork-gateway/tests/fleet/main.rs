@@ -19,6 +19,8 @@ mod fixture;
 mod nats_server;
 mod nodes;
 mod outages;
+#[cfg(feature = "nats")]
+mod paths;
 mod placement;
 mod program;
 #[cfg(feature = "nats")]

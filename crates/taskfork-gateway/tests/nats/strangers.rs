@@ -45,6 +45,6 @@ trial!(a_client_cannot_say_who_it_is, async || {
     let peer = |status: ServerStatus| status.workers.first().and_then(|it| it.peer.clone());
     until("a worker", || peer(served.server.status().unwrap()).is_some()).await;
     let peer = peer(served.server.status().unwrap());
-    let Some(Peer::Nats { name, user, .. }) = peer else { panic!("{peer:?}") };
-    assert_eq!((name.as_deref(), user), (Some("stranger"), None));
+    let Some(Peer::Nats { name, address, .. }) = peer else { panic!("{peer:?}") };
+    assert_eq!((name.as_deref(), address), (Some("stranger"), None));
 });

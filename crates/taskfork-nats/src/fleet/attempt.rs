@@ -235,11 +235,6 @@ impl Promise {
         let common = self.attempt.inbox.common.clone();
         GiveUp { common, subject: self.subject.clone(), is_armed: true }
     }
-
-    /// Direct connections to this address fail. Whether that is new.
-    pub(super) fn avoid(&self, address: &str) -> bool {
-        self.attempt.inbox.common.avoided().add(Instant::now(), address)
-    }
 }
 
 /// Tells a node, when it is dropped, that what it has promised is not wanted.

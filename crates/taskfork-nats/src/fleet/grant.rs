@@ -131,27 +131,10 @@ impl Grant {
         self.give_up.tell().await;
     }
 
-    /// Says that no direct connection to this address can be made. For a minute [`Fleet::acquire_by`](crate::Fleet::acquire_by)
-    /// takes sessions through NATS of nodes with this address, unless the route is
-    /// [`Route::Direct`](crate::Route::Direct). Of a fleet and its clones, 64 addresses are remembered.
-    ///
-    /// Returns whether the address is new among them, so that a program can warn of it once.
-    ///
-    /// ```
-    /// # fn example(grant: taskfork_nats::Grant) {
-    /// if grant.avoid() {
-    ///     eprintln!("{} cannot be reached: is TCP blocked?", grant.address());
-    /// }
-    /// # }
-    /// ```
-    pub fn avoid(&self) -> bool {
-        self.promise.avoid(&self.address)
-    }
-
     /// A session with the same node through NATS instead. The place is still the same, so this waits for nothing.
     ///
-    /// If the token was sent, or is no longer valid, the place may be gone. Then the session ends as with a
-    /// lost node, and it is better to acquire another.
+    /// The place may be gone if the token was sent or is no longer valid, or if the node drains. Then the session ends, and
+    /// it is better to acquire another.
     pub fn into_session(self) -> Session {
         self.give_up.disarm();
         self.promise.session()

@@ -238,6 +238,24 @@ impl Fleet {
         Err(error)
     }
 
+    /// Says that no direct connection to this address can be made. For a minute [`Fleet::acquire_by`] takes sessions
+    /// through NATS of nodes with this address, unless the route is [`Route::Direct`]. Of a fleet and its clones, 64
+    /// addresses are remembered.
+    ///
+    /// Returns whether the address is new among them, so that a program can warn of it once. A node that has just ended
+    /// cannot be reached either. So it is best to say this when the same node is reached through NATS.
+    ///
+    /// ```
+    /// # fn example(fleet: &taskfork_nats::Fleet, address: &str) {
+    /// if fleet.avoid(address) {
+    ///     eprintln!("{address} cannot be reached: is TCP blocked?");
+    /// }
+    /// # }
+    /// ```
+    pub fn avoid(&self, address: &str) -> bool {
+        self.inner.common.avoided().add(Instant::now(), address)
+    }
+
     /// The nodes that answer within a second. A service without nodes has none.
     ///
     /// # Errors

@@ -1,11 +1,22 @@
 //! A client that wants a direct connection: its token, and the session through NATS that it may take instead.
 
 use async_nats::Subject;
+use bytes::Bytes;
 
 use super::relay::{Begun, Invitation, Shared};
 use crate::direct::{Connection, Offered};
 use crate::error::Error;
-use crate::wire::{Refusal, Request, Route};
+use crate::wire::{Reason, Refusal, Request, Route};
+
+/// What has become of a place that was promised, while the token was not used.
+enum Choice {
+    /// The client has begun its session with this message.
+    Session(Bytes),
+    /// The client does not want it.
+    Unwanted,
+    /// The token is no longer valid, or the node drains.
+    TooLate,
+}
 
 impl Shared {
     /// A token for the client, if it wants one and the node offers direct connections. Refuses a client that wants
@@ -41,14 +52,29 @@ impl Shared {
         let first = tokio::select! {
             // A token that was used counts, whatever else the client sends.
             biased;
-            used = offered.used() => return Ok(used.map(Begun::Direct)),
-            first = invitation.first() => first,
-            _ = self.ending.wait_for(|ending| *ending) => None,
+            used = offered.used() => match used {
+                Some(connection) => return Ok(Some(Begun::Direct(connection))),
+                None => Choice::TooLate,
+            },
+            first = invitation.first() => first.map_or(Choice::Unwanted, Choice::Session),
+            _ = self.ending.wait_for(|ending| *ending) => Choice::TooLate,
         };
         if let Some(connection) = offered.withdraw() {
             return Ok(Some(Begun::Direct(connection)));
         }
-        let Some(first) = first else { return Ok(None) };
+        let first = match first {
+            Choice::Session(first) => first,
+            Choice::Unwanted => return Ok(None),
+            Choice::TooLate => {
+                // Without a word, a client that begins its session now would wait for two heartbeats.
+                let (reason, text) = match *self.draining.borrow() {
+                    true => (Reason::Draining, "the node drains"),
+                    false => (Reason::Failed, "the place was kept as long as its token was valid"),
+                };
+                invitation.cancel(reason, text).await;
+                return Ok(None);
+            }
+        };
         // The session begins first: it sends heartbeats while the server takes its time.
         let request = invitation.request.clone();
         let session = invitation.begin(first);
@@ -58,7 +84,7 @@ impl Shared {
             Ok(stream) => Ok(Some(Begun::Session(session, stream))),
             Err(error) => {
                 let text = format!("its server cannot be reached: {error}");
-                session.end(crate::wire::Reason::Failed, text.clone());
+                session.end(Reason::Failed, text.clone());
                 Err(text)
             }
         }

@@ -20,7 +20,7 @@ use crate::node::micro::Micro;
 use crate::node::{Caller, Connector, SessionHandler, Settings};
 use crate::session::{Peer, Session};
 use crate::token;
-use crate::wire::{Direct, Message, Offer, Reason, Refusal, Reply, Request};
+use crate::wire::{Direct, End, Message, Offer, Reason, Refusal, Reply, Request};
 
 /// How long the connector may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -72,6 +72,14 @@ impl Invitation {
         let message = self.subscriber.next().await?;
         let is_end = matches!(Message::decode(message.payload.clone()), Ok((_, Message::End(_))));
         (message.status.is_none() && !is_end).then_some(message.payload)
+    }
+
+    /// Tells the client that it gets no session any more.
+    pub(super) async fn cancel(self, reason: Reason, text: &str) {
+        let end = Message::End(End { reason, text: text.to_owned() }).encode(0);
+        if let Err(error) = self.client.publish(self.reply, end).await {
+            tracing::debug!(%error, "the end of a promise was not sent");
+        }
     }
 
     /// The session, of which this message has come.

@@ -345,12 +345,12 @@ impl Runner {
     async fn handle(&mut self, event: Event) -> Result<(), Error> {
         match event {
             Event::Asked(Asked::Session { message, left }) => self.asked(message, left).await,
-            Event::Asked(Asked::Quota(subject)) => {
-                let room = self.room();
-                self.group.renew(subject, room).await?;
-            }
             Event::Message(message) => self.message(message).await,
-            Event::Freed | Event::CallsEnded | Event::Answered | Event::Forget => {}
+            Event::Asked(Asked::Quota)
+            | Event::Freed
+            | Event::CallsEnded
+            | Event::Answered
+            | Event::Forget => {}
             Event::Server { reached: true } => self.pause.reset(),
             Event::Server { reached: false } => self.pause.begin(Instant::now()),
             Event::Resume => self.pause.end(Instant::now()),

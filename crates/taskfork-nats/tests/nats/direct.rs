@@ -123,6 +123,18 @@ async fn a_grant_that_nobody_uses_frees_its_place_after_its_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_begins_its_session_too_late_is_told() {
+    let (server, backend) = (NatsServer::start(), Backend::echo());
+    let direct = direct().valid(Duration::from_secs(1));
+    let node = node(&server, &backend, 1, &direct).await;
+    let grant = grant(&fleet(&server, "s").await).await;
+    wait_for_free(&node, 0).await;
+    wait_for_free(&node, 1).await;
+    let error = end(grant.into_session()).await;
+    assert!(error.contains("as long as its token was valid"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_gets_what_it_asks_for() {
     let (server, backend, direct) = (NatsServer::start(), Backend::echo(), direct());
     let _node = node(&server, &backend, 4, &direct).await;
@@ -239,7 +251,16 @@ async fn a_node_that_drains_waits_for_direct_connections_and_not_for_tokens() {
     assert!(!drained.is_finished(), "a direct connection is a session");
     drop(admission);
     timeout(LONG, drained).await.unwrap().unwrap();
-    drop(unused);
+    // The node has said so. Otherwise it would be lost.
+    let error = end(unused.into_session()).await;
+    assert!(error.contains("drains"), "{error}");
+}
+
+/// Why a session ends by itself.
+async fn end(mut session: Session) -> String {
+    let mut answer = Vec::new();
+    let read = tokio::io::AsyncReadExt::read_to_end(&mut session, &mut answer);
+    timeout(LONG, read).await.unwrap().unwrap_err().to_string()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -260,10 +281,7 @@ async fn a_session_instead_of_a_direct_connection_needs_the_server() {
     let grant = grant(&fleet(&server, "s").await).await;
     std::fs::remove_file(backend.path()).unwrap();
 
-    let mut session = grant.into_session();
-    let mut answer = Vec::new();
-    let read = tokio::io::AsyncReadExt::read_to_end(&mut session, &mut answer);
-    let error = timeout(LONG, read).await.unwrap().unwrap_err().to_string();
+    let error = end(grant.into_session()).await;
     assert!(error.contains("cannot be reached"), "{error}");
     wait_for_free(&node, 1).await;
 }

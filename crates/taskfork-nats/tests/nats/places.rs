@@ -213,8 +213,8 @@ async fn an_address_that_has_failed_is_not_offered_again() {
 
     let grant = grant(acquire(&fleet, Route::Auto).await.unwrap());
     assert!(offered(false).await);
-    assert!(grant.avoid(), "it is new");
-    assert!(!grant.avoid());
+    assert!(fleet.avoid(grant.address()), "it is new");
+    assert!(!fleet.avoid(grant.address()));
     drop(grant);
     // No token is made for this one.
     let Acquired::Session(mut session) = acquire(&fleet, Route::Auto).await.unwrap() else {
@@ -239,7 +239,7 @@ async fn a_node_that_offers_an_excluded_address_all_the_same_has_a_session() {
         nodes.accept(client).await
     };
     let (acquired, _node) = tokio::join!(acquire(&fleet, Route::Auto), answer());
-    assert!(grant(acquired.unwrap()).avoid());
+    assert!(fleet.avoid(grant(acquired.unwrap()).address()));
     let (acquired, mut node) = tokio::join!(acquire(&fleet, Route::Auto), answer());
     assert!(matches!(acquired, Ok(Acquired::Session(_))));
     // A heartbeat: the session begins.

@@ -4,8 +4,6 @@ use std::fmt;
 
 use taskfork_nats::async_nats::ServerAddr;
 
-use super::without_user;
-
 /// The scheme of a connection to a NATS server without TLS, and with TLS. `tls:` alone is a gateway's.
 const PLAIN: &str = "nats://";
 const TLS: &str = "nats+tls://";
@@ -60,6 +58,18 @@ impl NatsAddress {
     }
 }
 
+/// The text of a wrong address for errors, which are logged. The name of the service stands behind the last slash.
+pub(super) fn shown(text: &str) -> String {
+    let (scheme, rest) = text.split_once("://").unwrap_or(("nats", text));
+    let (servers, service) = rest.rsplit_once('/').map_or((rest, None), |(a, b)| (a, Some(b)));
+    let servers = taskfork_nats::shown_addresses(&format!("{scheme}://{servers}"));
+    match service {
+        // The part of a password is not the name of a service.
+        Some(service) if !service.contains(['@', ':', '%', ',']) => format!("{servers}/{service}"),
+        _ => servers,
+    }
+}
+
 /// Writes no user and no password, because errors and logs show addresses.
 impl fmt::Display for NatsAddress {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -68,7 +78,7 @@ impl fmt::Display for NatsAddress {
             if number > 0 {
                 out.write_str(",")?;
             }
-            out.write_str(without_user(server))?;
+            out.write_str(&taskfork_nats::shown_addresses(server))?;
         }
         write!(out, "/{}", self.service)
     }

@@ -12,7 +12,7 @@ pub fn relayed_hellos(data: &[u8]) {
     let names = vec!["client.example".to_owned(); usize::from(input.byte() % 3)];
     let peer = match input.byte() % 2 {
         0 => RelayedPeer::Tls { names: &names, address: "192.0.2.1:5000" },
-        _ => RelayedPeer::Nats { user: None, name: "client" },
+        _ => RelayedPeer::Nats { name: "client", address: None },
     };
     let received = input.0;
     let Ok(Some(length)) = relay::hello_length(received) else { return };

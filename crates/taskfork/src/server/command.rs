@@ -1,9 +1,10 @@
 //! What the command line tool shares with servers. It runs the pools of a configuration file in
 //! processes of their own, and treats signals and the service manager as a server does.
 
+use std::io;
 use std::process::Command;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 
 use super::hangup::Hangup;
 use super::service_manager::ServiceManager;
@@ -23,6 +24,22 @@ pub(crate) fn service_manager() -> ServiceManager {
 /// The signals that a server keeps while it starts. Their default action would end it.
 const KEPT_SIGNALS: [Signal; 5] =
     [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM, Signal::SIGUSR1, Signal::SIGUSR2];
+
+/// The signals that a gateway keeps while it starts. Those that end it do so at any time: it has no clients yet.
+const KEPT_BY_GATEWAYS: [Signal; 3] = [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
+
+/// Blocks the signals in the gateway that `command` starts, until it calls [`handle_kept_signals`].
+pub(crate) fn keep_signals_until_handled(command: &mut Command) -> &mut Command {
+    sys::set_blocked_signals(command, KEPT_BY_GATEWAYS);
+    command
+}
+
+/// Lets a gateway, which has handlers by now, have the signals that it has kept. There is no handler for SIGUSR2, so it stays
+/// blocked.
+pub(crate) fn handle_kept_signals() -> io::Result<()> {
+    let handled: SigSet = [Signal::SIGHUP, Signal::SIGUSR1].into_iter().collect();
+    handled.thread_unblock().map_err(io::Error::from)
+}
 
 /// Blocks the signals in the server that `command` starts, until it handles them. A signal that
 /// arrives before stays pending, so a request to end is a graceful shutdown at any time.

@@ -83,7 +83,10 @@ mod worker_groups;
 pub(crate) use {limits::Recycling, proc_status::SignalAction};
 
 pub use builder::{Preloaded, ServerBuilder};
-pub(crate) use command::{block_signals_until_served, meaning_of_hangup, service_manager};
+pub(crate) use command::{
+    block_signals_until_served, handle_kept_signals, keep_signals_until_handled, meaning_of_hangup,
+    service_manager,
+};
 pub(crate) use entry::register_test_servers;
 pub use entry::{Entry, init};
 pub use error::ServerError;

@@ -1,5 +1,6 @@
 //! What the command, the gateway and macros need of the server, behind `taskfork::__private`.
 
+use std::io;
 use std::path::Path;
 use std::process::Command;
 
@@ -18,6 +19,19 @@ pub fn service_manager() -> ServiceManager {
 /// Makes `command` start a server with its signals blocked until the server handles them.
 pub fn block_signals_until_served(command: &mut Command) -> &mut Command {
     super::block_signals_until_served(command)
+}
+
+/// Makes `command` start a gateway with SIGHUP, SIGUSR1 and SIGUSR2 blocked until it calls [`handle_kept_signals`].
+pub fn keep_signals_until_handled(command: &mut Command) -> &mut Command {
+    super::keep_signals_until_handled(command)
+}
+
+/// Lets this gateway have the signals that it has kept, because its handlers exist.
+///
+/// # Errors
+/// If the system refuses.
+pub fn handle_kept_signals() -> io::Result<()> {
+    super::handle_kept_signals()
 }
 
 /// For [`test_support!`](crate::test_support).

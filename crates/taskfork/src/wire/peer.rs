@@ -5,7 +5,7 @@ use super::fields::{read_list, read_map};
 use super::msgpack::Reader;
 use crate::peer::Peer;
 
-/// The most names of a peer, and the most bytes of each of them, of its user, its name and its address.
+/// The most names of a peer, and the most bytes of each of them, of its own name and of its address.
 pub const MAX_PEER_NAMES: usize = 64;
 /// See [`MAX_PEER_NAMES`].
 pub const MAX_PEER_TEXT: usize = 256;
@@ -16,14 +16,13 @@ pub(super) const KEY: &str = "peer";
 /// Reads the value of the key.
 pub(super) fn read(value: &[u8]) -> Result<Peer, WireError> {
     let (mut kind, mut names) = (None, Vec::new());
-    let (mut user, mut name, mut address) = (None, None, None);
+    let (mut name, mut address) = (None, None);
     read_map(&mut Reader::new(value), |key, reader| {
         match key {
             "kind" => kind = Some(reader.str()?),
             "names" => {
                 names = read_list(reader, key, MAX_PEER_NAMES, |reader| text("a name", reader))?;
             }
-            "user" => user = Some(text(key, reader)?),
             "name" => name = Some(text(key, reader)?),
             "address" => address = Some(text(key, reader)?),
             _ => return Ok(false),
@@ -32,7 +31,7 @@ pub(super) fn read(value: &[u8]) -> Result<Peer, WireError> {
     })?;
     match kind {
         Some("tls") => Ok(Peer::Tls { names, address }),
-        Some("nats") => Ok(Peer::Nats { user, name, address }),
+        Some("nats") => Ok(Peer::Nats { name, address }),
         // It may be long.
         Some(_) => Err(WireError::Malformed("its `kind` is neither `tls` nor `nats`".into())),
         None => Err(WireError::Malformed("it has no `kind`".into())),
@@ -87,10 +86,9 @@ mod tests {
         let address = Some("10.0.0.1:99".to_owned());
         assert_eq!(read_value(&tls), Ok(Peer::Tls { names, address }));
 
-        let nats =
-            map(&[("kind", "nats".into()), ("user", "jobs".into()), ("name", "web".into()), later]);
-        let (user, name) = (Some("jobs".to_owned()), Some("web".to_owned()));
-        assert_eq!(read_value(&nats), Ok(Peer::Nats { user, name, address: None }));
+        let nats = map(&[("kind", "nats".into()), ("name", "web".into()), later]);
+        let name = Some("web".to_owned());
+        assert_eq!(read_value(&nats), Ok(Peer::Nats { name, address: None }));
         let least = Peer::Tls { names: Vec::new(), address: None };
         assert_eq!(read_value(&map(&[("kind", "tls".into())])), Ok(least));
     }
@@ -104,7 +102,7 @@ mod tests {
         assert!(
             names(1, 257).unwrap_err().contains("`a name` has 257 bytes, and the limit is 256")
         );
-        for key in ["user", "name", "address"] {
+        for key in ["name", "address"] {
             assert!(tls(key, "x".repeat(256).into()).is_ok());
             let error = tls(key, "x".repeat(257).into()).unwrap_err();
             assert!(error.contains(&format!("`{key}` has 257 bytes")), "{error}");

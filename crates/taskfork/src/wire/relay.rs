@@ -24,12 +24,12 @@ pub enum RelayedPeer<'a> {
         /// Its address.
         address: &'a str,
     },
-    /// A client that is connected by NATS.
+    /// A client that has come by NATS.
     Nats {
-        /// Its user at the NATS server, if that is known.
-        user: Option<&'a str>,
         /// The name that it has given itself. It proves nothing.
         name: &'a str,
+        /// Its address, if it is connected directly.
+        address: Option<&'a str>,
     },
 }
 
@@ -45,12 +45,12 @@ impl RelayedPeer<'_> {
                 names.iter().for_each(|name| put_str(out, text(name)));
                 map.str("address", text(address));
             }
-            Self::Nats { user, name } => {
+            Self::Nats { name, address } => {
                 map.str("kind", "nats");
-                if let Some(user) = user {
-                    map.str("user", text(user));
-                }
                 map.str("name", text(name));
+                if let Some(address) = address {
+                    map.str("address", text(address));
+                }
             }
         }
     }
@@ -375,17 +375,17 @@ mod tests {
     }
 
     fn peer_value(peer: &RelayedPeer<'_>) -> Value {
-        let (kind, more, last) = match *peer {
+        let (kind, name, address) = match *peer {
             RelayedPeer::Tls { names, address } => {
                 let names = names.iter().map(|name| Value::from(name.as_str())).collect();
-                ("tls", Some(("names".into(), Value::Array(names))), ("address", address))
+                ("tls", ("names", Value::Array(names)), Some(address))
             }
-            RelayedPeer::Nats { user, name } => {
-                ("nats", user.map(|user| ("user".into(), user.into())), ("name", name))
-            }
+            RelayedPeer::Nats { name, address } => ("nats", ("name", name.into()), address),
         };
         let first = std::iter::once(("kind".into(), kind.into()));
-        Value::Map(first.chain(more).chain([(last.0.into(), last.1.into())]).collect())
+        let named = std::iter::once((name.0.into(), name.1));
+        let last = address.map(|address| ("address".into(), address.into()));
+        Value::Map(first.chain(named).chain(last).collect())
     }
 
     fn value() -> impl Strategy<Value = Value> {
@@ -412,9 +412,9 @@ mod tests {
             names in prop::collection::vec("[a-z.]{1,40}", 0..5),
             is_nats in any::<bool>(),
         ) {
-            let user = names.first().map(String::as_str);
+            let address = names.first().map(String::as_str);
             let peer = match is_nats {
-                true => RelayedPeer::Nats { user, name: "web" },
+                true => RelayedPeer::Nats { name: "web", address },
                 false => RelayedPeer::Tls { names: &names, address: "[::1]:4000" },
             };
             let entries: Vec<_> = map.into_iter().map(|(key, value)| (Value::from(key), value)).collect();
@@ -574,11 +574,14 @@ mod tests {
         let address = "192.0.2.1:5000";
         let owned = Some(address.to_owned());
         let tls = Peer::Tls { names: names.to_vec(), address: owned };
-        let (user, name) = (Some("jobs".to_owned()), Some("web".to_owned()));
-        let nats = Peer::Nats { user, name, address: None };
+        let nats = |address: Option<&str>| Peer::Nats {
+            name: Some("web".to_owned()),
+            address: address.map(str::to_owned),
+        };
         for (peer, expected) in [
             (RelayedPeer::Tls { names: &names, address }, tls),
-            (RelayedPeer::Nats { user: Some("jobs"), name: "web" }, nats),
+            (RelayedPeer::Nats { name: "web", address: None }, nats(None)),
+            (RelayedPeer::Nats { name: "web", address: Some(address) }, nats(Some(address))),
         ] {
             let rewritten = rewrite_hello(&framed(&body), &peer).unwrap();
             let read = FromClient::decode(&rewritten[PREAMBLE.len() + HEADER_LEN..]);

@@ -75,8 +75,8 @@ trial!(a_worker_knows_the_client_of_a_gateway, async || {
         // The last value is the address of the connection.
         assert!(answer.ends_with(r#""10.1.2.3"]]"#), "{answer}");
 
-        let user = map(&[("kind", text("nats")), ("user", text("jobs"))]);
-        let (mut raw, _) = relayed(&server, user).await;
+        let nats = map(&[("kind", text("nats")), ("name", text("jobs"))]);
+        let (mut raw, _) = relayed(&server, nats).await;
         let answer = call(&mut raw, "peer").to_string();
         assert!(answer.contains(r#""kind": "nats""#) && answer.contains("jobs"), "{answer}");
     }

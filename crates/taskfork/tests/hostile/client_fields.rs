@@ -127,7 +127,7 @@ fn peers() -> Vec<Case> {
         let steps = greeted_with(&[("peer", peer)], Vec::new());
         cases.push(case(format!("peer {name}"), steps, end));
     };
-    for (key, right) in [("kind", ""), ("names", "list"), ("user", "text"), ("address", "text")] {
+    for (key, right) in [("kind", ""), ("names", "list"), ("name", "text"), ("address", "text")] {
         for (name, value) in wrong(right) {
             add(&format!("with {key} {name}"), &[(key, value)], Refused);
         }
@@ -141,7 +141,7 @@ fn peers() -> Vec<Case> {
     add("with a name of 256 bytes", &names(1, 256), Served);
     add("with a name of 257 bytes", &names(1, 257), Refused);
     add("with more names than a hello may have bytes", &names(64, 256), Refused);
-    for key in ["user", "address"] {
+    for key in ["name", "address"] {
         add(&format!("with a long {key}"), &[(key, text(&"x".repeat(256)))], Served);
         add(&format!("with a too long {key}"), &[(key, text(&"x".repeat(257)))], Refused);
     }

@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use bytes::BytesMut;
 
@@ -59,7 +60,9 @@ pub(crate) async fn connect(
             on_wait(reason);
         };
         let on_wait: Option<OnWait<'_>> = if others == 0 { Some(&wait) } else { None };
-        let mut attempt = std::pin::pin!(connect_and_handshake(address, config, client, on_wait));
+        let until = limit.get().and_then(|limit| Instant::now().checked_add(limit));
+        let attempt = connect_and_handshake(address, config, client, until, on_wait);
+        let mut attempt = std::pin::pin!(attempt);
         let reached = match limit.get() {
             Some(time) => match tokio::time::timeout(time, &mut attempt).await {
                 Err(_) if waits.load(Ordering::Relaxed) && config.addresses.len() == 1 => {
@@ -82,12 +85,16 @@ async fn connect_and_handshake(
     address: &Address,
     config: &Config,
     client: u64,
+    until: Option<Instant>,
     on_wait: Option<OnWait<'_>>,
 ) -> Result<NewConnection, ConnectionError> {
     if config.protocol == Protocol::Perl {
         // This protocol has no handshake.
-        let connected =
-            config.connector.connect(address, &[], None).await.map_err(ConnectionError::system)?;
+        let connected = config
+            .connector
+            .connect(address, &[], until, None)
+            .await
+            .map_err(ConnectionError::system)?;
         let stream = connected.stream;
         let config = ConnectionConfig {
             protocol: Protocol::Perl,
@@ -115,7 +122,7 @@ async fn connect_and_handshake(
     let hello = client_hello(config, files, max_shared, client).map_err(HandshakeError::from)?;
     let mut connected = config
         .connector
-        .connect(address, &hello, on_wait)
+        .connect(address, &hello, until, on_wait)
         .await
         .map_err(ConnectionError::system)?;
     let (stream, can_lose_answers, hello, inbox) = loop {

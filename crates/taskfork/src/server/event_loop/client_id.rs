@@ -36,18 +36,15 @@ impl ClientIds {
         ClientId::new(peer, number)
     }
 
-    /// A certificate or a NATS user stands for one client, wherever it connects from. Without that, the host does.
+    /// A certificate stands for one client, wherever it connects from. Without one, the host does. The clients of NATS whose host is
+    /// not known either are told apart by the names that they have given themselves.
     fn identify_relayed(&self, peer: &Peer) -> PeerId {
         match peer {
             Peer::Tls { names, .. } if !names.is_empty() => {
                 PeerId::Relayed(self.keys.hash_one(("tls", names)))
             }
-            Peer::Nats { user: Some(user), .. } => {
-                PeerId::Relayed(self.keys.hash_one(("nats", user)))
-            }
-            // Without a user, only the name tells clients apart.
-            Peer::Nats { name: Some(name), address: None, .. } => {
-                PeerId::Relayed(self.keys.hash_one(("nats-name", name)))
+            Peer::Nats { name: Some(name), address: None } => {
+                PeerId::Relayed(self.keys.hash_one(("nats", name)))
             }
             _ => match peer.address().map(|address| (address, address.parse::<SocketAddr>())) {
                 Some((_, Ok(address))) => PeerId::Host(address.ip()),
@@ -69,9 +66,8 @@ mod tests {
         Peer::Tls { names, address: Some(address.to_owned()) }
     }
 
-    fn nats(user: Option<&str>, address: &str) -> Peer {
-        let (user, address) = (user.map(str::to_owned), Some(address.to_owned()));
-        Peer::Nats { user, name: None, address }
+    fn nats(name: &str, address: Option<&str>) -> Peer {
+        Peer::Nats { name: Some(name.to_owned()), address: address.map(str::to_owned) }
     }
 
     #[test]
@@ -80,17 +76,15 @@ mod tests {
         let id = |peer: &Peer| ids.identify_relayed(peer);
         let one = id(&tls(&["a", "b"], "10.0.0.1:1"));
         assert_eq!(one, id(&tls(&["a", "b"], "10.0.0.2:7")));
-        for other in [tls(&["a"], "10.0.0.1:1"), tls(&["ab"], "10.0.0.1:1"), nats(Some("a"), "x")] {
+        for other in [tls(&["a"], "10.0.0.1:1"), tls(&["ab"], "10.0.0.1:1"), nats("a", None)] {
             assert_ne!(one, id(&other), "{other}");
         }
-        assert_eq!(id(&nats(Some("a"), "x")), id(&nats(Some("a"), "y")));
-        assert_eq!(id(&tls(&[], "10.0.0.1:1")), id(&nats(None, "10.0.0.1:2")));
+        // A client with an address cannot choose who it is.
+        let direct = |name| id(&nats(name, Some("10.0.0.1:2")));
+        assert_eq!((id(&tls(&[], "10.0.0.1:1")), direct("a")), (direct("a"), direct("b")));
         assert_eq!(id(&tls(&[], "10.0.0.1:1")), PeerId::Host([10, 0, 0, 1].into()));
         assert_ne!(id(&tls(&[], "inbox.1")), id(&tls(&[], "inbox.2")));
-        let named =
-            |name: &str| id(&Peer::Nats { user: None, name: Some(name.to_owned()), address: None });
-        assert_eq!(named("a"), named("a"));
-        assert_ne!(named("a"), named("b"));
-        assert_ne!(named("a"), id(&nats(Some("a"), "x")));
+        assert_eq!(id(&nats("a", None)), id(&nats("a", None)));
+        assert_ne!(id(&nats("a", None)), id(&nats("b", None)));
     }
 }

@@ -30,7 +30,7 @@ pub(crate) enum PeerId {
     /// The processes of a user in another PID namespace, which have no process id here.
     User(u32),
     Host(IpAddr),
-    /// A client of a gateway, as a number that its certificate or its NATS user determines.
+    /// A client of a gateway, as a number that its certificate, or the name that a client of NATS has given itself, determines.
     Relayed(u64),
 }
 

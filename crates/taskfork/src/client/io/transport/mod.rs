@@ -21,6 +21,7 @@ use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use bytes::BytesMut;
 
@@ -93,7 +94,7 @@ pub(crate) struct Connected {
     pub(crate) stream: Box<dyn Transport>,
     /// How many bytes of the client's hello have been sent.
     pub(crate) sent: usize,
-    /// What the client may do if the worker's hello does not come.
+    /// What follows when the worker's hello has come, or does not come.
     pub(crate) other_way: Option<Box<OtherWay>>,
 }
 
@@ -110,12 +111,12 @@ pub(crate) enum OtherWay {}
 
 #[cfg(not(all(feature = "nats", feature = "tls")))]
 impl OtherWay {
-    /// It is not needed.
+    /// The worker's hello has come.
     pub(crate) fn leave(self) {
         match self {}
     }
 
-    /// Takes it because of this error.
+    /// Goes on in another way because of this error.
     pub(crate) async fn take(
         self,
         _: HandshakeError,
@@ -164,16 +165,19 @@ pub(crate) struct Connector {
 }
 
 impl Connector {
-    /// Connects. As much of the hello is sent as needs no waiting. If no worker is free and `on_wait` is there, this
-    /// calls it with the reason, and waits without a time limit.
+    /// Connects, for an attempt that ends at `until`. As much of the hello is sent as needs no waiting. If no worker is free
+    /// and `on_wait` is there, this calls it with the reason, and waits without a time limit.
     pub(crate) async fn connect(
         &self,
         address: &Address,
         hello: &[u8],
+        until: Option<Instant>,
         on_wait: Option<OnWait<'_>>,
     ) -> io::Result<Connected> {
         #[cfg(not(feature = "nats"))]
         let _ = on_wait;
+        #[cfg(not(all(feature = "nats", feature = "tls")))]
+        let _ = until;
         match &address.0 {
             AddressKind::Unix(path) => unix::connect_and_send(path, hello),
             AddressKind::Spawned(server) => unix::connect_to_and_send(&**server, hello),
@@ -187,7 +191,9 @@ impl Connector {
             #[cfg(feature = "nats")]
             AddressKind::Nats(address) => match &self.nats {
                 #[cfg(feature = "tls")]
-                Some(nats) => Box::pin(nats_direct::connect(nats, address, self, on_wait)).await,
+                Some(nats) => {
+                    Box::pin(nats_direct::connect(nats, address, self, until, on_wait)).await
+                }
                 #[cfg(not(feature = "tls"))]
                 Some(nats) => Box::pin(nats.connect(address, on_wait)).await,
                 None => Err(io::ErrorKind::InvalidInput.into()),

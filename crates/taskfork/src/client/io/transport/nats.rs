@@ -74,17 +74,18 @@ impl NatsContext {
         address: &NatsAddress,
         on_wait: Option<OnWait<'_>>,
     ) -> io::Result<Connected> {
-        let acquired = self.acquire(address, self.options.route, on_wait).await?;
+        let (_, acquired) = self.acquire(address, self.options.route, on_wait).await?;
         Ok(relayed(acquired.into_session()))
     }
 
-    /// Gets what a node promises. If no node has room, this calls `on_wait` with the reason and waits in turn.
+    /// Gets what a node promises, and the connection to NATS by which it did. If no node has room, this calls `on_wait` with
+    /// the reason and waits in turn.
     pub(super) async fn acquire(
         &self,
         address: &NatsAddress,
         route: Route,
         on_wait: Option<OnWait<'_>>,
-    ) -> io::Result<Acquired> {
+    ) -> io::Result<(Fleet, Acquired)> {
         let fleet = self.fleet(address).await?;
         let Placement { labels, key } = &self.placement;
         let acquire = |wait| fleet.acquire_by(labels, key.as_deref(), wait, route);
@@ -96,7 +97,7 @@ impl NatsContext {
             (acquired, _) => acquired,
         };
         match acquired {
-            Ok(acquired) => Ok(acquired),
+            Ok(acquired) => Ok((fleet, acquired)),
             Err(error) => {
                 if let Error::Closed(_) = error {
                     self.fleets.lock().await.retain(|(known, _)| known != address);
