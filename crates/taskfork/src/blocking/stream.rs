@@ -62,9 +62,9 @@ impl<I, T, E> StreamCall<I, T, E> {
     /// ```
     /// use taskfork::blocking::StreamCall;
     ///
-    /// let mut pages: StreamCall<&str, u32> = StreamCall::ready(["one", "two"], Ok(2));
-    /// assert_eq!(pages.by_ref().map(Result::unwrap).collect::<Vec<_>>(), ["one", "two"]);
-    /// assert_eq!(pages.finish().unwrap(), 2);
+    /// let mut squares: StreamCall<u64, u32> = StreamCall::ready([1, 4, 9], Ok(3));
+    /// assert!(squares.by_ref().map(Result::unwrap).eq([1, 4, 9]));
+    /// assert_eq!(squares.finish().unwrap(), 3);
     /// ```
     #[track_caller]
     pub fn ready<Items>(items: Items, result: Result<T, E>) -> Self

@@ -59,7 +59,7 @@ pub enum CallError<E = Failure> {
 }
 
 impl<E> CallError<E> {
-    /// Replaces the interface's own error. See [`Error::map`].
+    /// Replaces the interface's own error. See [`Error::map`](super::Error::map).
     ///
     /// ```
     /// use taskfork::error::{CallError, Failure};

@@ -108,8 +108,8 @@ impl<S: 'static> Methods<S> {
         self.entry(name.into(), Entry::new(move |_, request| function.run(request)))
     }
 
-    /// Adds a function of the worker's state that streams. Its last parameter is an [`Emitter`], by which it sends items
-    /// while it runs. Callers use [`Checkout::stream`](crate::Checkout::stream). It replaces an earlier function with this
+    /// Adds a function of the worker's state that streams. Its last parameter is an [`Emitter`](crate::Emitter), by which it sends
+    /// items while it runs. Callers use [`Checkout::stream`](crate::Checkout::stream). It replaces an earlier function with this
     /// name.
     ///
     /// ```

@@ -100,7 +100,7 @@ impl ClientBuilder {
     /// Defaults to false: the server says after which errors a worker is replaced (see
     /// [`ServerBuilder::replace_after`](crate::ServerBuilder::replace_after)). By default a worker of a typed interface
     /// is kept if its method returned the error. Others are replaced, because an error may have left their state half
-    /// changed. So are those of servers that do not say, and of [`Protocol::Perl`].
+    /// changed. So are those of servers that do not say, and of [`Protocol::Perl`](crate::client::Protocol::Perl).
     ///
     /// ```
     /// let builder = taskfork::Client::builder().reuse_after_error(true);
