@@ -21,6 +21,7 @@
 //! ```
 
 mod handle_options;
+mod input;
 mod map;
 mod resize;
 mod stream;
@@ -40,13 +41,14 @@ pub use self::stream::StreamCall;
 use crate::blob::BlobMut;
 use crate::client::typed::Requires;
 use crate::client::typed_method::TypedMethod;
-use crate::client::{Caller as AsyncCaller, ClientBuilder, ConfigError, Stats};
+use crate::client::{Caller as AsyncCaller, ClientBuilder, ConfigError, Input, Stats};
 use crate::display::debug_as_text;
 use crate::error::{Error, Failure};
 use crate::wire::arguments::IntoArguments;
 use crate::wire::call_error::InterfaceError;
 use crate::wire::interface_description::Described;
 
+pub use self::input::IntoInput;
 pub use self::map::MapCalls;
 
 /// A pool of connections to the workers of a server, for threads that may block.
@@ -664,6 +666,29 @@ pub trait Caller {
         method: TypedMethod,
         args: impl IntoArguments,
     ) -> StreamCall<I, T, E>;
+
+    /// Calls a method of a typed interface that takes an input, and waits for its result.
+    #[doc(hidden)]
+    #[track_caller]
+    fn typed_with_input<T, E>(
+        &self,
+        method: TypedMethod,
+        args: impl IntoArguments,
+        input: Input,
+    ) -> Result<T, Error<E>>
+    where
+        T: DeserializeOwned,
+        E: InterfaceError;
+
+    /// Calls a method of a typed interface that takes an input and streams.
+    #[doc(hidden)]
+    #[track_caller]
+    fn streamed_with_input<I, T, E>(
+        &self,
+        method: TypedMethod,
+        args: impl IntoArguments,
+        input: Input,
+    ) -> StreamCall<I, T, E>;
 }
 
 impl Caller for Checkout {
@@ -684,6 +709,30 @@ impl Caller for Checkout {
     ) -> StreamCall<I, T, E> {
         StreamCall::new(self.inner.streamed(method, args))
     }
+
+    #[track_caller]
+    fn typed_with_input<T, E>(
+        &self,
+        method: TypedMethod,
+        args: impl IntoArguments,
+        input: Input,
+    ) -> Result<T, Error<E>>
+    where
+        T: DeserializeOwned,
+        E: InterfaceError,
+    {
+        block_on(self.inner.typed_with_input(method, args, input))
+    }
+
+    #[track_caller]
+    fn streamed_with_input<I, T, E>(
+        &self,
+        method: TypedMethod,
+        args: impl IntoArguments,
+        input: Input,
+    ) -> StreamCall<I, T, E> {
+        StreamCall::new(self.inner.streamed_with_input(method, args, input))
+    }
 }
 
 impl Caller for Client {
@@ -703,6 +752,30 @@ impl Caller for Client {
         args: impl IntoArguments,
     ) -> StreamCall<I, T, E> {
         StreamCall::new(self.inner.streamed(method, args))
+    }
+
+    #[track_caller]
+    fn typed_with_input<T, E>(
+        &self,
+        method: TypedMethod,
+        args: impl IntoArguments,
+        input: Input,
+    ) -> Result<T, Error<E>>
+    where
+        T: DeserializeOwned,
+        E: InterfaceError,
+    {
+        block_on(self.inner.typed_with_input(method, args, input))
+    }
+
+    #[track_caller]
+    fn streamed_with_input<I, T, E>(
+        &self,
+        method: TypedMethod,
+        args: impl IntoArguments,
+        input: Input,
+    ) -> StreamCall<I, T, E> {
+        StreamCall::new(self.inner.streamed_with_input(method, args, input))
     }
 }
 

@@ -19,6 +19,7 @@ use super::user_code::catch_panic;
 use crate::context::{self, context};
 use crate::error::Failure;
 use crate::peer::Peer;
+use crate::receiver::InputPort;
 use crate::sys;
 use crate::time_limit::TimeLimit;
 use crate::trace_context::{self, TraceContext};
@@ -156,15 +157,24 @@ impl<S: 'static> Worker<'_, S> {
             return Err(ErrorReply::setup(Failure::new("there is no state")));
         };
         let (interface, number) = (self.interface, self.pipeline.number());
-        if streaming.is_some() && !interface.streams(method, of) {
-            return Err(ErrorReply::arguments(&Failure::new(
-                "the method streams no items: make a call, and no stream",
-            )));
+        let sends = streaming.filter(|streaming| streaming.sends_items());
+        let takes = streaming.filter(|streaming| streaming.has_input());
+        let wrong = if sends.is_some() && !interface.streams(method, of) {
+            Some("the method streams no items: make a call, and no stream")
+        } else if takes.is_some() && !interface.takes_input(method, of) {
+            Some("the method takes no input: make a call without one")
+        } else {
+            None
+        };
+        if let Some(wrong) = wrong {
+            return Err(ErrorReply::arguments(&Failure::new(wrong)));
         }
-        let port = streaming.cloned().map(|streaming| -> Rc<dyn Port> { streaming });
+        let port = sends.cloned().map(|streaming| -> Rc<dyn Port> { streaming });
+        let input = takes.cloned().map(|streaming| -> Rc<dyn InputPort> { streaming });
         self.out.write(self.max_answer, |out| {
             native::put_ok(out, number, ValueFormat::from_json_flag(interface.returns_json()));
-            catch_panic(|| interface.call(state, Request::new(method, of, args, out, port)).0)
+            let request = Request::new(method, of, args, out, port).with_input(input);
+            catch_panic(|| interface.call(state, request).0)
                 .unwrap_or_else(|panic| Err(ErrorReply::panic(panic)))
         })?;
         self.check_result()?;

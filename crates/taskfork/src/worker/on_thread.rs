@@ -63,6 +63,8 @@ pub(crate) fn serve<S, I: Interface<S>>(
             FromClient::Done | FromClient::QueueLength(_) | FromClient::Cancel(_) => {}
             FromClient::Hello(_)
             | FromClient::Credit { .. }
+            | FromClient::Item(_)
+            | FromClient::InputEnd(_)
             | FromClient::Files(_)
             | FromClient::Shm(_)
             | FromClient::Rings => {

@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use futures_core::Stream;
 
 use super::handle::Client;
+use super::items::Items;
 use super::map_futures::Futures;
 
 impl Client {
@@ -42,7 +43,7 @@ impl Client {
         F: FnMut(&Client, I::Item) -> Fut,
         Fut: Future,
     {
-        self.map_stream(Items(items.into_iter()), make)
+        self.map_stream(Items::new(items.into_iter()), make)
     }
 
     /// The same as [`map`](Self::map) for the items of a stream. A stream that is not `Unpin` is passed as
@@ -231,24 +232,5 @@ impl<S, F, Fut: Future> fmt::Debug for MapCalls<S, F, Fut> {
             .field("running", &self.futures.len())
             .field("has_more_items", &self.items.is_some())
             .finish_non_exhaustive()
-    }
-}
-
-/// The items of an iterator, for [`MapCalls`].
-#[derive(Debug)]
-pub struct Items<I>(I);
-
-// An iterator is not pinned.
-impl<I> Unpin for Items<I> {}
-
-impl<I: Iterator> Stream for Items<I> {
-    type Item = I::Item;
-
-    fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        Poll::Ready(self.0.next())
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        self.0.size_hint()
     }
 }

@@ -5,6 +5,9 @@ pub(super) mod call;
 pub(super) mod checkout;
 pub(super) mod handle;
 mod handle_options;
+pub(super) mod input;
+mod input_calls;
+pub(super) mod items;
 pub(super) mod map;
 mod map_futures;
 #[cfg(feature = "nats")]

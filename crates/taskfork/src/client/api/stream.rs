@@ -11,7 +11,8 @@ use std::task::{Context, Poll, ready};
 use futures_core::Stream;
 use serde::de::DeserializeOwned;
 
-use super::call::{decode_value, result};
+use super::call::{decode_value, result_with_input};
+use super::input::Input;
 use super::progress::ProgressUpdates;
 use crate::client::io::shared_session::{Polled, SharedSession};
 use crate::client::session::calls::{MethodName, Outcome, Seq};
@@ -29,6 +30,8 @@ use crate::wire::values::ValueFormat;
 /// The worker is at most 256 KiB and one item ahead of its reader, and then waits. The time limit of the call includes that
 /// wait. If the call fails in the middle, the items that have come are returned first, and then the error. If an item is
 /// of another type, that is the error, and the call runs on as if it had been dropped.
+///
+/// If the method takes an [input](crate::client::IntoInput) as well, that is sent while the call is asked for items.
 ///
 /// Calls that are made on the same checkout behind it are sent once it has ended. So await the end of a stream, or drop
 /// it, before you await the next call: otherwise a call waits for a worker that waits for its reader.
@@ -61,6 +64,10 @@ pub struct StreamCall<I, T, E = Failure> {
     seq: Seq,
     made_at: &'static Location<'static>,
     state: State,
+    /// What the call streams to its method, until the end of the call.
+    input: Option<Box<Input>>,
+    /// Why the input has failed.
+    failure: Option<Failure>,
     types: PhantomData<Types<I, T, E>>,
 }
 
@@ -80,7 +87,23 @@ impl<I, T, E> StreamCall<I, T, E> {
     #[track_caller]
     pub(crate) fn new(session: Arc<SharedSession>, seq: Seq) -> Self {
         let made_at = Location::caller();
-        Self { session, seq, made_at, state: State::Running, types: PhantomData }
+        Self {
+            session,
+            seq,
+            made_at,
+            state: State::Running,
+            input: None,
+            failure: None,
+            types: PhantomData,
+        }
+    }
+
+    /// A call that streams this to its method as well.
+    #[track_caller]
+    pub(crate) fn with_input(session: Arc<SharedSession>, seq: Seq, input: Input) -> Self {
+        let mut call = Self::new(session, seq);
+        call.input = Some(Box::new(input));
+        call
     }
 
     /// The reports of how far the call has got. See [`Call::progress`](crate::Call::progress).
@@ -181,10 +204,13 @@ where
         if !matches!(self.state, State::Running) {
             return Poll::Ready(None);
         }
-        match ready!(self.session.poll_item(self.seq, context.waker())) {
+        match ready!(self.poll_session(context)) {
             Polled::Item(item) => Poll::Ready(Some(Ok(item))),
             Polled::Outcome(method, outcome) => {
-                if let Outcome::Result { .. } = outcome {
+                if let Some(input) = self.input.take() {
+                    self.failure = input.into_failure();
+                }
+                if let (Outcome::Result { .. }, None) = (&outcome, &self.failure) {
                     self.state = State::Finished(method, outcome);
                     return Poll::Ready(None);
                 }
@@ -194,10 +220,27 @@ where
         }
     }
 
-    fn result(&self, method: MethodName, outcome: Outcome) -> Result<T, Error<E>> {
+    /// Polls the next item or the outcome, and sends the input.
+    fn poll_session(&mut self, context: &mut Context<'_>) -> Poll<Polled> {
+        loop {
+            // Before the item that may be there, because a reader may take long for each.
+            let goes_on = match &mut self.input {
+                Some(input) => input.send(&self.session, self.seq, context),
+                None => false,
+            };
+            let polled = self.session.poll_item(self.seq, context.waker());
+            // Credit may have come since.
+            if polled.is_ready() || !goes_on || !self.session.wants_input(self.seq) {
+                return polled;
+            }
+        }
+    }
+
+    fn result(&mut self, method: MethodName, outcome: Outcome) -> Result<T, Error<E>> {
+        let failure = self.failure.take();
         let (session, made_at) = (&self.session, self.made_at);
         let site = || CallSite::new(session.client_name(), method.as_deref(), made_at);
-        result(outcome, session.max_frame(), site)
+        result_with_input(outcome, failure, session.max_frame(), site)
     }
 }
 
