@@ -6,9 +6,9 @@ use syn::spanned::Spanned;
 use syn::{Ident, ItemTrait};
 
 use crate::clients::{Clients, Kind};
-use crate::emitter::Emitter;
 use crate::model::{Interface, Method, Output};
 use crate::parameter::Parameter;
+use crate::streams::Emitter;
 use crate::type_text::type_text;
 
 pub(crate) fn expand(item: &ItemTrait, interface: &Interface) -> TokenStream {
@@ -37,7 +37,14 @@ fn dispatch(item: &ItemTrait, interface: &Interface) -> TokenStream {
     let known: Vec<_> = known.collect();
     let arms = interface.methods.iter().map(|method| {
         let Method {
-            name: function, called: text, conditions, parameters, emitter, output, ..
+            name: function,
+            called: text,
+            conditions,
+            parameters,
+            emitter,
+            receiver,
+            output,
+            ..
         } = method;
         let names = parameters.iter().map(|parameter| &parameter.name);
         let types = parameters.iter().map(Parameter::decoded);
@@ -47,8 +54,13 @@ fn dispatch(item: &ItemTrait, interface: &Interface) -> TokenStream {
             _ => quote!(__request.parse_optional::<(#(#types,)*)>(#optional)),
         };
         let mut passed: Vec<_> = parameters.iter().map(Parameter::passed).collect();
-        if let Some(emitter) = emitter {
-            passed.insert(emitter.index, quote!(&mut __emitter));
+        let emitter_passed = emitter.as_ref().map(|it| (it.index, quote!(&mut __emitter)));
+        let receiver_passed = receiver.as_ref().map(|it| (it.index, quote!(&mut __receiver)));
+        let mut streams: Vec<_> = emitter_passed.into_iter().chain(receiver_passed).collect();
+        // Each index counts what is in front.
+        streams.sort_by_key(|(index, _)| *index);
+        for (index, stream) in streams {
+            passed.insert(index, stream);
         }
         let answer = match output {
             Output::Plain(_) => quote!(__request.value(&__result)),
@@ -64,6 +76,19 @@ fn dispatch(item: &ItemTrait, interface: &Interface) -> TokenStream {
             let __result = <S as #name>::#function(__state, #(#passed),*);
             #answer
         }};
+        // It asks for items, so it comes last.
+        let answer = match receiver {
+            None => answer,
+            Some(receiver) => {
+                let item = &receiver.item;
+                quote! {
+                    match __request.receiver::<#item>() {
+                        ::core::result::Result::Ok(mut __receiver) => #answer,
+                        ::core::result::Result::Err(__reply) => __reply,
+                    }
+                }
+            }
+        };
         let answer = match emitter {
             None => answer,
             Some(Emitter { item, .. }) => quote! {
@@ -81,28 +106,8 @@ fn dispatch(item: &ItemTrait, interface: &Interface) -> TokenStream {
             },
         }
     });
-    let streaming: Vec<_> = interface
-        .methods
-        .iter()
-        .filter(|method| method.emitter.is_some())
-        .map(|Method { called, conditions, .. }| {
-            quote!(#(#conditions)* ::core::option::Option::Some(#called) => true,)
-        })
-        .collect();
-    let streams = (!streaming.is_empty()).then(|| {
-        quote! {
-            fn streams(
-                &self,
-                __method: ::core::option::Option<&str>,
-                _: ::core::option::Option<&str>,
-            ) -> bool {
-                match __method {
-                    #(#streaming)*
-                    _ => false,
-                }
-            }
-        }
-    });
+    let streams = question("streams", interface, |method| method.emitter.is_some());
+    let takes_input = question("takes_input", interface, |method| method.receiver.is_some());
     quote! {
         impl<S: #name + 'static> ::taskfork::worker::Interface<S> for #server {
             fn call(
@@ -132,8 +137,39 @@ fn dispatch(item: &ItemTrait, interface: &Interface) -> TokenStream {
             }
 
             #streams
+
+            #takes_input
         }
     }
+}
+
+/// A method of the interface's trait that says which methods have a property. Nothing if none has it.
+fn question(
+    name: &str,
+    interface: &Interface,
+    has: impl Fn(&Method) -> bool,
+) -> Option<TokenStream> {
+    let having = interface.methods.iter().filter(|method| has(method));
+    let having: Vec<_> = having
+        .map(|Method { called, conditions, .. }| {
+            quote!(#(#conditions)* ::core::option::Option::Some(#called) => true,)
+        })
+        .collect();
+    let name = format_ident!("{name}");
+    (!having.is_empty()).then(|| {
+        quote! {
+            fn #name(
+                &self,
+                __method: ::core::option::Option<&str>,
+                _: ::core::option::Option<&str>,
+            ) -> bool {
+                match __method {
+                    #(#having)*
+                    _ => false,
+                }
+            }
+        }
+    })
 }
 
 /// The type that stands for the interface, and what client and server compare.
@@ -142,7 +178,7 @@ fn description(item: &ItemTrait, interface: &Interface) -> TokenStream {
     let docs = format!("Serves [`{}`] from a worker whose state implements it.", item.ident);
     let name = name_text(&item.ident);
     let methods = interface.methods.iter().map(|method| {
-        let Method { called, conditions, parameters, emitter, output, .. } = method;
+        let Method { called, conditions, parameters, emitter, receiver, output, .. } = method;
         let parameters = parameters.iter().map(|parameter| {
             let (name, ty) = (name_text(&parameter.name), type_text(parameter.ty()));
             quote!((#name, #ty))
@@ -162,6 +198,10 @@ fn description(item: &ItemTrait, interface: &Interface) -> TokenStream {
                 format!("items {}, then {}", type_text(item), type_text(value))
             }
             None => type_text(value),
+        };
+        let result = match receiver {
+            Some(receiver) => format!("for items {}: {result}", type_text(&receiver.item)),
+            None => result,
         };
         quote! {
             #(#conditions)*
@@ -203,7 +243,7 @@ fn calls(item: &ItemTrait, interface: &Interface) -> TokenStream {
     let calls = Calls {
         name: format_ident!("{}Calls", item.ident),
         where_used: "on a [`Checkout`](::taskfork::Checkout) or a client",
-        caller: quote!(::taskfork::client::Caller),
+        module: quote!(::taskfork::client),
         output: &output,
         interface: name_text(&item.ident),
     };
@@ -231,7 +271,7 @@ fn blocking_calls(item: &ItemTrait, interface: &Interface) -> TokenStream {
     let calls = Calls {
         name: format_ident!("{}BlockingCalls", item.ident),
         where_used: "in a program without async",
-        caller: quote!(::taskfork::blocking::Caller),
+        module: quote!(::taskfork::blocking),
         output: &output,
         interface: name_text(&item.ident),
     };
@@ -250,7 +290,8 @@ fn blocking_calls(item: &ItemTrait, interface: &Interface) -> TokenStream {
 pub(crate) struct Calls<'a> {
     name: Ident,
     where_used: &'a str,
-    caller: TokenStream,
+    /// The module with the trait of callers.
+    module: TokenStream,
     /// What a method returns.
     output: &'a dyn Fn(&Method) -> TokenStream,
     /// The name of the interface.
@@ -259,7 +300,7 @@ pub(crate) struct Calls<'a> {
 
 impl Calls<'_> {
     fn expand(&self, item: &ItemTrait, interface: &Interface) -> TokenStream {
-        let Self { name, where_used, caller, .. } = self;
+        let Self { name, where_used, module, .. } = self;
         let (vis, interface_name) = (&item.vis, &item.ident);
         let docs = format!("The methods of [`{interface_name}`] {where_used}.");
         let declared = interface.methods.iter().map(|method| {
@@ -276,7 +317,7 @@ impl Calls<'_> {
                 #(#declared)*
             }
 
-            impl<C: #caller + ?Sized> #name for C {
+            impl<C: #module::Caller + ?Sized> #name for C {
                 #(#methods)*
             }
         }
@@ -327,6 +368,10 @@ impl Calls<'_> {
             let (name, ty) = (&parameter.name, parameter.accepted());
             quote!(#name: #ty)
         });
+        let mut accepted: Vec<_> = accepted.collect();
+        if let Some(receiver) = &method.receiver {
+            accepted.insert(receiver.passed_before, receiver.accepted(&self.module));
+        }
         quote! {
             #(#conditions)*
             #[track_caller]
@@ -336,17 +381,20 @@ impl Calls<'_> {
 
     /// A call of the method through `by`.
     fn call(&self, method: &Method, by: &TokenStream) -> TokenStream {
-        let (caller, called, interface) = (&self.caller, &method.called, &self.interface);
+        let (module, called, interface) = (&self.module, &method.called, &self.interface);
         let is_idempotent = method.is_idempotent;
         let arguments = method.parameters.iter().map(Parameter::encoded);
         let span = match &method.output {
             Output::Plain(value) | Output::Untyped { value } => value.span(),
             Output::Typed { error, .. } => error.span(),
         };
-        let function = match method.emitter {
-            Some(_) => quote!(streamed),
-            None => quote!(typed),
+        let function = match (&method.emitter, &method.receiver) {
+            (None, None) => quote!(typed),
+            (Some(_), None) => quote!(streamed),
+            (None, Some(_)) => quote!(typed_with_input),
+            (Some(_), Some(_)) => quote!(streamed_with_input),
         };
+        let input = method.receiver.iter().map(|receiver| receiver.input(module));
         let method = quote! {
             ::taskfork::__private::TypedMethod {
                 interface: #interface,
@@ -354,7 +402,7 @@ impl Calls<'_> {
                 is_idempotent: #is_idempotent,
             }
         };
-        quote_spanned!(span=> #caller::#function(#by, #method, (#(#arguments,)*)))
+        quote_spanned!(span=> #module::Caller::#function(#by, #method, (#(#arguments,)*) #(, #input)*))
     }
 }
 

@@ -1,16 +1,16 @@
 //! The attribute `taskfork::interface`. Use it through the crate `taskfork`.
 //!
-//! `model`, `parameter` and `attributes` parse a trait and report mistakes. `expand` generates code, and
+//! `model`, `parameter`, `streams` and `attributes` parse a trait and report mistakes. `expand` generates code, and
 //! `clients` the part of it that clients use; `type_text` writes types for their comparison.
 //! `startup_code` is for the crate `taskfork` itself.
 
 mod attributes;
 mod clients;
-mod emitter;
 mod expand;
 mod model;
 mod parameter;
 mod startup_code;
+mod streams;
 mod type_text;
 
 use proc_macro::TokenStream;

@@ -12,16 +12,17 @@ use syn::{
 };
 
 use crate::attributes;
-use crate::emitter::Emitter;
 use crate::parameter::{Parameter, owned};
+use crate::streams::{self, Emitter};
 
 /// Methods of clients and checkouts. They take precedence over the methods of the generated traits,
 /// so that an interface's method of the same name could not be called.
-const RESERVED: [&str; 30] = [
+const RESERVED: [&str; 32] = [
     "abort",
     "alloc_blob",
     "by_key",
     "call",
+    "call_with_input",
     "checkout",
     "clone",
     "close",
@@ -38,6 +39,7 @@ const RESERVED: [&str; 30] = [
     "run_timeout",
     "stats",
     "stream",
+    "stream_with_input",
     "throw_fatal_error",
     "timeout",
     "trace_context",
@@ -70,6 +72,8 @@ pub(crate) struct Method {
     pub(crate) parameters: Vec<Parameter>,
     /// The emitter, if the method streams.
     pub(crate) emitter: Option<Emitter>,
+    /// The receiver, if the method takes an input.
+    pub(crate) receiver: Option<streams::Receiver>,
     pub(crate) output: Output,
 }
 
@@ -164,12 +168,28 @@ impl Method {
                 ),
             ),
         }
-        let (mut emitter, mut parameters) = (None, Vec::new());
-        for input in &signature.inputs {
-            let FnArg::Typed(input) = input else { continue };
+        let (mut emitter, mut receiver, mut parameters) = (None, None, Vec::new());
+        let typed = signature.inputs.iter().filter_map(|input| match input {
+            FnArg::Typed(input) => Some(input),
+            FnArg::Receiver(_) => None,
+        });
+        for (index, input) in typed.enumerate() {
+            if let Some(item) = streams::Receiver::item(&input.ty, mistakes) {
+                check_type(item, mistakes);
+                let Some(name) = parameter_name(&input.pat, mistakes) else { continue };
+                let (passed_before, item) = (parameters.len(), Box::new(item.clone()));
+                let found = streams::Receiver { name, index, passed_before, item };
+                if receiver.replace(found).is_some() {
+                    mistakes.add(
+                        input.ty.span(),
+                        "a method has at most one receiver: take items of an enum",
+                    );
+                }
+                continue;
+            }
             if let Some(item) = Emitter::item(&input.ty, mistakes) {
                 check_type(item, mistakes);
-                let found = Emitter { index: parameters.len(), item: Box::new(item.clone()) };
+                let found = Emitter { index, item: Box::new(item.clone()) };
                 if emitter.replace(found).is_some() {
                     mistakes.add(
                         input.ty.span(),
@@ -215,6 +235,7 @@ impl Method {
             docs: having(&["doc", "deprecated"]),
             parameters,
             emitter,
+            receiver,
             output,
         })
     }

@@ -25,6 +25,7 @@ mod caller;
 mod checkout;
 mod client;
 mod handle_options;
+mod input;
 mod map;
 #[cfg(feature = "nats")]
 mod placement;
@@ -37,6 +38,7 @@ pub use self::call::Call;
 pub use self::caller::Caller;
 pub use self::checkout::Checkout;
 pub use self::client::{BuildError, Client};
+pub use self::input::IntoInput;
 pub use self::map::MapCalls;
 pub use self::stream::StreamCall;
 pub use self::typed::{TypedCheckout, TypedClient, TypedHandle};

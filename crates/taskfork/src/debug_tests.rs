@@ -122,6 +122,7 @@ fn call_errors() -> Vec<CallError> {
         CallError::Arguments { message: text() },
         CallError::Result { message: text() },
         CallError::Decode { message: text() },
+        CallError::Input(failure.clone()),
         CallError::Setup { failure },
         CallError::Dropped { behind: text() },
     ]

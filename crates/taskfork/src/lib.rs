@@ -123,6 +123,7 @@ mod in_process;
 mod log_output;
 mod peer;
 mod progress;
+mod receiver;
 mod report;
 mod ring;
 #[cfg(feature = "server")]
@@ -154,6 +155,8 @@ pub use emitter::Emitter;
 pub use error::{BoxError, Error};
 pub use log_defer;
 pub use progress::Progress;
+#[doc(inline)]
+pub use receiver::Receiver;
 #[cfg(feature = "server")]
 #[doc(inline)]
 pub use server::{Server, ServerBuilder, ServerError, init};
@@ -184,7 +187,8 @@ pub use worker::Methods;
 /// * `PasswordsBlockingCalls`: the same for [`blocking`].
 ///
 /// A method with a parameter `&mut Emitter<T>` sends items while it runs, and its caller gets a [`StreamCall`] instead
-/// of a [`Call`]. See [`Emitter`].
+/// of a [`Call`]. See [`Emitter`]. A method with a parameter `&mut Receiver<T>` takes items while it runs, and its caller
+/// passes a stream of them, or an iterator. See [`Receiver`].
 ///
 /// A method that does not return a `Result` returns no error of its own. Its call can still fail, for
 /// example by a panic. [`Error`] describes all errors of a call, and [`Call`] what cancellation does.

@@ -161,7 +161,7 @@ pub(crate) fn details_of_call<E>(
     out: &mut fmt::Formatter<'_>,
 ) -> fmt::Result {
     match error {
-        CallError::Setup { failure } => causes(out, failure.causes()),
+        CallError::Setup { failure } | CallError::Input(failure) => causes(out, failure.causes()),
         CallError::Panic(Panic { stack: Some(stack), .. }) => {
             write!(out, "\n{}", stack.trim_end())
         }

@@ -5,7 +5,7 @@ use std::panic::{RefUnwindSafe, UnwindSafe};
 
 use taskfork::blob::{BlobMut, OpenFile};
 use taskfork::client::{
-    Address, AddressError, BusyPoll, ClientBuilder, ConfigError, Overload, ProgressUpdates,
+    Address, AddressError, BusyPoll, ClientBuilder, ConfigError, Input, Overload, ProgressUpdates,
     Protocol, Stats, StreamCall, TypedCheckout, TypedHandle,
 };
 use taskfork::error::{
@@ -16,7 +16,9 @@ use taskfork::server::{
     Entry, Limit, LogWriter, ServerHandle, ServerStatus, Spawn, Stderr, WorkerStatus,
 };
 use taskfork::trace_context::TraceContext;
-use taskfork::worker::{ArgumentsError, Context, EmitError, Executable, Function, Peer};
+use taskfork::worker::{
+    ArgumentsError, Context, EmitError, Executable, Function, Peer, ReceiveError,
+};
 use taskfork::{Blob, Call, Checkout, Client, Error, Progress, ServerError, blocking};
 
 fn send_sync_unpin<T: Send + Sync + Unpin>() {}
@@ -41,6 +43,7 @@ fn values_and_errors_cross_threads_and_unwinding() {
         AddressError,
         ArgumentsError,
         EmitError,
+        ReceiveError,
         Progress,
         BusyPoll,
         CallError,
@@ -79,6 +82,7 @@ fn handles_cross_threads_and_unwinding() {
         Call<i64>,
         Call<std::rc::Rc<i64>>,
         StreamCall<i64, i64>,
+        Input,
         StreamCall<std::rc::Rc<i64>, std::rc::Rc<i64>>,
         blocking::StreamCall<i64, i64>,
         blocking::StreamCall<std::rc::Rc<i64>, std::rc::Rc<i64>>,

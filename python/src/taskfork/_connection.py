@@ -263,14 +263,15 @@ class Connection:
 
     def _handle_item(self, meta: dict[str, Any], item: Any) -> None:
         running, cost = self._running, meta.get("cost")
+        length, files = self._decoder.length, self._decoder.file_count
         if running is None or not running.streams or self._answer is None or self._answer.done():
             self._fail("the worker sent an item that nobody asked for")
         elif not self._is_due(meta):
             self._fail(f"the worker sent an item of another call than {self.calls}, which runs")
         elif running.used >= running.credit:
             self._fail("the worker sent an item without credit")
-        elif not isinstance(cost, int) or not is_count(cost) or cost < self._decoder.length + _wire.ITEM_OVERHEAD:
-            self._fail(f"the worker sent an item of {self._decoder.length} bytes with the cost {cost!r:.100}")
+        elif not isinstance(cost, int) or not is_count(cost) or cost < _wire.item_cost(length, files):
+            self._fail(f"the worker sent an item of {length} bytes and {files} descriptors with the cost {cost!r:.100}")
         else:
             running.add_item(item, cost)
 

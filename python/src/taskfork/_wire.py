@@ -22,8 +22,8 @@ FILES = 6
 QUEUED = 9
 #: An item from a worker, and the credit that a client gives for items.
 ITEM, CREDIT = 11, 12
-#: How much credit an item uses beside its bytes.
-ITEM_OVERHEAD = 256
+#: How much credit an item uses beside its bytes, and for each of its descriptors.
+ITEM_OVERHEAD, FILE_COST = 256, 4096
 #: The most descriptors of one message, and the most that may arrive before a message announces them.
 MAX_FILES, _MAX_UNCLAIMED = 16, 64
 
@@ -88,7 +88,7 @@ class Encoder:
             packed, shared = self._pack_message([value], files)
             # The length includes the cost itself, so the cost is in its longest encoding.
             front, behind = b"\x93\x0b\x82\xa4cost\xcf", b"\xa4call" + encode(call) + packed[1:]
-            cost = len(front) + 8 + len(behind) + shared + ITEM_OVERHEAD
+            cost = item_cost(len(front) + 8 + len(behind) + shared, len(files))
             return self._framed(front + cost.to_bytes(8, "big") + behind, files), files, cost
         except BaseException:
             close_all(files)
@@ -229,6 +229,11 @@ def frame(body: bytes, limit: int = DEFAULT_LIMIT) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 
+def item_cost(length: int, files: int) -> int:
+    """How much credit an item uses whose message has so many bytes and descriptors."""
+    return length + ITEM_OVERHEAD + files * FILE_COST
+
+
 class Decoder:
     """Decodes messages from bytes and descriptors, which may arrive in any fragments."""
 
@@ -239,8 +244,8 @@ class Decoder:
         self._files: deque[int] = deque()
         #: How many descriptors belong to the next message.
         self._announced = 0
-        #: How many bytes the body of the last message had.
-        self.length = 0
+        #: How many bytes and descriptors the last message had.
+        self.length, self.file_count = 0, 0
 
     def feed(self, data: bytes, files: Iterable[int] = ()) -> None:
         """Adds received bytes, and descriptors, which the decoder owns from here on."""
@@ -280,7 +285,7 @@ class Decoder:
         end = _LENGTH.size + length
         if len(self._inbox) < end:
             return None
-        self.length = length
+        self.length, self.file_count = length, self._announced
         body = bytes(memoryview(self._inbox)[_LENGTH.size : end])
         del self._inbox[:end]
         files: list[Optional[int]] = [self._files.popleft() for _ in range(self._announced)]

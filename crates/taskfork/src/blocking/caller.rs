@@ -6,8 +6,8 @@ use serde::de::DeserializeOwned;
 
 use super::runtime::{RuntimeThread, block_on};
 use super::{Checkout, Client, StreamCall};
-use crate::client::Caller as AsyncCaller;
 use crate::client::typed_method::TypedMethod;
+use crate::client::{Caller as AsyncCaller, Input};
 use crate::error::Error;
 use crate::wire::arguments::IntoArguments;
 use crate::wire::call_error::InterfaceError;
@@ -55,6 +55,35 @@ pub trait Caller {
     ) -> StreamCall<I, T, E> {
         let (caller, thread) = self.parts();
         StreamCall::new(caller.streamed(method, args), thread.clone())
+    }
+
+    /// Calls a method of a typed interface that takes an input, and waits for its result.
+    #[doc(hidden)]
+    #[track_caller]
+    fn typed_with_input<T, E>(
+        &self,
+        method: TypedMethod,
+        args: impl IntoArguments,
+        input: Input,
+    ) -> Result<T, Error<E>>
+    where
+        T: DeserializeOwned,
+        E: InterfaceError,
+    {
+        block_on(self.parts().0.typed_with_input(method, args, input))
+    }
+
+    /// Calls a method of a typed interface that takes an input and streams.
+    #[doc(hidden)]
+    #[track_caller]
+    fn streamed_with_input<I, T, E>(
+        &self,
+        method: TypedMethod,
+        args: impl IntoArguments,
+        input: Input,
+    ) -> StreamCall<I, T, E> {
+        let (caller, thread) = self.parts();
+        StreamCall::new(caller.streamed_with_input(method, args, input), thread.clone())
     }
 }
 

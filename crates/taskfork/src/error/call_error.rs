@@ -45,6 +45,9 @@ pub enum CallError<E = Failure> {
         /// What does not fit, and where.
         message: String,
     },
+    /// The stream that was passed as the input of the call has failed, or one of its items cannot be sent. The method has
+    /// had the items before it, and learnt that the input has failed.
+    Input(Failure),
     /// The worker's `setup` failed or panicked, so that the call did not run. The next call runs `setup`
     /// again.
     Setup {
@@ -75,6 +78,7 @@ impl<E> CallError<E> {
             Self::Arguments { message } => CallError::Arguments { message },
             Self::Result { message } => CallError::Result { message },
             Self::Decode { message } => CallError::Decode { message },
+            Self::Input(failure) => CallError::Input(failure),
             Self::Setup { failure } => CallError::Setup { failure },
             Self::Dropped { behind } => CallError::Dropped { behind },
         }
@@ -82,7 +86,11 @@ impl<E> CallError<E> {
 
     pub(super) fn may_have_run(&self) -> bool {
         match self {
-            Self::Interface(_) | Self::Panic(_) | Self::Result { .. } | Self::Decode { .. } => true,
+            Self::Interface(_)
+            | Self::Panic(_)
+            | Self::Result { .. }
+            | Self::Decode { .. }
+            | Self::Input(_) => true,
             Self::UnknownMethod { .. }
             | Self::Arguments { .. }
             | Self::Setup { .. }
@@ -123,6 +131,7 @@ impl<E: fmt::Display> fmt::Display for CallError<E> {
             Self::Decode { message } => {
                 write!(out, "the answer is not of the type asked for: {message}")
             }
+            Self::Input(failure) => write!(out, "the input of the call has failed: {failure}"),
             Self::Setup { failure } => write!(out, "setup exception: {failure}"),
             Self::Dropped { behind } => write!(out, "not run because {behind} failed before it"),
         }
@@ -140,7 +149,7 @@ impl<E: std::error::Error + 'static> std::error::Error for CallError<E> {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Interface(error) => error.source(),
-            Self::Setup { failure } => failure.source(),
+            Self::Setup { failure } | Self::Input(failure) => failure.source(),
             _ => None,
         }
     }

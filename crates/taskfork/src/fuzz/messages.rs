@@ -113,6 +113,11 @@ pub fn from_client(data: &[u8]) {
             assert_eq!(native::cancelled_call(&out), Some(call));
         }
         FromClient::Credit { call, credit } => native::put_credit(&mut out, call, credit),
+        FromClient::Item(item) => {
+            let Some(call) = item.call else { return };
+            put_item(&mut out, call, item.cost, item.value);
+        }
+        FromClient::InputEnd(end) => end.put(&mut out),
         FromClient::Files(count) => {
             assert!(count <= isize::MAX as usize);
             return;
@@ -132,6 +137,13 @@ pub fn from_client(data: &[u8]) {
     assert_eq!(format!("{again:?}"), format!("{message:?}"));
 }
 
+fn put_item(out: &mut Vec<u8>, call: u64, cost: u64, value: &[u8]) {
+    native::put_item(out);
+    native::set_item_call(out, call);
+    native::set_item_cost(out, cost);
+    out.extend_from_slice(value);
+}
+
 /// Decodes a message from a worker.
 pub fn from_worker(data: &[u8]) {
     inspect_undecoded(data);
@@ -144,10 +156,10 @@ pub fn from_worker(data: &[u8]) {
         }
         FromWorker::Error { call, body } => native::put_error(&mut out, *call, body),
         FromWorker::Item(item) => {
-            native::put_item(&mut out, item.call);
-            native::set_item_cost(&mut out, item.cost);
-            out.extend_from_slice(item.value);
+            let Some(call) = item.call else { return };
+            put_item(&mut out, call, item.cost, item.value);
         }
+        FromWorker::Credit { call, credit } => native::put_credit(&mut out, *call, *credit),
         FromWorker::Death(notice) => notice.put(&mut out),
         FromWorker::Skipped { call } => native::put_skipped(&mut out, *call),
         FromWorker::Rings => native::put_rings(&mut out),
@@ -173,6 +185,7 @@ fn inspect_undecoded(data: &[u8]) {
     let mut copy = data.to_vec();
     native::set_timeout(&mut copy, 1);
     native::set_item_cost(&mut copy, 1);
+    native::set_item_call(&mut copy, 1);
     if let Some(mode) = native::call_mode(data) {
         native::set_call_mode(&mut copy, mode);
     }

@@ -69,6 +69,8 @@ pub(crate) struct WorkerHello {
     pub(crate) accepts_single_calls: bool,
     /// It streams items to callers that read them.
     pub(crate) sends_items: bool,
+    /// It takes inputs that callers stream.
+    pub(crate) takes_input: bool,
 }
 
 #[taskfork_macros::startup_code]
@@ -148,6 +150,7 @@ impl WorkerHello {
                 "files" => hello.max_files = reader.size()?,
                 "alarm" => hello.wants_alarm = reader.bool()?,
                 "items" => hello.sends_items = reader.bool()?,
+                "input" => hello.takes_input = reader.bool()?,
                 "single_calls" => hello.accepts_single_calls = reader.bool()?,
                 _ => return Ok(false),
             }
@@ -186,6 +189,7 @@ impl WorkerHello {
         map.nonzero("files", self.max_files as u64);
         map.flag("single_calls", self.accepts_single_calls);
         map.flag("items", self.sends_items);
+        map.flag("input", self.takes_input);
     }
 }
 

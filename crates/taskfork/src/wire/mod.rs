@@ -7,6 +7,7 @@
 //!   `interface_description`, and `compatibility`, which compares it with what is served.
 //! - A gateway's part in a stream: `relay`. The message to a client that gets no worker: `refusal`.
 //! - Messages of the other protocol: `perl`, which translates to and from native ones.
+//! - What the items of a stream cost: `credit`.
 //! - Values of users: `arguments`, `values`, `call_error`, `log`; their limits: `bounds`, `depth`; texts of errors about
 //!   their types: `mismatch`.
 //! - Bytes that are not copied into a message: `gather_frame` (sending), `attachments` (receiving), `reference` (what
@@ -20,6 +21,7 @@ pub(crate) mod bounds;
 pub(crate) mod byte_slice;
 pub(crate) mod call_error;
 pub(crate) mod compatibility;
+pub(crate) mod credit;
 pub(crate) mod death_notice;
 mod depth;
 pub(crate) mod error_body;

@@ -19,6 +19,7 @@ use crate::context::{self, context};
 use crate::emitter::Port;
 use crate::error::Failure;
 use crate::peer::Peer;
+use crate::receiver::InputPort;
 use crate::sys;
 use crate::time_limit::TimeLimit;
 use crate::trace_context::{self, TraceContext};
@@ -156,13 +157,15 @@ impl<S: 'static> Worker<'_, S> {
             return Err(ErrorReply::setup(Failure::new("there is no state")));
         };
         let (interface, number) = (self.interface, self.pipeline.number());
-        if streaming.is_some() {
-            check_streams(interface, method, of)?;
-        }
-        let port = streaming.cloned().map(|streaming| -> Rc<dyn Port> { streaming });
+        let sends = streaming.filter(|streaming| streaming.sends_items());
+        let takes = streaming.filter(|streaming| streaming.has_input());
+        check_streams(interface, method, of, sends.is_some(), takes.is_some())?;
+        let port = sends.cloned().map(|streaming| -> Rc<dyn Port> { streaming });
+        let input = takes.cloned().map(|streaming| -> Rc<dyn InputPort> { streaming });
         self.out.write(self.max_answer, |out| {
             native::put_ok(out, number, ValueFormat::from_json_flag(interface.returns_json()));
-            catch_panic(|| interface.call(state, Request::new(method, of, args, out, port)).0)
+            let request = Request::new(method, of, args, out, port).with_input(input);
+            catch_panic(|| interface.call(state, request).0)
                 .unwrap_or_else(|panic| Err(ErrorReply::panic(panic)))
         })?;
         self.check_result()?;

@@ -9,6 +9,7 @@ use super::replace_after::ReplaceAfter;
 use crate::blob;
 use crate::emitter::{Emitter, Port};
 use crate::error::{BoxError, Failure};
+use crate::receiver::{InputPort, Receiver};
 use crate::wire::arguments::{Arguments, ArgumentsError, FromArguments};
 use crate::wire::interface_description::InterfaceDescription;
 use crate::wire::values::encode;
@@ -85,6 +86,12 @@ pub trait Interface<S>: 'static {
         names.is_empty() || method.is_none_or(|method| names.iter().any(|name| name == method))
     }
 
+    /// Whether this method takes items of a caller that streams them.
+    #[doc(hidden)]
+    fn takes_input(&self, _method: Option<&str>, _interface: Option<&str>) -> bool {
+        false
+    }
+
     /// Whether this first argument is a method's name. Only the JSON protocol does not distinguish the
     /// two.
     #[doc(hidden)]
@@ -109,12 +116,20 @@ pub(super) fn check_streams<S>(
     interface: &(impl Interface<S> + ?Sized),
     method: Option<&str>,
     of: Option<&str>,
+    reads_items: bool,
+    has_input: bool,
 ) -> Result<(), ErrorReply> {
-    if interface.streams(method, of) || !interface.has_method(method, of) {
+    let wrong = if reads_items && !interface.streams(method, of) {
+        "streams no items: make a call, and no stream"
+    } else if has_input && !interface.takes_input(method, of) {
+        "takes no input: make a call without one"
+    } else {
+        return Ok(());
+    };
+    if !interface.has_method(method, of) {
         return Ok(());
     }
-    let method = quoted(method);
-    let reason = format!("{method} streams no items: make a call, and no stream");
+    let reason = format!("{} {wrong}", quoted(method));
     Err(ErrorReply::arguments(&Failure::new(reason)))
 }
 
@@ -147,6 +162,8 @@ pub struct Request<'a> {
     out: &'a mut Vec<u8>,
     /// Where items go, if the caller reads them.
     port: Option<Rc<dyn Port>>,
+    /// Where the items of the input come from, if the caller streams one.
+    input: Option<Rc<dyn InputPort>>,
 }
 
 /// The outcome of a request. A value has been written to its buffer.
@@ -163,7 +180,12 @@ impl<'a> Request<'a> {
         out: &'a mut Vec<u8>,
         port: Option<Rc<dyn Port>>,
     ) -> Self {
-        Self { method, interface, args: args.of_method(method), out, port }
+        Self { method, interface, args: args.of_method(method), out, port, input: None }
+    }
+
+    /// The same request with an input.
+    pub(crate) fn with_input(self, input: Option<Rc<dyn InputPort>>) -> Self {
+        Self { input, ..self }
     }
 
     /// The interface that the method belongs to, if the call says so.
@@ -209,6 +231,16 @@ impl<'a> Request<'a> {
             Reply(Err(ErrorReply::arguments(&Failure::new(reason))))
         });
         port.map(Emitter::to_caller)
+    }
+
+    /// Where the items of the input of a method come from. The error is a reply for a caller that streams none.
+    pub fn receiver<T>(&self) -> Result<Receiver<T>, Reply> {
+        let reason = "the method takes an input, which this call does not stream: call it with one (clients that speak JSON cannot)";
+        let port = self
+            .input
+            .clone()
+            .ok_or_else(|| Reply(Err(ErrorReply::arguments(&Failure::new(reason)))));
+        port.map(Receiver::from_caller)
     }
 
     /// Answers with a value.

@@ -17,6 +17,7 @@ mod functions;
 mod handlers;
 mod handshake;
 mod init;
+mod input;
 pub(crate) mod interface;
 mod log_frames;
 pub(crate) mod logger;
@@ -70,6 +71,7 @@ pub use tracer::tracing_layer;
 pub use crate::context::{Context, context};
 pub use crate::emitter::{EmitError, Emitter};
 pub use crate::peer::Peer;
+pub use crate::receiver::ReceiveError;
 pub use crate::wire::arguments::{Arguments, ArgumentsError, FromArguments};
 
 pub(crate) use handlers::Handlers;

@@ -81,6 +81,8 @@ pub(crate) fn serve<S, I: Interface<S>>(
             | FromClient::Cancel(_)
             | FromClient::Credit { .. } => {}
             FromClient::Hello(_)
+            | FromClient::Item(_)
+            | FromClient::InputEnd(_)
             | FromClient::Files(_)
             | FromClient::Shm(_)
             | FromClient::Rings => {
@@ -205,7 +207,7 @@ impl<S, I: Interface<S>> Worker<I, S> {
         let (number, limit) = (Some(self.calls), self.max_answer);
         let (interface, state) = self.prepare(make)?;
         if streaming.is_some() {
-            check_streams(interface, method, required)?;
+            check_streams(interface, method, required, true, false)?;
         }
         let port = streaming.cloned().map(|streaming| -> Rc<dyn Port> { streaming });
         let mut out = GatherFrame::default();

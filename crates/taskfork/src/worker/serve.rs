@@ -85,6 +85,7 @@ pub(crate) fn serve<S: 'static>(
         wants_alarm: false,
         accepts_single_calls: true,
         sends_items: true,
+        takes_input: true,
     };
     let Err(reason) = worker.serve_client(init.client, init.buffers.inbox, &mut hello);
     let status = match worker.begin_exit(reason) {
@@ -230,16 +231,16 @@ impl<S: 'static> Worker<'_, S> {
                 let shared = self.shared_memory.take_received()?;
                 let WorkerConfig { max_frame, max_blob, .. } = self.config;
                 let attachments = Attachments { files, shared, max_blob, max_inlined: max_frame };
-                match (self.pipeline.begin(mode, begun), meta.items) {
-                    (Some(sent), None) => blob::within(long.as_ref(), attachments, || {
+                match (self.pipeline.begin(mode, begun), meta.items.is_some() || meta.input) {
+                    (Some(sent), false) => blob::within(long.as_ref(), attachments, || {
                         self.serve_call(method, args, &meta, begun, sent, None)?;
                         attachments::check_blob_limit().map_err(ExitReason::from)
                     })?,
-                    (Some(sent), Some(credit)) => {
+                    (Some(sent), true) => {
                         // A copy, because the call reads from the connection while it runs.
                         let body = long.clone().unwrap_or_else(|| Bytes::copy_from_slice(body));
                         let times = (begun, sent);
-                        self.serve_streaming_call(connection, &body, attachments, credit, times)?;
+                        self.serve_streaming_call(connection, &body, attachments, times)?;
                     }
                     (None, _) => self.skip_call()?,
                 }
@@ -274,6 +275,8 @@ impl<S: 'static> Worker<'_, S> {
             }
             // The call has already been answered.
             FromClient::Cancel(_) | FromClient::Credit { .. } => Ok(false),
+            FromClient::Item(item) => self.drop_item(item.call).map(|()| false),
+            FromClient::InputEnd(end) => self.drop_item(Some(end.call)).map(|()| false),
             FromClient::Files(count) => {
                 self.announced_files = count;
                 Ok(false)
@@ -290,6 +293,15 @@ impl<S: 'static> Worker<'_, S> {
             },
             FromClient::Hello(_) => Err(WireError::Malformed("a second hello".into()).into()),
         }
+    }
+
+    /// Drops an item, or the end, of the input of a call that has been answered before the client had sent all of it.
+    fn drop_item(&mut self, call: Option<u64>) -> Result<(), ExitReason> {
+        if call > self.pipeline.number() || call.is_none() {
+            return Err(WireError::malformed("an item of a call that has not begun").into());
+        }
+        self.shared_memory.take_received()?;
+        Ok(())
     }
 
     /// Runs `checkout_done`.

@@ -40,6 +40,13 @@ macro_rules! tuples {
                 }
             }
 
+            fn takes_input(&self, method: Option<&str>, interface: Option<&str>) -> bool {
+                match choose(&[$($name::DESCRIPTION),+], method, interface) {
+                    $(Some(($index, method)) => self.$index.takes_input(Some(method), None),)+
+                    _ => false,
+                }
+            }
+
             fn method_names(&self) -> Vec<String> {
                 names(&[$($name::DESCRIPTION),+])
             }

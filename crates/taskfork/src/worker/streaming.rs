@@ -1,13 +1,15 @@
-//! A call that streams: it sends items, and reads what the client sends meanwhile.
+//! A call that streams: it sends items, takes those of its input, and reads what else the client sends meanwhile.
 
 use std::cell::RefCell;
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::connection::Connection;
+use super::connection::{Connection, Frame};
+use super::input::{InputItem, InputQueue, Next};
 use super::scoreboard::{Phase, WorkerSlot};
 use super::shared_memory::SharedMemory;
 use super::state::{ExitReason, Worker};
@@ -15,12 +17,14 @@ use super::telemetry;
 use crate::blob;
 use crate::clock::now;
 use crate::emitter::{EmitError, Port};
+use crate::receiver::{InputPort, ReceiveError};
 use crate::sys;
 use crate::wire::WireError;
 use crate::wire::attachments::{self, Attachments};
-use crate::wire::frame::{ATOMIC_WRITE, HEADER_LEN};
+use crate::wire::credit::{Allowance, WINDOW, item_cost};
+use crate::wire::frame::{self, ATOMIC_WRITE, HEADER_LEN};
 use crate::wire::gather_frame::{GatherFrame, ReceiverLimits};
-use crate::wire::native::{self, FromClient, ITEM_OVERHEAD};
+use crate::wire::native::{self, FromClient};
 use crate::wire::shm::{Origin, PlacedBytes};
 use crate::wire::values::EncodeError;
 
@@ -37,11 +41,16 @@ struct State {
     client: ReceiverLimits,
     /// The most bytes of an item that the sandbox allows.
     max_item: usize,
+    /// The longest blob in a memfd that an item of the input may have, in bytes.
+    max_blob: usize,
     call: Option<u64>,
-    /// How much credit the client has given in all, and how much of it the items have used.
-    credit: u64,
-    used: u64,
-    /// The client no longer wants the items.
+    /// The credit for the items that are sent. `None` if the client reads none.
+    items: Option<Allowance>,
+    /// The items of the input. `None` if the client sends none.
+    input: Option<InputQueue>,
+    /// The number of files that belong to the next message.
+    announced_files: usize,
+    /// The client no longer wants the call.
     is_cancelled: bool,
     /// Why the worker must exit once the call has ended.
     failure: Option<ExitReason>,
@@ -49,13 +58,12 @@ struct State {
 }
 
 impl<S: 'static> Worker<'_, S> {
-    /// Runs the call in `body`, which streams, and leaves its answer in `out`. `credit` is that of the call.
+    /// Runs the call in `body`, which streams, and leaves its answer in `out`.
     pub(super) fn serve_streaming_call(
         &mut self,
         connection: &mut Connection,
         body: &Bytes,
         files: Attachments,
-        credit: u64,
         times: (Duration, Duration),
     ) -> Result<(), ExitReason> {
         let FromClient::Call { method, args, meta, .. } = FromClient::decode(body)? else {
@@ -73,9 +81,11 @@ impl<S: 'static> Worker<'_, S> {
                 max_files: self.client_files,
             },
             max_item: self.config.max_result,
+            max_blob: self.config.max_blob,
             call: self.pipeline.number(),
-            credit,
-            used: 0,
+            items: meta.items.map(Allowance::new),
+            input: meta.input.then(InputQueue::default),
+            announced_files: 0,
             is_cancelled: false,
             failure: None,
             out: GatherFrame::default(),
@@ -88,6 +98,7 @@ impl<S: 'static> Worker<'_, S> {
         let Some(state) = streaming.0.take() else { return served };
         *connection = state.connection;
         self.shared_memory = state.shared_memory;
+        self.announced_files = state.announced_files;
         match state.failure {
             Some(failure) => Err(failure),
             None => served,
@@ -96,6 +107,16 @@ impl<S: 'static> Worker<'_, S> {
 }
 
 impl Streaming {
+    /// Whether the client reads items.
+    pub(super) fn sends_items(&self) -> bool {
+        self.0.borrow().as_ref().is_some_and(|state| state.items.is_some())
+    }
+
+    /// Whether the client streams an input.
+    pub(super) fn has_input(&self) -> bool {
+        self.0.borrow().as_ref().is_some_and(|state| state.input.is_some())
+    }
+
     /// See [`SharedMemory::store`].
     pub(super) fn store(
         &self,
@@ -136,35 +157,119 @@ impl Port for Streaming {
     }
 }
 
+impl InputPort for Streaming {
+    fn open(&self) {
+        let mut state = self.0.borrow_mut();
+        let Some(state) = state.as_mut() else { return };
+        if let Some(input) = state.input.as_mut().filter(|input| !input.is_open) {
+            input.is_open = true;
+            state.give_credit(WINDOW);
+        }
+    }
+
+    fn next(
+        &self,
+        decode: &mut dyn FnMut(&[u8]) -> Result<(), String>,
+    ) -> Result<bool, ReceiveError> {
+        // A process that user code has forked must take no message from its worker.
+        sys::exit_if_forked();
+        let (item, max_frame) = {
+            let mut state = self.0.try_borrow_mut().map_err(|_| {
+                ReceiveError::Item("it is taken while another item is being encoded".to_owned())
+            })?;
+            let state = state.as_mut().ok_or(ReceiveError::Closed)?;
+            let Some(item) = state.next_item()? else { return Ok(false) };
+            (item, state.connection.max_frame())
+        };
+        match item.decode(max_frame, decode) {
+            Ok(decoded) => decoded.map(|()| true),
+            Err(error) => {
+                if let Some(state) = self.0.borrow_mut().as_mut() {
+                    state.failure = Some(error.into());
+                }
+                Err(ReceiveError::Closed)
+            }
+        }
+    }
+}
+
 /// The buffer of items is freed above this size.
 const MAX_KEPT: usize = 1 << 20;
 
 impl State {
     /// Waits until an item may be sent.
     fn wait_for_credit(&mut self) -> Result<(), EmitError> {
-        while self.failure.is_none() && !self.is_cancelled && self.used >= self.credit {
-            if let Err(reason) = self.read_message() {
-                self.failure = Some(reason);
+        while !self.is_over() && !self.items.as_ref().is_some_and(Allowance::allows) {
+            self.read_message();
+        }
+        match self.is_over() {
+            true => Err(EmitError::Closed),
+            false => Ok(()),
+        }
+    }
+
+    /// Waits for an item of the input. Returns `None` behind the last one.
+    fn next_item(&mut self) -> Result<Option<InputItem>, ReceiveError> {
+        loop {
+            let next = self.input.as_mut().filter(|_| self.failure.is_none() && !self.is_cancelled);
+            match next.ok_or(ReceiveError::Closed)?.next() {
+                Next::Item(item, credit) => {
+                    credit.into_iter().for_each(|credit| self.give_credit(credit));
+                    return Ok(Some(item));
+                }
+                Next::End(None) => return Ok(None),
+                Next::End(Some(error)) => return Err(ReceiveError::Failed(error)),
+                Next::Wait => self.read_message(),
             }
         }
-        match self.failure.is_none() && !self.is_cancelled {
-            true => Ok(()),
-            false => Err(EmitError::Closed),
+    }
+
+    /// Nobody wants the call, or the connection is of no more use.
+    fn is_over(&self) -> bool {
+        self.failure.is_some() || self.is_cancelled
+    }
+
+    /// Lets the client send items of the input until they have used this credit in all.
+    fn give_credit(&mut self, credit: u64) {
+        let mut out = GatherFrame::default();
+        if self.shared_memory.is_used() {
+            // The client may reuse its memory that carried the items before.
+            self.shared_memory.write_control(now(), &mut out.bytes);
+        }
+        let call = self.call.unwrap_or_default();
+        frame::put(&mut out.bytes, |out| native::put_credit(out, call, credit));
+        if let Err(reason) = self.try_write(&out) {
+            self.failure = Some(reason);
         }
     }
 
     /// Waits for a message of the client and handles it.
-    fn read_message(&mut self) -> Result<(), ExitReason> {
+    fn read_message(&mut self) {
+        if let Err(reason) = self.try_read_message() {
+            self.failure = Some(reason);
+        }
+    }
+
+    fn try_read_message(&mut self) -> Result<(), ExitReason> {
         let Some(frame) = self.connection.read_frame_or_idle()? else {
             return self.shared_memory.trim(&mut self.connection).map_err(ExitReason::from);
         };
+        let files = self.connection.take_files(std::mem::take(&mut self.announced_files))?;
+        let mut received = None;
         match FromClient::decode(self.connection.body(&frame))? {
             FromClient::Credit { call, credit } if Some(call) == self.call => {
-                if credit < self.credit {
-                    return Err(WireError::malformed("a client took credit back").into());
+                if let Some(items) = &mut self.items {
+                    let granted = items.grant(credit);
+                    granted.map_err(|what| WireError::malformed(format!("a client {what}")))?;
                 }
-                self.credit = credit;
             }
+            FromClient::Item(item) if item.call == self.call => {
+                received = Some((item.value.len(), item.cost));
+            }
+            FromClient::InputEnd(end) if Some(end.call) == self.call && self.input.is_some() => {
+                self.input.iter_mut().try_for_each(|input| input.end(end))?;
+            }
+            FromClient::Files(count) if self.input.is_some() => self.announced_files = count,
             // Of a call that has ended.
             FromClient::Credit { .. } => {}
             FromClient::Cancel(call) => self.is_cancelled |= Some(call) == self.call,
@@ -174,6 +279,7 @@ impl State {
             }
             other => {
                 let what = match other {
+                    FromClient::Item(_) | FromClient::InputEnd(_) => "an item of another input",
                     FromClient::Call { .. } => "a call",
                     FromClient::Done => "the end of a checkout",
                     _ => "a message",
@@ -182,7 +288,33 @@ impl State {
                 return Err(WireError::malformed(what).into());
             }
         }
+        if let Some((length, cost)) = received {
+            self.receive_item(&frame, length, cost, files)?;
+        }
         Ok(())
+    }
+
+    /// Handles the item of the input at the end of a message.
+    fn receive_item(
+        &mut self,
+        frame: &Frame,
+        length: usize,
+        cost: u64,
+        files: Vec<OwnedFd>,
+    ) -> Result<(), WireError> {
+        let long = self.connection.take_long_body(frame);
+        let message = long.unwrap_or_else(|| Bytes::copy_from_slice(self.connection.body(frame)));
+        let attachments = Attachments {
+            files,
+            shared: self.shared_memory.take_received()?,
+            max_blob: self.max_blob,
+            max_inlined: self.connection.max_frame(),
+        };
+        let item = InputItem { message, length, attachments, cost };
+        match &mut self.input {
+            Some(input) => input.receive(item),
+            None => Err(WireError::malformed("a client sent an item for a call without an input")),
+        }
     }
 
     /// Encodes an item for the client. Returns its cost.
@@ -194,7 +326,7 @@ impl State {
         let call = self.call;
         let item = |error: EncodeError| EmitError::Item(error.0);
         out.write(self.client.max_frame, |out| {
-            native::put_item(out, call);
+            native::put_item(out);
             encode(out)
         })
         .map_err(item)?;
@@ -206,7 +338,8 @@ impl State {
             )));
         }
         // Before the frame gets others in front of it.
-        let cost = length as u64 + ITEM_OVERHEAD;
+        let cost = item_cost(length, out.files.len());
+        native::set_item_call(&mut out.bytes[HEADER_LEN..], call.unwrap_or_default());
         native::set_item_cost(&mut out.bytes[HEADER_LEN..], cost);
         let shared_memory = &mut self.shared_memory;
         out.fit_with(self.client, |bytes, origin, may_add| {
@@ -221,13 +354,15 @@ impl State {
     }
 
     fn write(&mut self, out: &GatherFrame, cost: u64) -> Result<(), EmitError> {
-        self.try_write(out, cost).map_err(|reason| {
+        self.try_write(out).map_err(|reason| {
             self.failure = Some(reason);
             EmitError::Closed
-        })
+        })?;
+        self.items.iter_mut().for_each(|items| items.spend(cost));
+        Ok(())
     }
 
-    fn try_write(&mut self, out: &GatherFrame, cost: u64) -> Result<(), ExitReason> {
+    fn try_write(&mut self, out: &GatherFrame) -> Result<(), ExitReason> {
         // No frame of the thread that sends telemetry may come into the middle of this one.
         let _sending = telemetry::lock_sending();
         // The server must not report a death behind half a frame.
@@ -246,7 +381,6 @@ impl State {
             }
         }
         self.shared_memory.mark_sent(&out.references, &mut self.connection);
-        self.used = self.used.saturating_add(cost);
         Ok(())
     }
 }

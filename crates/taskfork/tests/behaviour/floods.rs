@@ -6,7 +6,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use log_defer::Log;
-use taskfork::client::{ClientBuilder, Protocol, Value};
+use taskfork::client::{ClientBuilder, Input, Protocol, Value};
 use taskfork::{Client, Error};
 use tokio::runtime::Builder;
 
@@ -188,6 +188,57 @@ trial!(a_flood_of_spans_blocks_no_runtime, async || {
         flood(raw, &notes);
     })
     .await;
+});
+
+/// Reads a stream of such a server, and sends it an input, until that fails.
+async fn stream_fails_in_time(client: &Client) {
+    let start = Instant::now();
+    let input = Input::iter(0_u64..);
+    let mut items = client.stream_with_input::<Value, Value>("anything", (), input);
+    let mut count = 0_u64;
+    let error = loop {
+        match items.next().await {
+            Ok(Some(_)) => count += 1,
+            Ok(None) => panic!("the stream has ended"),
+            Err(error) => break error,
+        }
+    };
+    let elapsed = start.elapsed();
+    assert!(error.is_fatal() && elapsed < PATIENCE, "{elapsed:?}, {count} items: {error}");
+}
+
+trial!(a_flood_in_a_stream_blocks_no_runtime, async || {
+    let item =
+        || frame(vec![11.into(), map(&[("cost", 300.into()), ("call", 1.into())]), 5.into()]);
+    let credit = || frame(vec![12.into(), map(&[]), 1.into(), (1_u64 << 40).into()]);
+    let empty = |count: usize| nothing().repeat(count);
+    for messages in [
+        empty(1),
+        item(),
+        [item(), empty(100)].concat(),
+        [empty(3), item()].concat(),
+        credit(),
+        [item(), credit()].concat(),
+    ] {
+        on_both_runtimes(move || {
+            let messages = messages.clone();
+            async move {
+                let folder = tempfile::tempdir().unwrap();
+                serve(&folder, move |socket| {
+                    let mut raw = Raw(socket);
+                    let can =
+                        [("files", 16.into()), ("items", true.into()), ("input", true.into())];
+                    greet_as(&mut raw, &can);
+                    raw.receive();
+                    let _ = raw.0.write_all(&agreed(1 << 20));
+                    flood(&mut raw, &messages);
+                });
+                let client = options(&folder).build().unwrap();
+                stream_fails_in_time(&client).await;
+            }
+        })
+        .await;
+    }
 });
 
 trial!(a_flood_of_skipped_answers_blocks_no_runtime, async || {

@@ -27,6 +27,7 @@ mod guardian;
 mod handles;
 mod handshake;
 mod hello_limits;
+mod inputs;
 mod json_bytes;
 mod keep_pid;
 mod leaks;

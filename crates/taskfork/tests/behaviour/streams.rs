@@ -1,8 +1,10 @@
 //! Calls that stream items.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use taskfork::blob::OpenFile;
 use taskfork::client::{Protocol, Value};
 use taskfork::error::{CallError, FatalError};
 use taskfork::worker::EmitError;
@@ -19,6 +21,8 @@ pub(crate) trait Streams {
     fn texts(&mut self, out: &mut Emitter<String>, length: usize, count: u64, file: PathBuf)
     -> u64;
     fn blobs(&mut self, lengths: Vec<usize>, out: &mut Emitter<Blob>) -> Result<(), BoxError>;
+    /// Sends this many open files, and writes how many it has sent to a file.
+    fn files(&mut self, count: u64, out: &mut Emitter<OpenFile>, file: PathBuf);
     /// Sends two numbers, and then does this.
     fn two_and_then(&mut self, what: String, out: &mut Emitter<u64>) -> Result<(), BoxError>;
     /// Sends numbers until nobody wants them. Returns how many.
@@ -80,6 +84,13 @@ impl Streams for State {
             out.send(&Blob::from(vec![number as u8; length]))?;
         }
         Ok(())
+    }
+
+    fn files(&mut self, count: u64, out: &mut Emitter<OpenFile>, file: PathBuf) {
+        for number in 0..count {
+            out.send(&File::open("/dev/null").unwrap().into()).unwrap();
+            std::fs::write(&file, (number + 1).to_string()).unwrap();
+        }
     }
 
     fn two_and_then(&mut self, what: String, out: &mut Emitter<u64>) -> Result<(), BoxError> {
@@ -213,6 +224,24 @@ trial!(a_worker_that_is_ahead_of_its_reader_waits, async || {
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(count_in(&file) <= 100 + AHEAD, "{} were sent", count_in(&file));
     assert_eq!(texts.finish().await.unwrap(), 200);
+});
+
+trial!(few_descriptors_wait_for_their_reader, async || {
+    let (_server, client) = single("streams");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("sent");
+    // Each counts as 4,096 bytes of the window.
+    const AHEAD: u64 = (256 << 10) / 4096;
+    let mut files = client.files(1000, file.clone());
+    until("the first items", || count_in(&file) >= AHEAD / 2).await;
+    // If it did not wait, it would send all of them in this time.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(count_in(&file) <= AHEAD, "{} were sent", count_in(&file));
+    for _ in 0..1000 {
+        let open = files.next().await.unwrap().unwrap();
+        assert!(open.try_into_owned().is_ok());
+    }
+    files.finish().await.unwrap();
 });
 
 trial!(large_items_and_blobs_pass, async || {
@@ -395,8 +424,8 @@ trial!(a_worker_follows_the_credit_to_the_byte, async || {
     };
     let (mut raw, items) = raw_stream(path, 1, 1).await;
     assert_eq!(items, [Value::from(0)]);
-    // The body of an item has 24 bytes: with 256 more, one more item has credit.
-    credit(&mut raw, 1, 281);
+    // The body of an item has 32 bytes: with 256 more, one more item has credit.
+    credit(&mut raw, 1, 289);
     let next = raw.receive().unwrap();
     assert_eq!(next.as_array().unwrap()[2], 1.into(), "{next}");
     // Credit of another call changes nothing. A queue length may come at any time.

@@ -135,6 +135,18 @@ fn kinds() -> Vec<Case> {
     add("credit without a call", frame(&[12.into(), none(), 5.into()]), Refused);
     let said = frame(&[1.into(), map(&[("items", 1000.into())]), text("echo"), list(&[5.into()])]);
     add("call for items of a method without any", said, Served);
+    let said = frame(&[1.into(), map(&[("input", true.into())]), text("echo"), list(&[5.into()])]);
+    add("call with an input of a method without any", said, Served);
+    let item =
+        |call: Value| frame(&[11.into(), map(&[("cost", 300.into()), ("call", call)]), 5.into()]);
+    for call in [0, 1, u64::MAX >> 1] {
+        add(&format!("item of call {call} that has not begun"), item(call.into()), Refused);
+        let said = frame(&[13.into(), none(), call.into()]);
+        add(&format!("end of the input of call {call} that has not begun"), said, Refused);
+    }
+    add("item without a call", frame(&[11.into(), none(), 5.into()]), Refused);
+    add("item with a field too few", frame(&[11.into(), none()]), Refused);
+    add("end of an input below zero", frame(&[13.into(), none(), (-1).into()]), Refused);
     add("forgotten call 2^64 minus 1", frame(&[4.into(), none(), u64::MAX.into()]), Refused);
     let forgotten = (0..10_000).flat_map(|number: u64| frame(&[4.into(), none(), number.into()]));
     add("forgotten calls by the thousand", forgotten.collect(), Served);

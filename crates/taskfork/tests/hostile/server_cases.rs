@@ -159,6 +159,10 @@ fn answers() -> Vec<Case> {
     let item = frame(&[11.into(), map(&[("cost", 300.into()), ("call", 1.into())]), 5.into()]);
     add("item that nobody reads", item.clone(), Fails("an item that no call asked for"));
     add("item behind the answer", [result(5.into()), item].concat(), Served);
+    let credit = frame(&[12.into(), none(), 1.into(), 1000.into()]);
+    add("credit for no input", credit.clone(), Fails("an input that no call has"));
+    add("credit behind the answer", [result(5.into()), credit].concat(), Served);
+    add("credit with a field too few", frame(&[12.into(), none(), 1.into()]), Refused);
     add("item with a field too few", frame(&[11.into(), none()]), Refused);
     for (name, progress) in wrong("") {
         let said = frame(&[4.into(), map(&[("progress", progress)])]);

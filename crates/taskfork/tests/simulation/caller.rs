@@ -5,13 +5,15 @@ use std::fs::File;
 use std::future::{Future, poll_fn};
 use std::io::Write;
 use std::pin::{Pin, pin};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_core::Stream;
 use taskfork::blob::OpenFile;
-use taskfork::client::IntoArguments;
-use taskfork::{Blob, Call, Checkout, Client, Error};
-use tokio::time::{sleep, timeout};
+use taskfork::client::{Input, IntoArguments};
+use taskfork::{Blob, Call, Checkout, Client, Error, StreamCall};
+use tokio::task::JoinHandle;
+use tokio::time::{Sleep, sleep, timeout};
 
 use super::check::{Made, Monitor};
 use super::plan::{CallerPlan, Step};
@@ -22,11 +24,91 @@ enum Pending {
     /// A call whose result are bytes, each of which has this value.
     Bytes(Call<Blob>, u64, u8),
     File(Call<OpenFile>),
+    /// A call that streams so many items. It is `None` once its result was taken.
+    Stream(Option<StreamCall<(u64, Blob), u64>>, Received),
+    /// A call with an input. A task polls it, so that it goes on while its caller waits for others.
+    Task(Task),
+}
+
+/// The items of a call that have been received, and what each of them has.
+#[derive(Clone, Copy)]
+struct Received {
+    count: u64,
+    length: u64,
+    fill: u8,
+}
+
+/// The task ends when this is dropped.
+struct Task(JoinHandle<Result<u64, Error>>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Takes the items of a stream, and then its result. That is another call's if an item is wrong.
+async fn result_of(
+    stream: &mut Option<StreamCall<(u64, Blob), u64>>,
+    received: &mut Received,
+) -> Result<u64, Error> {
+    while let Some(items) = stream {
+        match items.next().await? {
+            Some((place, bytes)) => {
+                let is_right = place == received.count
+                    && bytes.len() as u64 == received.length
+                    && has_only(&bytes, received.fill);
+                received.count = if is_right { received.count + 1 } else { u64::MAX };
+            }
+            None => break,
+        }
+    }
+    match stream.take() {
+        Some(stream) if received.count < u64::MAX => stream.finish().await,
+        _ => Ok(u64::MAX),
+    }
+}
+
+/// The items of an input: some come one at a time.
+struct Items {
+    next: u64,
+    count: u64,
+    length: u64,
+    fill: u8,
+    pause: Option<Pin<Box<Sleep>>>,
+}
+
+impl Stream for Items {
+    type Item = (u64, Blob);
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if let Some(pause) = &mut self.pause {
+            std::task::ready!(pause.as_mut().poll(context));
+            self.pause = None;
+        }
+        let place = self.next;
+        if place == self.count {
+            return Poll::Ready(None);
+        }
+        self.next += 1;
+        if place % 7 == 3 {
+            self.pause = Some(Box::pin(sleep(milliseconds(1))));
+        }
+        Poll::Ready(Some((place, vec![self.fill; self.length as usize].into())))
+    }
 }
 
 impl Pending {
     async fn outcome(&mut self, call: u64) -> Result<u64, Error> {
+        match self {
+            Self::Stream(stream, received) => return result_of(stream, received).await,
+            Self::Task(task) => {
+                return (&mut task.0).await.unwrap_or_else(|error| panic!("{error}"));
+            }
+            _ => {}
+        }
         poll_fn(|context| match self {
+            Self::Stream(..) | Self::Task(_) => Poll::Pending,
             Self::Number(future) => Pin::new(future).poll(context),
             Self::Bytes(future, length, fill) => {
                 let bytes = std::task::ready!(Pin::new(future).poll(context))?;
@@ -87,6 +169,36 @@ impl Maker<'_> {
             Self::Checkout(checkout) => checkout.call(method, args),
             Self::Client(client) => client.call(method, args),
         }
+    }
+
+    fn stream(&self, args: impl IntoArguments) -> StreamCall<(u64, Blob), u64> {
+        match self {
+            Self::Checkout(checkout) => checkout.stream("stream", args),
+            Self::Client(client) => client.stream("stream", args),
+        }
+    }
+
+    /// Makes a call with an input, and starts its task.
+    fn task(
+        &self,
+        args: impl IntoArguments,
+        items: Items,
+        sends: u64,
+    ) -> JoinHandle<Result<u64, Error>> {
+        let mut received = Received { count: 0, length: items.length, fill: items.fill };
+        let input = Input::new(items);
+        if sends == 0 {
+            let call: Call<u64> = match self {
+                Self::Checkout(checkout) => checkout.call_with_input("stream", args, input),
+                Self::Client(client) => client.call_with_input("stream", args, input),
+            };
+            return tokio::spawn(call);
+        }
+        let call = match self {
+            Self::Checkout(checkout) => checkout.stream_with_input("stream", args, input),
+            Self::Client(client) => client.stream_with_input("stream", args, input),
+        };
+        tokio::spawn(async move { result_of(&mut Some(call), &mut received).await })
     }
 }
 
@@ -245,6 +357,19 @@ impl Caller {
             },
             Step::Open {} => Pending::File(maker.call("open", (call,))),
             Step::Sleep { time } => Pending::Number(maker.call("sleep", (call, time))),
+            Step::Stream { sends, items, takes, length } => {
+                let (args, fill) = ((call, sends, takes, length), fill(call));
+                match items {
+                    0 => {
+                        let received = Received { count: 0, length, fill };
+                        Pending::Stream(Some(maker.stream(args)), received)
+                    }
+                    count => {
+                        let items = Items { next: 0, count, length, fill, pause: None };
+                        Pending::Task(Task(maker.task(args, items, sends)))
+                    }
+                }
+            }
             Step::Fail {} => Pending::Number(maker.call("fail", (call,))),
             Step::Hang {} => Pending::Number(maker.call("hang", (call,))),
             Step::Die {} => Pending::Number(maker.call("die", (call,))),

@@ -311,7 +311,12 @@ impl Link {
         answer.bytes.splice(..0, front);
     }
 
-    /// An answer has been sent.
+    /// Appends which memory the client may reuse.
+    pub(super) fn put_released(&mut self, out: &mut Vec<u8>) {
+        self.pool.iter_mut().for_each(|pool| pool.write_control(out));
+    }
+
+    /// An answer, or an item, has been sent.
     pub(super) fn answered(&mut self, answer: &GatherFrame) {
         self.monitor.attached(answer.files.len() + answer.references.len());
         self.pool.iter_mut().for_each(|pool| pool.mark_sent(&answer.references));

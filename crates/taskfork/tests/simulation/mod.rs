@@ -20,6 +20,7 @@ mod run;
 mod server;
 mod shrink;
 mod slot;
+mod streaming;
 mod words;
 mod worker;
 

@@ -66,6 +66,9 @@ words! {
         /// Makes a call with an open file, and one that returns one.
         Pass "pass" {},
         Open "open" {},
+        /// Makes a call whose method sends `sends` items. If `items` is not 0, it has an input of so many, of which the
+        /// method takes `takes` at most. Each item has `length` bytes.
+        Stream "items" { sends, items, takes, length },
         /// Takes the outcome of the oldest call.
         Take "take" {},
         /// The same, but drops the call after this time.
@@ -258,7 +261,8 @@ impl Step {
             40..43 => Self::Send { length: random.length() },
             43..45 => Self::Get { length: random.length() },
             45..46 => random_file(random),
-            46..62 => Self::Take {},
+            46..49 => random_stream(random),
+            49..62 => Self::Take {},
             62..63 => Self::TakeNewest {},
             63..64 => Self::TakeBoth {},
             64..69 => Self::Release {},
@@ -277,6 +281,15 @@ impl Step {
             _ => Self::Fail {},
         }
     }
+}
+
+fn random_stream(random: &mut Random) -> Step {
+    // Long ones exceed the credit, so that each side waits for the other.
+    let length = random.pick([10, 10, 300, 300, 3000, 20_000]);
+    let most = if length > 1000 { 30 } else { 60 };
+    let items = if random.once_in(3) { 0 } else { 1 + random.below(most) };
+    let sends = if items > 0 && random.once_in(2) { 0 } else { random.below(most) };
+    Step::Stream { sends, items, takes: random.below(2 * most), length: random.below(length) }
 }
 
 fn random_file(random: &mut Random) -> Step {

@@ -13,6 +13,7 @@ use super::check::Monitor;
 use super::link::{Link, Options};
 use super::plan::Fault;
 use super::slot::Slot;
+use super::streaming::Streaming;
 use crate::blob;
 use crate::client::memory::Memory;
 use crate::error::End;
@@ -48,9 +49,9 @@ pub(super) struct Process {
 }
 
 /// A worker process with a client.
-struct Worker {
-    process: Process,
-    link: Link,
+pub(super) struct Worker {
+    pub(super) process: Process,
+    pub(super) link: Link,
 }
 
 /// Why a worker process ends: its client or its server wants that, or a fault.
@@ -63,7 +64,7 @@ pub(super) struct Exit {
 
 impl Exit {
     pub(super) const REGULAR: Self = Self { end: End::Exited(0), is_retired: true };
-    const CRASH: Self = Self { end: End::Signaled(11), is_retired: false };
+    pub(super) const CRASH: Self = Self { end: End::Signaled(11), is_retired: false };
     const ABORT: Self = Self { end: End::Signaled(6), is_retired: false };
     /// The client has sent what makes no sense.
     pub(super) const PROTOCOL: Self = Self { end: End::Exited(0), is_retired: false };
@@ -86,10 +87,11 @@ enum Task {
     Get(usize),
     Pass(OpenFile),
     Open,
+    Stream(Streaming),
 }
 
 /// How a call goes on after it has begun.
-enum Outcome {
+pub(super) enum Outcome {
     Number(u64),
     Bytes(Blob),
     File(OpenFile),
@@ -167,11 +169,11 @@ impl Process {
 }
 
 impl Worker {
-    fn has(&self, fault: Fault) -> bool {
+    pub(super) fn has(&self, fault: Fault) -> bool {
         self.process.has(fault)
     }
 
-    async fn enter(&self, phase: Phase) -> Result<(), Exit> {
+    pub(super) async fn enter(&self, phase: Phase) -> Result<(), Exit> {
         self.process.enter(phase).await
     }
 
@@ -200,6 +202,8 @@ impl Worker {
             pipeline_window: self.process.window,
             max_files: self.link.max_files(),
             accepts_single_calls: worker.is_multiple_of(2),
+            sends_items: true,
+            takes_input: true,
             ..Default::default()
         };
         frame::put(&mut hello, |out| contents.put(out));
@@ -248,8 +252,13 @@ impl Worker {
                 Ok(FromClient::Shm(message)) => self.link.handle_shared(message)?,
                 Ok(FromClient::Rings) => self.link.accept_rings().await?,
                 Ok(
-                    FromClient::QueueLength(_) | FromClient::Cancel(_) | FromClient::Credit { .. },
+                    FromClient::QueueLength(_)
+                    | FromClient::Cancel(_)
+                    | FromClient::Credit { .. }
+                    | FromClient::InputEnd(_),
                 ) => {}
+                // Of a call that has been answered.
+                Ok(FromClient::Item(_)) => drop(self.link.attachments(files)?),
                 Ok(FromClient::Hello(_)) | Err(_) => return Err(Exit::PROTOCOL),
             }
         }
@@ -291,7 +300,10 @@ impl Worker {
             if self.has(Fault::Corrupt { worker, call }) {
                 self.process.slot.corrupt();
             }
-            let outcome = self.run(id, task).await?;
+            let outcome = match task {
+                Task::Stream(streaming) => self.stream(number, id, streaming, meta).await?,
+                task => self.run(id, task).await?,
+            };
             if self.has(Fault::DieRunning { worker, call }) {
                 return Err(Exit::CRASH);
             }
@@ -318,7 +330,7 @@ impl Worker {
 
     async fn run(&self, id: u64, task: Task) -> Result<Outcome, Exit> {
         match task {
-            Task::Echo => {}
+            Task::Echo | Task::Stream(_) => {}
             Task::Sleep(time) => tokio::time::sleep(time).await,
             Task::Hang => std::future::pending().await,
             Task::Die => return Err(Exit::ABORT),
@@ -390,13 +402,13 @@ impl Worker {
     }
 
     /// Takes the next message.
-    async fn take(&mut self) -> Result<Bytes, Exit> {
+    pub(super) async fn take(&mut self) -> Result<Bytes, Exit> {
         let message = self.link.take().await?;
         self.process.monitor.step(|| format!("worker {} takes a message", self.process.number));
         Ok(message)
     }
 
-    async fn send(&mut self, message: &GatherFrame) -> Result<(), Exit> {
+    pub(super) async fn send(&mut self, message: &GatherFrame) -> Result<(), Exit> {
         let number = self.process.number;
         self.process.monitor.step(|| format!("worker {number} sends {} bytes", message.len()));
         self.link.send(message).await
@@ -419,6 +431,10 @@ impl Task {
             "send" => Self::Send(serde::Deserialize::deserialize(&mut reader).ok()?),
             "pass" => Self::Pass(serde::Deserialize::deserialize(&mut reader).ok()?),
             "open" => Self::Open,
+            "stream" => {
+                let [sends, takes, length] = [number()?, number()?, number()?];
+                Self::Stream(Streaming { sends, takes, length })
+            }
             _ => return None,
         };
         Some((id, task))

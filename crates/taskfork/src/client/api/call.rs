@@ -9,12 +9,13 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
+use super::input::Input;
 use super::progress::ProgressUpdates;
 use crate::blob;
 use crate::client::io::shared_session::SharedSession;
 use crate::client::io::spin::SpinGuard;
 use crate::client::proto::AnswerAttachments;
-use crate::client::session::calls::{Outcome, Seq};
+use crate::client::session::calls::{MethodName, Outcome, Seq};
 use crate::error::{CallError, Error, Failure, FatalError};
 use crate::report::CallSite;
 use crate::wire::attachments;
@@ -24,7 +25,8 @@ use crate::wire::values::{self, ValueFormat};
 
 /// The future of a call's result. Awaiting it returns the result.
 ///
-/// A call runs in its turn whether it is awaited or not. Its answer is kept until it is awaited. The
+/// A call with an [input](crate::client::IntoInput) takes and sends that while it is awaited. Otherwise a call runs in its turn
+/// whether it is awaited or not. Its answer is kept until it is awaited. The
 /// task that awaits it also decodes the answer, which takes long for a very large one: see
 /// [`max_frame`](crate::client::ClientBuilder::max_frame).
 ///
@@ -57,7 +59,13 @@ pub struct Call<T, E = Failure> {
 
 /// Where the result of a call comes from.
 enum Source<T, E> {
-    Session { session: Arc<SharedSession>, seq: Seq, spin_guard: Option<SpinGuard> },
+    Session {
+        session: Arc<SharedSession>,
+        seq: Seq,
+        spin_guard: Option<SpinGuard>,
+        /// What the call streams to its method.
+        input: Option<Box<Input>>,
+    },
     Ready(Mutex<Option<ReadyResult<T, E>>>),
 }
 
@@ -68,7 +76,14 @@ type ReadyResult<T, E> = Box<dyn FnOnce() -> Result<T, E> + Send>;
 impl<T, E> Call<T, E> {
     #[track_caller]
     pub(crate) fn new(session: Arc<SharedSession>, seq: Seq) -> Self {
-        Self::from(Source::Session { session, seq, spin_guard: None })
+        Self::from(Source::Session { session, seq, spin_guard: None, input: None })
+    }
+
+    /// A call that streams this to its method.
+    #[track_caller]
+    pub(crate) fn with_input(session: Arc<SharedSession>, seq: Seq, input: Input) -> Self {
+        let input = Some(Box::new(input));
+        Self::from(Source::Session { session, seq, spin_guard: None, input })
     }
 
     /// A call that has this result, without a worker: `Ok` of a value, or the interface's own error. It is
@@ -150,11 +165,16 @@ impl<T: DeserializeOwned, E: InterfaceError> Future for Call<T, E> {
         assert!(!self.done, "a call was polled after its result was taken");
         let this = &mut *self;
         match &mut this.source {
-            Source::Session { session, seq, spin_guard } => {
-                let (method, outcome) = ready!(session.poll(*seq, context, spin_guard));
+            Source::Session { session, seq, spin_guard, input } => {
+                let polled = match input {
+                    Some(input) => poll_sending(session, *seq, context, spin_guard, input),
+                    None => session.poll(*seq, context, spin_guard),
+                };
+                let (method, outcome) = ready!(polled);
                 this.done = true;
+                let failure = input.take().and_then(|input| input.into_failure());
                 let site = || CallSite::new(session.client_name(), method.as_deref(), this.made_at);
-                Poll::Ready(result(outcome, session.max_frame(), site))
+                Poll::Ready(result_with_input(outcome, failure, session.max_frame(), site))
             }
             Source::Ready(result) => {
                 this.done = true;
@@ -193,7 +213,46 @@ impl<T, E> fmt::Debug for Call<T, E> {
     }
 }
 
-pub(super) fn result<T, E>(
+/// Polls the outcome of a call, and sends its input meanwhile.
+fn poll_sending(
+    session: &Arc<SharedSession>,
+    seq: Seq,
+    context: &mut Context<'_>,
+    spin_guard: &mut Option<SpinGuard>,
+    input: &mut Input,
+) -> Poll<(MethodName, Outcome)> {
+    while !input.is_over() {
+        let goes_on = input.send(session, seq, context);
+        let polled = session.poll_once(seq, context.waker());
+        // Credit may have come since.
+        if polled.is_ready() || !goes_on || !session.wants_input(seq) {
+            return polled;
+        }
+    }
+    session.poll(seq, context, spin_guard)
+}
+
+/// The result of a call whose input may have failed.
+pub(super) fn result_with_input<T, E>(
+    outcome: Outcome,
+    failure: Option<Failure>,
+    max_frame: usize,
+    site: impl FnOnce() -> CallSite,
+) -> Result<T, Error<E>>
+where
+    T: DeserializeOwned,
+    E: InterfaceError,
+{
+    match (outcome, failure) {
+        // Whatever the method has made of it.
+        (Outcome::Result { .. } | Outcome::Error { .. }, Some(failure)) => {
+            Err(Error::Call { error: CallError::Input(failure), site: site() })
+        }
+        (outcome, _) => result(outcome, max_frame, site),
+    }
+}
+
+fn result<T, E>(
     outcome: Outcome,
     max_frame: usize,
     site: impl FnOnce() -> CallSite,

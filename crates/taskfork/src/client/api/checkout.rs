@@ -9,21 +9,22 @@ use std::time::Duration;
 use log_defer::{Level, Log};
 
 use super::call::Call;
+use super::input::Input;
 use super::stream::StreamCall;
 use super::typed_method::TypedMethod;
 use crate::blob::BlobMut;
 use crate::client::config::CheckoutOptions;
 use crate::client::io::core::Core;
 use crate::client::io::effects::Waiter;
-use crate::client::io::shared_session::{CallKind, SharedSession};
+use crate::client::io::shared_session::{CallKind, SharedSession, Streams};
 use crate::client::observe::replay::Replay;
-use crate::client::session::calls::{MethodName, Operation};
-use crate::client::session::items::WINDOW;
+use crate::client::session::calls::{MethodName, Operation, Seq};
 use crate::error::FatalError;
 use crate::time_limit::TimeLimit;
 use crate::trace_context::TraceContext;
 use crate::wire::WireError;
 use crate::wire::arguments::IntoArguments;
+use crate::wire::credit::WINDOW;
 use crate::wire::frame;
 use crate::wire::gather_frame::{GatherFrame, ReceiverLimits};
 use crate::wire::native::{self, CallMeta, DEFAULT_GRACE, FromClient, NO_LIMIT};
@@ -265,7 +266,7 @@ impl Checkout {
     /// ```
     #[track_caller]
     pub fn ready(&self) -> Call<()> {
-        let seq = self.session.submit(None, Operation::WaitForWorker, None, false);
+        let seq = self.session.submit(None, Operation::WaitForWorker, None, Streams::default());
         Call::new(self.session.clone(), seq)
     }
 
@@ -335,8 +336,8 @@ impl Checkout {
         interface: Option<&'static str>,
         args: impl IntoArguments,
     ) -> Call<T, E> {
-        let (operation, replay) = self.options.encode(method.as_deref(), interface, args, None);
-        Call::new(self.session.clone(), self.session.submit(method, operation, replay, false))
+        let seq = self.submit(method, interface, args, Streams::default());
+        Call::new(self.session.clone(), seq)
     }
 
     #[track_caller]
@@ -346,10 +347,46 @@ impl Checkout {
         interface: Option<&'static str>,
         args: impl IntoArguments,
     ) -> StreamCall<I, T, E> {
-        let (operation, replay) =
-            self.options.encode(method.as_deref(), interface, args, Some(WINDOW));
-        let seq = self.session.submit(method, operation, replay, true);
+        let seq = self.submit(method, interface, args, Streams { items: true, input: false });
         StreamCall::new(self.session.clone(), seq)
+    }
+
+    /// Makes a call with an input.
+    #[track_caller]
+    pub(super) fn make_with_input<T, E>(
+        &self,
+        method: MethodName,
+        interface: Option<&'static str>,
+        args: impl IntoArguments,
+        input: Input,
+    ) -> Call<T, E> {
+        let seq = self.submit(method, interface, args, Streams { items: false, input: true });
+        Call::with_input(self.session.clone(), seq, input)
+    }
+
+    /// Makes a call with an input whose method streams too.
+    #[track_caller]
+    pub(super) fn make_stream_with_input<I, T, E>(
+        &self,
+        method: MethodName,
+        interface: Option<&'static str>,
+        args: impl IntoArguments,
+        input: Input,
+    ) -> StreamCall<I, T, E> {
+        let seq = self.submit(method, interface, args, Streams { items: true, input: true });
+        StreamCall::with_input(self.session.clone(), seq, input)
+    }
+
+    #[track_caller]
+    fn submit(
+        &self,
+        method: MethodName,
+        interface: Option<&'static str>,
+        args: impl IntoArguments,
+        streams: Streams,
+    ) -> Seq {
+        let (operation, replay) = self.options.encode(method.as_deref(), interface, args, streams);
+        self.session.submit(method, operation, replay, streams)
     }
 }
 
@@ -363,11 +400,8 @@ pub(super) fn call_once<T, E>(
     args: impl IntoArguments,
     retries: u32,
 ) -> Call<T, E> {
-    let (operation, replay) =
-        CallOptions::of(core, options).encode(method.as_deref(), interface, args, None);
-    let kind = CallKind { retries, reads_items: false };
-    let (session, seq) =
-        SharedSession::call_once(core.clone(), options, method, operation, replay, kind);
+    let kind = CallKind { retries, streams: Streams::default() };
+    let (session, seq) = submit_once(core, options, method, interface, args, kind);
     Call::new(session, seq)
 }
 
@@ -380,12 +414,25 @@ pub(super) fn stream_once<I, T, E>(
     interface: Option<&'static str>,
     args: impl IntoArguments,
 ) -> StreamCall<I, T, E> {
-    let (operation, replay) =
-        CallOptions::of(core, options).encode(method.as_deref(), interface, args, Some(WINDOW));
-    let kind = CallKind { retries: 0, reads_items: true };
-    let (session, seq) =
-        SharedSession::call_once(core.clone(), options, method, operation, replay, kind);
+    let kind = CallKind { retries: 0, streams: Streams { items: true, input: false } };
+    let (session, seq) = submit_once(core, options, method, interface, args, kind);
     StreamCall::new(session, seq)
+}
+
+/// Makes a call of any kind in a checkout of its own.
+#[track_caller]
+pub(super) fn submit_once(
+    core: &Arc<Core>,
+    options: CheckoutOptions,
+    method: MethodName,
+    interface: Option<&'static str>,
+    args: impl IntoArguments,
+    kind: CallKind,
+) -> (Arc<SharedSession>, Seq) {
+    let options_of_call = CallOptions::of(core, options);
+    let (operation, replay) =
+        options_of_call.encode(method.as_deref(), interface, args, kind.streams);
+    SharedSession::call_once(core.clone(), options, method, operation, replay, kind)
 }
 
 impl CallOptions {
@@ -402,13 +449,14 @@ impl CallOptions {
         }
     }
 
-    /// Encodes a call, with the first credit for its items if the caller reads them. Its records of `tracing` go to the subscriber of the caller, if that wants them.
+    /// Encodes a call, with the first credit for its items if the caller reads them. Its records of `tracing` go to the
+    /// subscriber of the caller, if that wants them.
     fn encode(
         &self,
         method: Option<&str>,
         interface: Option<&'static str>,
         args: impl IntoArguments,
-        items: Option<u64>,
+        streams: Streams,
     ) -> (Operation, Option<Arc<Replay>>) {
         let of_caller = if self.trace.is_none() { TraceContext::of_caller() } else { None };
         let trace = self.trace.as_ref().or(of_caller.as_ref());
@@ -425,7 +473,8 @@ impl CallOptions {
             interface,
             traceparent: trace.map(TraceContext::traceparent),
             tracestate: trace.and_then(TraceContext::tracestate),
-            items,
+            items: streams.items.then_some(WINDOW),
+            input: streams.input,
             ..CallMeta::default()
         };
         let mut frame = GatherFrame { bytes: Vec::with_capacity(128), ..GatherFrame::default() };
@@ -510,6 +559,26 @@ pub trait Caller {
         method: TypedMethod,
         args: impl IntoArguments,
     ) -> StreamCall<I, T, E>;
+
+    /// Calls a method of a typed interface that takes an input.
+    #[doc(hidden)]
+    #[track_caller]
+    fn typed_with_input<T, E>(
+        &self,
+        method: TypedMethod,
+        args: impl IntoArguments,
+        input: Input,
+    ) -> Call<T, E>;
+
+    /// Calls a method of a typed interface that takes an input and streams.
+    #[doc(hidden)]
+    #[track_caller]
+    fn streamed_with_input<I, T, E>(
+        &self,
+        method: TypedMethod,
+        args: impl IntoArguments,
+        input: Input,
+    ) -> StreamCall<I, T, E>;
 }
 
 impl Caller for Checkout {
@@ -525,6 +594,28 @@ impl Caller for Checkout {
         args: impl IntoArguments,
     ) -> StreamCall<I, T, E> {
         self.make_stream(Some(Cow::Borrowed(method.name)), Some(method.interface), args)
+    }
+
+    #[track_caller]
+    fn typed_with_input<T, E>(
+        &self,
+        method: TypedMethod,
+        args: impl IntoArguments,
+        input: Input,
+    ) -> Call<T, E> {
+        let name = Some(Cow::Borrowed(method.name));
+        self.make_with_input(name, Some(method.interface), args, input)
+    }
+
+    #[track_caller]
+    fn streamed_with_input<I, T, E>(
+        &self,
+        method: TypedMethod,
+        args: impl IntoArguments,
+        input: Input,
+    ) -> StreamCall<I, T, E> {
+        let name = Some(Cow::Borrowed(method.name));
+        self.make_stream_with_input(name, Some(method.interface), args, input)
     }
 }
 
@@ -545,5 +636,28 @@ impl Caller for crate::Client {
     ) -> StreamCall<I, T, E> {
         let name = Some(Cow::Borrowed(method.name));
         stream_once(self.core(), self.options(), name, Some(method.interface), args)
+    }
+
+    #[track_caller]
+    fn typed_with_input<T, E>(
+        &self,
+        method: TypedMethod,
+        args: impl IntoArguments,
+        input: Input,
+    ) -> Call<T, E> {
+        let retries = if method.is_idempotent { self.retries() } else { 0 };
+        let name = Some(Cow::Borrowed(method.name));
+        self.call_once_with_input(name, Some(method.interface), args, retries, input)
+    }
+
+    #[track_caller]
+    fn streamed_with_input<I, T, E>(
+        &self,
+        method: TypedMethod,
+        args: impl IntoArguments,
+        input: Input,
+    ) -> StreamCall<I, T, E> {
+        let name = Some(Cow::Borrowed(method.name));
+        self.stream_once_with_input(name, Some(method.interface), args, input)
     }
 }

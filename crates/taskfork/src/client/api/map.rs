@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use futures_core::Stream;
 
 use super::handle::Client;
+use super::items::Items;
 use super::map_futures::Futures;
 
 impl Client {
@@ -239,30 +240,5 @@ impl<S, F, Fut: Future, C> fmt::Debug for MapCalls<S, F, Fut, C> {
             .field("running", &self.futures.len())
             .field("has_more_items", &self.items.is_some())
             .finish_non_exhaustive()
-    }
-}
-
-/// The items of an iterator, for [`MapCalls`].
-#[derive(Debug)]
-pub struct Items<I>(I);
-
-impl<I: Iterator> Items<I> {
-    pub(crate) fn new(items: impl IntoIterator<IntoIter = I>) -> Self {
-        Self(items.into_iter())
-    }
-}
-
-// An iterator is not pinned.
-impl<I> Unpin for Items<I> {}
-
-impl<I: Iterator> Stream for Items<I> {
-    type Item = I::Item;
-
-    fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        Poll::Ready(self.0.next())
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        self.0.size_hint()
     }
 }

@@ -6,6 +6,9 @@ pub(super) mod checkout;
 pub(super) mod config_error;
 pub(super) mod handle;
 mod handle_options;
+pub(super) mod input;
+mod input_calls;
+pub(super) mod items;
 pub(super) mod map;
 mod map_futures;
 #[cfg(feature = "nats")]

@@ -11,7 +11,8 @@ use std::task::{Context, Poll, ready};
 use futures_core::Stream;
 use serde::de::DeserializeOwned;
 
-use super::call::{decode_value, result};
+use super::call::{decode_value, result_with_input};
+use super::input::Input;
 use super::progress::ProgressUpdates;
 use crate::client::io::shared_session::{Polled, SharedSession};
 use crate::client::session::calls::{MethodName, Outcome, Seq};
@@ -29,6 +30,8 @@ use crate::wire::values::ValueFormat;
 /// The worker is at most 256 KiB and one item ahead of its reader, and then waits. The time limit of the call includes that
 /// wait. If the call fails in the middle, the items that have come are returned first, and then the error. If an item is
 /// of another type, that is the error, and the call runs on as if it had been dropped.
+///
+/// If the method takes an [input](crate::client::IntoInput) as well, that is sent while the call is asked for items.
 ///
 /// Calls that are made on the same checkout behind it are sent once it has ended. So await the end of a stream, or drop
 /// it, before you await the next call: otherwise a call waits for a worker that waits for its reader.
@@ -64,8 +67,19 @@ pub struct StreamCall<I, T, E = Failure> {
 
 /// Where the items and the result come from.
 enum Source<I, T, E> {
-    Session { session: Arc<SharedSession>, seq: Seq, types: PhantomData<Types<I, T, E>> },
+    Session(SessionSource<I, T, E>),
     Ready(Mutex<Ready<I, T, E>>),
+}
+
+/// A call of a session.
+struct SessionSource<I, T, E> {
+    session: Arc<SharedSession>,
+    seq: Seq,
+    /// What the call streams to its method, until the end of the call.
+    input: Option<Box<Input>>,
+    /// Why the input has failed.
+    failure: Option<Failure>,
+    types: PhantomData<Types<I, T, E>>,
 }
 
 /// A function, so that a stream can be sent to other threads whatever its types are.
@@ -99,7 +113,19 @@ enum RawItem<I> {
 impl<I, T, E> StreamCall<I, T, E> {
     #[track_caller]
     pub(crate) fn new(session: Arc<SharedSession>, seq: Seq) -> Self {
-        Self::from(Source::Session { session, seq, types: PhantomData })
+        Self::of_session(session, seq, None)
+    }
+
+    /// A call that streams this to its method as well.
+    #[track_caller]
+    pub(crate) fn with_input(session: Arc<SharedSession>, seq: Seq, input: Input) -> Self {
+        Self::of_session(session, seq, Some(Box::new(input)))
+    }
+
+    #[track_caller]
+    fn of_session(session: Arc<SharedSession>, seq: Seq, input: Option<Box<Input>>) -> Self {
+        let types = PhantomData;
+        Self::from(Source::Session(SessionSource { session, seq, input, failure: None, types }))
     }
 
     /// A call that has these items and this result, without a worker. It is for tests of code that calls workers, as
@@ -169,12 +195,11 @@ impl<I, T, E> StreamCall<I, T, E> {
     /// # }
     /// ```
     pub fn progress(&self) -> ProgressUpdates {
-        let Source::Session { session, seq, .. } = &self.source else {
-            return ProgressUpdates::none();
-        };
-        session
-            .progress_cell(*seq)
-            .map_or_else(ProgressUpdates::none, |cell| ProgressUpdates::new(session.clone(), cell))
+        let Source::Session(source) = &self.source else { return ProgressUpdates::none() };
+        let cell = source.session.progress_cell(source.seq);
+        cell.map_or_else(ProgressUpdates::none, |cell| {
+            ProgressUpdates::new(source.session.clone(), cell)
+        })
     }
 }
 
@@ -229,15 +254,15 @@ where
         }
         let state = std::mem::replace(&mut self.state, State::Over);
         match (&mut self.source, state) {
-            (Source::Session { session, .. }, State::Finished(method, outcome)) => {
-                session_result(session, self.made_at, method, outcome)
+            (Source::Session(source), State::Finished(method, outcome)) => {
+                source.result(self.made_at, method, outcome)
             }
             (Source::Ready(ready), _) => match of_ready(ready).result.take() {
                 Some(Ok(value)) => Ok(value()),
                 Some(Err(error)) => Err(ready_error(error(), self.made_at)),
                 None => panic!("{FINISHED_TWICE}"),
             },
-            (Source::Session { .. }, State::Running | State::Over) => panic!("{FINISHED_TWICE}"),
+            (Source::Session(_), State::Running | State::Over) => panic!("{FINISHED_TWICE}"),
         }
     }
 
@@ -248,13 +273,14 @@ where
             Some(Err(error)) => return Poll::Ready(Some(Err(error))),
             None => return Poll::Ready(None),
         };
-        let Source::Session { session, seq, .. } = &self.source else { return Poll::Ready(None) };
+        let Source::Session(source) = &self.source else { return Poll::Ready(None) };
+        let (session, seq) = (&source.session, source.seq);
         let Item { value, attachments, .. } = item;
         let decoded =
             decode_value(&value, ValueFormat::MessagePack, attachments, session.max_frame());
         Poll::Ready(Some(decoded.map_err(|reason| {
             self.state = State::Over;
-            session.abandon(*seq);
+            session.abandon(seq);
             let message = format!("an item of the stream: {reason}");
             let site = CallSite::new(session.client_name(), None, self.made_at);
             Error::Call { error: CallError::Decode { message }, site }
@@ -269,8 +295,8 @@ where
         if !matches!(self.state, State::Running) {
             return Poll::Ready(None);
         }
-        let (session, seq) = match &mut self.source {
-            Source::Session { session, seq, .. } => (session, *seq),
+        let source = match &mut self.source {
+            Source::Session(source) => source,
             Source::Ready(ready) => {
                 let ready = of_ready(ready);
                 if let Some(item) = ready.items.next() {
@@ -282,15 +308,18 @@ where
                 return Poll::Ready(error.map(|error| Err(ready_error(error(), self.made_at))));
             }
         };
-        match ready!(session.poll_item(seq, context.waker())) {
+        match ready!(source.poll(context)) {
             Polled::Item(item) => Poll::Ready(Some(Ok(RawItem::Encoded(item)))),
             Polled::Outcome(method, outcome) => {
-                if let Outcome::Result { .. } = outcome {
+                if let Some(input) = source.input.take() {
+                    source.failure = input.into_failure();
+                }
+                if let (Outcome::Result { .. }, None) = (&outcome, &source.failure) {
                     self.state = State::Finished(method, outcome);
                     return Poll::Ready(None);
                 }
                 self.state = State::Over;
-                let result = session_result::<T, E>(session, self.made_at, method, outcome);
+                let result = source.result(self.made_at, method, outcome);
                 Poll::Ready(result.err().map(Err))
             }
         }
@@ -309,14 +338,35 @@ fn ready_error<E>(error: E, made_at: &'static Location<'static>) -> Error<E> {
     Error::Call { error: CallError::Interface(error), site }
 }
 
-fn session_result<T: DeserializeOwned, E: InterfaceError>(
-    session: &SharedSession,
-    made_at: &'static Location<'static>,
-    method: MethodName,
-    outcome: Outcome,
-) -> Result<T, Error<E>> {
-    let site = || CallSite::new(session.client_name(), method.as_deref(), made_at);
-    result(outcome, session.max_frame(), site)
+impl<I, T, E> SessionSource<I, T, E> {
+    /// Polls the next item or the outcome, and sends the input.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Polled> {
+        loop {
+            // Before the item that may be there, because a reader may take long for each.
+            let goes_on = match &mut self.input {
+                Some(input) => input.send(&self.session, self.seq, context),
+                None => false,
+            };
+            let polled = self.session.poll_item(self.seq, context.waker());
+            // Credit may have come since.
+            if polled.is_ready() || !goes_on || !self.session.wants_input(self.seq) {
+                return polled;
+            }
+        }
+    }
+}
+
+impl<I, T: DeserializeOwned, E: InterfaceError> SessionSource<I, T, E> {
+    fn result(
+        &mut self,
+        made_at: &'static Location<'static>,
+        method: MethodName,
+        outcome: Outcome,
+    ) -> Result<T, Error<E>> {
+        let (session, failure) = (&self.session, self.failure.take());
+        let site = || CallSite::new(session.client_name(), method.as_deref(), made_at);
+        result_with_input(outcome, failure, session.max_frame(), site)
+    }
 }
 
 impl<I, T, E> Stream for StreamCall<I, T, E>
@@ -334,9 +384,8 @@ where
 
 impl<I, T, E> Drop for StreamCall<I, T, E> {
     fn drop(&mut self) {
-        if let (Source::Session { session, seq, .. }, State::Running) = (&self.source, &self.state)
-        {
-            session.abandon(*seq);
+        if let (Source::Session(source), State::Running) = (&self.source, &self.state) {
+            source.session.abandon(source.seq);
         }
     }
 }
@@ -344,11 +393,11 @@ impl<I, T, E> Drop for StreamCall<I, T, E> {
 impl<I, T, E> fmt::Debug for StreamCall<I, T, E> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut fields = out.debug_struct("StreamCall");
-        if let Source::Session { session, seq, .. } = &self.source {
+        if let Source::Session(source) = &self.source {
             fields
-                .field("client", &session.client_name())
-                .field("number", seq)
-                .field("state", &session.call_state(*seq));
+                .field("client", &source.session.client_name())
+                .field("number", &source.seq)
+                .field("state", &source.session.call_state(source.seq));
         }
         fields.field("made_at", &format_args!("{}", self.made_at)).finish()
     }

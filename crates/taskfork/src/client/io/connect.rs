@@ -107,6 +107,7 @@ async fn connect_and_handshake(
                 files: 0,
                 accepts_single_calls: false,
                 sends_items: false,
+                takes_input: false,
             },
             max_receive: config.max_frame,
             max_blob: config.max_blob,

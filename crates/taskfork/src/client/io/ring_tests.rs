@@ -33,6 +33,7 @@ fn connect(socket: UnixStream) -> (Connection, Rings) {
         files: 16,
         accepts_single_calls: false,
         sends_items: true,
+        takes_input: true,
     };
     let mut proto = proto::Connection::new(ConnectionConfig {
         protocol: Protocol::Native,

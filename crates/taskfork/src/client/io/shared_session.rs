@@ -31,6 +31,7 @@ use crate::error::{FatalError, Stage, TimeoutOption};
 use crate::shm_pool::ShmBufferMut;
 use crate::sync::lock;
 use crate::time_limit::TimeLimit;
+use crate::wire::gather_frame::GatherFrame;
 
 /// How long a task leaves the lock to others between two reads while its worker floods it.
 const LOCK_PAUSE: Duration = Duration::from_micros(50);
@@ -97,7 +98,40 @@ impl State {
 pub(crate) struct CallKind {
     /// How many times it may be made again, though it may have run.
     pub(crate) retries: u32,
-    pub(crate) reads_items: bool,
+    pub(crate) streams: Streams,
+}
+
+/// What a call streams.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Streams {
+    /// The caller reads items of the worker.
+    pub(crate) items: bool,
+    /// The caller sends an input.
+    pub(crate) input: bool,
+}
+
+/// What [`SharedSession::put_input`] has done with an item.
+#[derive(Debug)]
+pub(crate) enum PutInput {
+    /// The worker wants another one.
+    Continue,
+    /// The worker wants no more at the moment.
+    Enough,
+    /// The worker wants none at the moment, so this one must wait.
+    Wait(GatherFrame),
+    /// The worker cannot receive it, for this reason.
+    Unsendable(String),
+}
+
+impl Streams {
+    fn of(self, seq: Seq, session: &mut Session) {
+        if self.items {
+            session.read_items(seq);
+        }
+        if self.input {
+            session.stream_input(seq);
+        }
+    }
 }
 
 impl SharedSession {
@@ -125,9 +159,7 @@ impl SharedSession {
         session.check_out(options.priority, &mut state, &mut effects);
         state.session.set_retries(kind.retries);
         let seq = state.session.submit(method, operation, replay, &now);
-        if kind.reads_items {
-            state.session.read_items(seq);
-        }
+        kind.streams.of(seq, &mut state.session);
         state.session.close();
         let is_sent = match &mut state.place {
             Place::Worker(lease) => {
@@ -229,14 +261,12 @@ impl SharedSession {
         method: MethodName,
         operation: Operation,
         replay: Option<Arc<Replay>>,
-        reads_items: bool,
+        streams: Streams,
     ) -> Seq {
         let now = now();
         let mut state = self.lock();
         let seq = state.session.submit(method, operation, replay, &now);
-        if reads_items {
-            state.session.read_items(seq);
-        }
+        streams.of(seq, &mut state.session);
         if state.session.has_more_than_head() {
             self.set_timer(&mut state);
             let tell = matches!(state.place, Place::Worker(_)) && !state.driver_notified;
@@ -294,7 +324,12 @@ impl SharedSession {
         self.poll_once(seq, context.waker())
     }
 
-    fn poll_once(self: &Arc<Self>, seq: Seq, waker: &Waker) -> Poll<(MethodName, Outcome)> {
+    /// As [`poll`](Self::poll), without spinning.
+    pub(crate) fn poll_once(
+        self: &Arc<Self>,
+        seq: Seq,
+        waker: &Waker,
+    ) -> Poll<(MethodName, Outcome)> {
         let now = now();
         let mut state = self.lock();
         let mut effects = Effects::default();
@@ -306,15 +341,7 @@ impl SharedSession {
             state.polled = None;
             taken = state.session.take(seq);
         }
-        self.finish_if_done(&mut state, &mut effects);
-        let is_flooding = taken.is_none() && state.session.is_flooding();
-        drop(state);
-        self.core.apply(effects);
-        if is_flooding {
-            // This task is polled again at once. Without the pause it could keep the lock from the
-            // driver, which enforces the deadline.
-            std::thread::sleep(LOCK_PAUSE);
-        }
+        self.finish_poll(state, effects, taken.is_some());
         taken.map_or(Poll::Pending, Poll::Ready)
     }
 
@@ -338,10 +365,54 @@ impl SharedSession {
         if state.session.has_to_send() {
             self.advance(&mut state, &mut effects, &now);
         }
+        self.finish_poll(state, effects, polled.is_some());
+        polled.map_or(Poll::Pending, Poll::Ready)
+    }
+
+    fn finish_poll(
+        self: &Arc<Self>,
+        mut state: MutexGuard<'_, State>,
+        mut effects: Effects,
+        is_ready: bool,
+    ) {
         self.finish_if_done(&mut state, &mut effects);
+        let is_flooding = !is_ready && state.session.is_flooding();
         drop(state);
         self.core.apply(effects);
-        polled.map_or(Poll::Pending, Poll::Ready)
+        if is_flooding {
+            // This task is polled again at once. Without the pause it could keep the lock from the
+            // driver, which enforces the deadline.
+            std::thread::sleep(LOCK_PAUSE);
+        }
+    }
+
+    /// Whether the worker takes an item of the input of this call now, or its end.
+    pub(crate) fn wants_input(&self, seq: Seq) -> bool {
+        self.lock().session.wants_input(seq)
+    }
+
+    /// Puts an item of the input of a call into the outbox. [`send_input`](Self::send_input) must follow.
+    pub(crate) fn put_input(&self, seq: Seq, item: GatherFrame) -> PutInput {
+        let mut state = self.lock();
+        match state.session.put_input(seq, item) {
+            Ok(None) if state.session.wants_input(seq) => PutInput::Continue,
+            Ok(None) => PutInput::Enough,
+            Ok(Some(item)) => PutInput::Wait(item),
+            Err(reason) => PutInput::Unsendable(reason),
+        }
+    }
+
+    /// Sends the end of the input of a call, and what is before it. `error` is why it ends early. Returns false if the
+    /// worker cannot take it at the moment.
+    pub(crate) fn end_input(self: &Arc<Self>, seq: Seq, error: Option<&str>) -> bool {
+        let mut is_put = false;
+        self.update(|state, _| is_put = state.session.end_input(seq, error));
+        is_put
+    }
+
+    /// Sends the items that were put, as far as that is possible without waiting.
+    pub(crate) fn send_input(self: &Arc<Self>) {
+        self.update(|_, _| {});
     }
 
     /// Starts a spin for the answer of a call, if the call runs and the policy allows it.

@@ -16,6 +16,7 @@ use super::outbox::Outbox;
 use super::perl::Perl;
 use super::read_budget::ReadBudget;
 use super::ring_offer::RingOffer;
+use super::unsent_item::UnsentItem;
 use crate::client::now::Now;
 use crate::ring::Rings;
 use crate::shm_pool::ShmPool;
@@ -44,6 +45,10 @@ pub(crate) struct Connection {
     pub(super) accepts_single_calls: bool,
     /// The worker streams items.
     pub(super) sends_items: bool,
+    /// The worker takes inputs.
+    pub(super) takes_input: bool,
+    /// The item that is sent behind the outbox.
+    pub(super) item: Option<Box<UnsentItem>>,
     /// The last call ends its checkout, so no other message has to.
     is_last_call_single: bool,
     /// The most files that a call may have, and an answer.
@@ -127,6 +132,7 @@ impl Connection {
             files,
             accepts_single_calls,
             sends_items,
+            takes_input,
         } = limits;
         Self {
             inbox,
@@ -141,6 +147,8 @@ impl Connection {
             pipeline_window,
             accepts_single_calls,
             sends_items,
+            takes_input,
+            item: None,
             is_last_call_single: false,
             files,
             max_files,
@@ -241,6 +249,10 @@ impl Connection {
         }
         let (excess, calls) = self.outbox.mark_sent(sent);
         self.calls.record_sent(calls);
+        if excess > 0 && self.item.is_some() {
+            self.handle_item_sent(excess);
+            return 0;
+        }
         excess
     }
 
@@ -307,6 +319,9 @@ impl Connection {
         if !self.outbox.bytes.is_empty() {
             return Some(self.transmit_outbox());
         }
+        if let Some(item) = &self.item {
+            return Some(item.transmit());
+        }
         match &self.ring_offer {
             RingOffer::Due(offer) => {
                 Some(Transmit::Socket { bytes: &offer.bytes, call: None, files: &offer.files })
@@ -318,7 +333,9 @@ impl Connection {
     /// Whether [`poll_transmit`](Self::poll_transmit) returns something without a call.
     #[inline]
     pub(crate) fn has_to_send(&self) -> bool {
-        !self.outbox.bytes.is_empty() || matches!(self.ring_offer, RingOffer::Due(_))
+        !self.outbox.bytes.is_empty()
+            || self.item.is_some()
+            || matches!(self.ring_offer, RingOffer::Due(_))
     }
 
     fn transmit_outbox(&self) -> Transmit<'_> {
@@ -439,6 +456,7 @@ impl Connection {
 
     /// Appends a call to the outbox. Returns the call's number.
     pub(crate) fn put_call(&mut self, frame: &[u8]) -> u64 {
+        self.settle_item();
         self.is_last_call_single = self.is_single(frame);
         self.outbox.put_call(frame);
         self.calls.assign()
@@ -508,7 +526,8 @@ impl Connection {
         self.put(native::put_done)
     }
 
-    fn put(&mut self, message: impl FnOnce(&mut Vec<u8>)) -> Result<(), Disconnect> {
+    pub(super) fn put(&mut self, message: impl FnOnce(&mut Vec<u8>)) -> Result<(), Disconnect> {
+        self.settle_item();
         let written = frame::write_control(&mut self.outbox.bytes, |out| message(out));
         written.map_err(Disconnect::from)
     }
@@ -629,7 +648,7 @@ impl Connection {
 
     /// Records that an item of the running call was received. Its credit bounds how many come.
     pub(crate) fn record_item(&mut self) {
-        self.read_budget.record_answer();
+        self.read_budget.record_item();
     }
 
     /// The number of the call whose answer is due next.

@@ -33,6 +33,8 @@ pub(crate) struct PeerLimits {
     pub(crate) accepts_single_calls: bool,
     /// Whether the worker streams items.
     pub(crate) sends_items: bool,
+    /// Whether the worker takes inputs that callers stream.
+    pub(crate) takes_input: bool,
 }
 
 impl PeerLimits {
@@ -45,6 +47,7 @@ impl PeerLimits {
             files: hello.max_files.min(files),
             accepts_single_calls: hello.accepts_single_calls,
             sends_items: hello.sends_items,
+            takes_input: hello.takes_input,
         }
     }
 }

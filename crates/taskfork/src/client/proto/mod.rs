@@ -11,7 +11,7 @@
 //! | what has happened | `handle_input`, `handle_no_input`, `handle_end`, `handle_input_stopped`, `handle_sent`, `handle_blocked`, `handle_write_error`, `handle_timeout` |
 //! | what to do | `poll_transmit`, `need`, `poll_timeout` |
 //! | what the peer did | `poll_event` |
-//! | what this side wants | `put_call`, `put_done`, `put_queue_length`, `cancel_call`, `abort_handshake` |
+//! | what this side wants | `put_call`, `put_item`, `put_input_end`, `put_done`, `put_queue_length`, `cancel_call`, `abort_handshake` |
 //!
 //! After any of the others, call them in this order:
 //!
@@ -30,6 +30,7 @@ pub(crate) mod connection;
 pub(crate) mod disconnect;
 pub(crate) mod handshake;
 mod input;
+mod input_items;
 pub(crate) mod io_types;
 mod optimistic;
 mod outbox;
@@ -37,6 +38,7 @@ mod perl;
 mod read_budget;
 pub(crate) mod ring;
 mod ring_offer;
+mod unsent_item;
 
 use crate::wire::attachments::Attachments;
 

@@ -83,7 +83,7 @@ impl Connection {
         (self.max_send, self.max_blob_sent) = (limits.max_send, limits.max_blob);
         (self.pipeline_window, self.files) = (limits.pipeline_window, limits.files);
         self.accepts_single_calls = limits.accepts_single_calls;
-        self.sends_items = limits.sends_items;
+        (self.sends_items, self.takes_input) = (limits.sends_items, limits.takes_input);
         Event::Established(limits, now.get().saturating_duration_since(pending.since))
     }
 }

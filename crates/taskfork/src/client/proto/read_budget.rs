@@ -18,13 +18,17 @@ const TELEMETRY: usize = 8;
 /// would exceed the limit of a log.
 const FLOOD: usize = 2048;
 
+/// How many other messages may accompany an item of a stream: what announces its descriptors and its memory, the
+/// memory that the worker may reuse, and telemetry.
+const BESIDE_AN_ITEM: usize = 4;
+
 /// How much has been handled in this turn.
 #[derive(Debug, Default)]
 pub(crate) struct ReadBudget {
     spent: usize,
     /// The part of `spent` for which the runtime's budget has been charged.
     charged: usize,
-    /// How many messages were received since the last answer.
+    /// How many messages were received since the last answer, without those that belong to items.
     others: usize,
 }
 
@@ -44,7 +48,7 @@ impl ReadBudget {
     }
 
     /// Counts a message other than an answer.
-    pub(super) fn count_other(&mut self) {
+    pub(crate) fn count_other(&mut self) {
         self.others = self.others.saturating_add(1);
     }
 
@@ -57,6 +61,11 @@ impl ReadBudget {
     /// Records an answer.
     pub(super) fn record_answer(&mut self) {
         self.others = 0;
+    }
+
+    /// Records an item of a stream, which was received or sent.
+    pub(super) fn record_item(&mut self) {
+        self.others = self.others.saturating_sub(BESIDE_AN_ITEM);
     }
 
     /// Whether the turn is over, so that further messages wait for the next one.
@@ -102,6 +111,22 @@ mod tests {
         assert!(turn.is_over());
         turn.charge();
         assert!(!turn.is_charge_due());
+    }
+
+    #[test]
+    fn an_item_excuses_only_the_messages_that_belong_to_it() {
+        let mut turn = ReadBudget::default();
+        for _ in 0..2 * FLOOD {
+            (0..BESIDE_AN_ITEM).for_each(|_| turn.count_other());
+            turn.record_item();
+        }
+        assert!(!turn.is_flooding());
+        for _ in 0..FLOOD {
+            (0..=BESIDE_AN_ITEM).for_each(|_| turn.count_other());
+            turn.record_item();
+        }
+        (0..=BESIDE_AN_ITEM).for_each(|_| turn.count_other());
+        assert!(turn.is_flooding());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::items::ItemQueue;
+use super::items::{CallInput, ItemQueue};
 use crate::client::observe::log::Timing;
 use crate::client::observe::metrics::Stopwatch;
 use crate::client::observe::progress::ProgressCell;
@@ -51,6 +51,8 @@ pub(crate) struct Entry {
     pub(crate) progress_cell: Option<Arc<ProgressCell>>,
     /// The items that it has streamed, if it does.
     pub(crate) items: Option<Box<ItemQueue>>,
+    /// The input that its caller streams, if it does.
+    pub(crate) input: Option<Box<CallInput>>,
 }
 
 /// The replay of a finished call. It must be dropped while no lock is held, because that may run users' code.
@@ -116,6 +118,12 @@ impl Entry {
             (Some(one), Some(other)) => Some(one.min(other)),
             (one, other) => one.or(other),
         }
+    }
+
+    /// Whether it streams in any direction. Nothing but what belongs to the stream may follow it.
+    #[inline]
+    pub(crate) fn streams(&self) -> bool {
+        self.items.is_some() || self.input.is_some()
     }
 
     #[inline]
@@ -224,15 +232,15 @@ impl Calls {
         entry.frame().filter(|_| matches!(entry.progress, Progress::Sending))
     }
 
-    /// Marks the entry that [`next`](Self::next) returned as sent. Returns whether it streams items that nobody wants any
+    /// Marks the entry that [`next`](Self::next) returned as sent. Returns whether it streams, and nobody wants that any
     /// more, because its future was dropped when a part of it had been sent.
     pub(crate) fn mark_sent(&mut self, number: u64) -> bool {
         let Some(entry) = self.list.get_mut(self.next) else { return false };
         entry.progress = Progress::Sent(number);
         self.unanswered_bytes += entry.bytes();
-        self.unanswered_streams += usize::from(entry.items.is_some());
+        self.unanswered_streams += usize::from(entry.streams());
         self.next += 1;
-        entry.abandoned && entry.items.is_some()
+        entry.abandoned && entry.streams()
     }
 
     /// Marks all unanswered calls as unsent, because another worker will get them.
@@ -240,6 +248,8 @@ impl Calls {
         for entry in self.list.iter_mut().skip(self.finished) {
             if matches!(entry.progress, Progress::Sending | Progress::Sent(_)) {
                 entry.run_deadline = None;
+                // Nothing of it has been sent.
+                entry.input.iter_mut().for_each(|input| **input = CallInput::default());
                 entry.progress = if entry.abandoned { Progress::Removed } else { Progress::Queued };
             }
         }
@@ -249,7 +259,7 @@ impl Calls {
         self.compact();
     }
 
-    /// Whether a sent call without an answer streams. Nothing but credit may follow it.
+    /// Whether a sent call without an answer streams. Nothing but what belongs to the stream may follow it.
     #[inline]
     pub(crate) fn is_streaming(&self) -> bool {
         self.unanswered_streams > 0
@@ -273,6 +283,13 @@ impl Calls {
         self.list.len() > self.finished + 1
     }
 
+    /// The number on its connection of the first unfinished call, if that is `seq` and its caller streams an input.
+    pub(crate) fn running_input(&mut self, seq: Seq) -> Option<(u64, &mut CallInput)> {
+        let (_, entry) = self.head().filter(|(head, entry)| *head == seq && !entry.abandoned)?;
+        let number = entry.number()?;
+        Some((number, entry.input.as_deref_mut()?))
+    }
+
     /// Whether the future of an unfinished entry exists.
     #[inline]
     pub(crate) fn is_awaited(&self) -> bool {
@@ -294,7 +311,7 @@ impl Calls {
         let mut replay = None;
         if entry.number().is_some() {
             self.unanswered_bytes -= entry.bytes();
-            self.unanswered_streams -= usize::from(entry.items.is_some());
+            self.unanswered_streams -= usize::from(entry.streams());
         }
         entry.timing.end();
         if entry.abandoned {

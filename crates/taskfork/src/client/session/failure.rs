@@ -30,8 +30,10 @@ impl Session {
             self.events.push(Some(Event::WorkerLost(cause)));
         }
         let head = self.calls.head().map(|(_, head)| head);
-        let has_items = head.as_ref().and_then(|head| head.items.as_ref());
-        let has_items = has_items.is_some_and(|items| items.has_begun());
+        let has_streamed = head.as_ref().is_some_and(|head| {
+            head.items.as_ref().is_some_and(|items| items.has_begun())
+                || head.input.as_ref().is_some_and(|input| input.has_begun())
+        });
         let first = head.and_then(|head| head.number());
         let last_started = first.map_or(0, |first| {
             let last = disconnect.last_started(
@@ -40,8 +42,8 @@ impl Session {
                 connection.calls_sent(),
                 connection.can_lose_answers(),
             );
-            // A call that has sent an item has begun, whatever the notice says.
-            if has_items { last.max(first) } else { last }
+            // A call that has sent an item, or asked for one, has begun, whatever the notice says.
+            if has_streamed { last.max(first) } else { last }
         });
         let begun = first.is_some_and(|first| first <= last_started);
         if disconnect.is_in_setup() {

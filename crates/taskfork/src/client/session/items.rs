@@ -1,14 +1,12 @@
-//! The items of one call that streams: those that wait for their reader, and the credit of its worker. Pure.
+//! The items of one call that streams: those that wait for their reader, with the credit of its worker, and those of
+//! its input. Pure.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 
 use crate::client::proto::AnswerAttachments;
-use crate::wire::native::ITEM_OVERHEAD;
-
-/// How much a worker may be ahead of the reader, in bytes. One item may exceed it.
-pub(crate) const WINDOW: u64 = 256 << 10;
+use crate::wire::credit::{Allowance, Window};
 
 /// An item that its reader has not decoded yet.
 #[derive(Debug)]
@@ -18,21 +16,10 @@ pub(crate) struct Item {
     pub(crate) cost: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct ItemQueue {
     items: VecDeque<Item>,
-    /// How much credit the worker has been given in all.
-    granted: u64,
-    /// How much of that the received items have used.
-    used: u64,
-    /// How much of that the items have used that were taken.
-    taken: u64,
-}
-
-impl Default for ItemQueue {
-    fn default() -> Self {
-        Self { items: VecDeque::new(), granted: WINDOW, used: 0, taken: 0 }
-    }
+    window: Window,
 }
 
 impl ItemQueue {
@@ -41,15 +28,9 @@ impl ItemQueue {
     /// # Errors
     /// How the worker has broken the protocol.
     pub(crate) fn receive(&mut self, item: Item, length: usize) -> Result<(), String> {
-        if self.used >= self.granted {
-            return Err("the worker sent an item without credit".to_owned());
-        }
-        let least = (length as u64).saturating_add(ITEM_OVERHEAD);
-        if item.cost < least {
-            let cost = item.cost;
-            return Err(format!("the worker sent an item of {length} bytes at the cost of {cost}"));
-        }
-        self.used = self.used.saturating_add(item.cost);
+        let files = item.attachments.as_ref().map_or(0, |attachments| attachments.files.len());
+        let received = self.window.receive(item.cost, length, files);
+        received.map_err(|what| format!("the worker sent {what}"))?;
         self.items.push_back(item);
         Ok(())
     }
@@ -57,19 +38,13 @@ impl ItemQueue {
     /// Takes the next item. Returns with it how much credit the worker is to have in all, if it is to have more.
     pub(crate) fn take(&mut self) -> Option<(Item, Option<u64>)> {
         let item = self.items.pop_front()?;
-        self.taken = self.taken.saturating_add(item.cost);
-        let wanted = self.taken.saturating_add(WINDOW);
-        // Few messages are enough: each gives at least half of the window.
-        let gives = wanted - self.granted.min(wanted) >= WINDOW / 2;
-        if gives {
-            self.granted = wanted;
-        }
-        Some((item, gives.then_some(wanted)))
+        let more = self.window.take(item.cost);
+        Some((item, more))
     }
 
     /// Whether an item has come, so that the call has begun.
     pub(crate) fn has_begun(&self) -> bool {
-        self.used > 0
+        self.window.has_begun()
     }
 
     /// Drops the items, because nobody reads them.
@@ -78,11 +53,48 @@ impl ItemQueue {
     }
 }
 
+/// The input that the caller of a call streams to its worker.
+#[derive(Debug, Default)]
+pub(crate) struct CallInput {
+    allowance: Allowance,
+    /// The last item has been sent.
+    is_over: bool,
+}
+
+impl CallInput {
+    /// Whether the worker takes an item now, or the end.
+    pub(crate) fn is_wanted(&self) -> bool {
+        !self.is_over && self.allowance.allows()
+    }
+
+    /// Whether the worker has asked for items, so that the call has begun.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.allowance.has_begun()
+    }
+
+    pub(crate) fn spend(&mut self, cost: u64) {
+        self.allowance.spend(cost);
+    }
+
+    pub(crate) fn end(&mut self) {
+        self.is_over = true;
+    }
+
+    /// The worker gives credit.
+    ///
+    /// # Errors
+    /// How it has broken the protocol.
+    pub(crate) fn grant(&mut self, credit: u64) -> Result<(), String> {
+        self.allowance.grant(credit).map_err(|what| format!("the worker {what}"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::wire::credit::{ITEM_OVERHEAD, WINDOW};
 
     fn item(length: usize, extra: u64) -> (Item, usize) {
         let cost = length as u64 + ITEM_OVERHEAD + extra;

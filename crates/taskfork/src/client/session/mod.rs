@@ -11,7 +11,7 @@
 //! | what has happened | `assign`, `begin_run`, `enter_queue`, `handle_sent`, `handle_blocked`, `handle_write_error`, `note_server_end`, `handle_answer`, `handle_timeout`, `handle_turn_over`; and those of its connection for input |
 //! | what to do | `start_first_call`, `put_queue_length`, `poll_transmit`, `put_in_ring`, `process`, `poll_timeout` |
 //! | what others must learn | `poll_event` |
-//! | what the user wants | `submit`, `take`, `abandon`, `close`, `end` |
+//! | what the user wants | `submit`, `take`, `put_input`, `end_input`, `abandon`, `close`, `end` |
 //!
 //! After any of the others, call them in this order:
 //!
@@ -38,7 +38,7 @@ use log_defer::Log;
 use smallvec::SmallVec;
 
 use self::calls::{Calls, Entry, MethodName, Operation, Outcome, Progress, Seq};
-use self::items::Item;
+use self::items::{CallInput, Item};
 use self::pipeline::Pipeline;
 pub(crate) use self::process::Step;
 use crate::client::now::Now;
@@ -53,6 +53,7 @@ use crate::client::proto::io_types::Transmit;
 use crate::error::{ConnectionError, FatalError};
 use crate::shm_pool::ShmBufferMut;
 use crate::time_limit::TimeLimit;
+use crate::wire::gather_frame::GatherFrame;
 
 /// How long after its end a call waits for the notice of its worker's death.
 const NOTICE_WAIT: TimeLimit = TimeLimit::new(Duration::from_secs(2));
@@ -502,6 +503,7 @@ impl Session {
             replay,
             progress_cell: None,
             items: None,
+            input: None,
         };
         let seq = self.calls.push(entry);
         self.watch_deadline();
@@ -513,6 +515,62 @@ impl Session {
         if let Some(entry) = self.calls.get_mut(seq) {
             entry.items = Some(Box::default());
         }
+    }
+
+    /// The caller of a call that has just been submitted streams an input to it.
+    pub(crate) fn stream_input(&mut self, seq: Seq) {
+        if let Some(entry) = self.calls.get_mut(seq) {
+            entry.input = Some(Box::default());
+        }
+    }
+
+    /// Whether the worker takes an item of the input of this call now, or its end.
+    pub(crate) fn wants_input(&mut self, seq: Seq) -> bool {
+        let Assignment::Worker(connection) = &self.assignment else { return false };
+        connection.has_room_for_item()
+            && self.calls.running_input(seq).is_some_and(|(_, input)| input.is_wanted())
+    }
+
+    /// Sends an item of the input of a call, which [`wants_input`](Self::wants_input). If it no longer does, the item
+    /// comes back.
+    ///
+    /// # Errors
+    /// If the worker cannot receive such an item.
+    pub(crate) fn put_input(
+        &mut self,
+        seq: Seq,
+        item: GatherFrame,
+    ) -> Result<Option<GatherFrame>, String> {
+        if !self.wants_input(seq) {
+            return Ok(Some(item));
+        }
+        if let Some((connection, number, input)) = self.running_input(seq) {
+            input.spend(connection.put_item(number, item)?);
+            // Another worker could not get all of the input.
+            self.mark_used();
+        }
+        Ok(None)
+    }
+
+    /// Sends the end of the input of a call, which [`wants_input`](Self::wants_input). Returns false if it no longer does.
+    pub(crate) fn end_input(&mut self, seq: Seq, error: Option<&str>) -> bool {
+        if !self.wants_input(seq) {
+            return false;
+        }
+        if let Some((connection, number, input)) = self.running_input(seq) {
+            input.end();
+            // It is short, so it can always be encoded.
+            let _ = connection.put_input_end(number, error);
+            // As for an item: the stream is over.
+            self.mark_used();
+        }
+        true
+    }
+
+    fn running_input(&mut self, seq: Seq) -> Option<(&mut Connection, u64, &mut CallInput)> {
+        let Assignment::Worker(connection) = &mut self.assignment else { return None };
+        let (number, input) = self.calls.running_input(seq)?;
+        Some((connection, number, input))
     }
 
     /// Takes the next item of a call, if there is one. Its worker gets more credit.
@@ -561,8 +619,11 @@ impl Session {
         // Whoever awaits the next report must not wait for a call that nobody wants.
         self.end_progress(seq);
         // A call that streams looks for it while it runs, too.
-        let streaming = self.calls.get_mut(seq).filter(|entry| entry.items.is_some());
+        let streaming = self.calls.get_mut(seq).filter(|entry| entry.streams());
         let number = streaming.and_then(|entry| entry.number());
+        if let (Assignment::Worker(connection), Some(_)) = (&mut self.assignment, number) {
+            connection.end_items();
+        }
         let number = number.or_else(|| self.calls.number_behind_head(seq));
         if let (Assignment::Worker(connection), Some(number)) = (&mut self.assignment, number) {
             connection.cancel_call(number);

@@ -22,6 +22,10 @@ const BATCH: usize = 32 << 10;
 const NO_ITEMS: &str = "the method is called for a stream of items, and this server cannot send one: it speaks a protocol \
                         without streams, or is older";
 
+/// Why a call with an input cannot be sent.
+const NO_INPUT: &str = "the call streams an input, and this server cannot take one: it speaks a protocol without streams, \
+                        is older, or its workers are threads of this program";
+
 /// The sending of one checkout's calls on one connection.
 #[derive(Debug, Default)]
 pub(super) struct Pipeline {
@@ -93,7 +97,7 @@ impl Pipeline {
             }
             let may_send = mode != CallMode::Pipelined || self.filling && !only_first;
             if calls.is_streaming() {
-                // Its worker reads only credit until that call has ended.
+                // Its worker reads only what belongs to the stream until that call has ended.
                 break;
             }
             let Some(entry) = calls.next() else { break };
@@ -136,6 +140,10 @@ impl Pipeline {
         let Operation::Call(frame, fitted) = &mut entry.operation else { return false };
         if entry.items.is_some() && !connection.sends_items() {
             entry.operation = Operation::Unsendable(NO_ITEMS.to_owned());
+            return false;
+        }
+        if entry.input.is_some() && !connection.takes_input() {
+            entry.operation = Operation::Unsendable(NO_INPUT.to_owned());
             return false;
         }
         if mode != CallMode::Pipelined {

@@ -159,6 +159,12 @@ impl Session {
                 }
                 return Step::Changed;
             }
+            Ok(FromWorker::Credit { call, credit }) if !is_skipped_due => {
+                if let Err(reason) = self.handle_credit(call, credit) {
+                    self.handle_disconnect(reason);
+                }
+                return Step::Changed;
+            }
             Ok(FromWorker::Ok { .. } | FromWorker::Error { .. }) => {
                 self.handle_disconnect(Disconnect::violation(
                     "the worker answered a call that it had to skip",
@@ -262,6 +268,28 @@ impl Session {
         Ok(())
     }
 
+    /// The worker gives credit for the input of the first call.
+    fn handle_credit(&mut self, call: u64, credit: u64) -> Result<(), Disconnect> {
+        let Assignment::Worker(connection) = &mut self.assignment else { return Ok(()) };
+        let Some((seq, entry)) = self.calls.head() else { return Ok(()) };
+        if connection.has_announced_files() {
+            return Err(Disconnect::files_without_answer());
+        }
+        let is_due = connection.is_next_call_sent() && call == connection.next_answer();
+        let Some(input) = entry.input.as_mut().filter(|_| is_due) else {
+            return Err(Disconnect::violation(
+                "the worker gave credit for an input that no call has",
+            ));
+        };
+        connection.read_budget().count_other();
+        input.grant(credit).map_err(Disconnect::violation)?;
+        // It waits for the answer too.
+        if let Some(waker) = entry.waker.clone() {
+            self.emit(Event::Wake(seq, waker));
+        }
+        Ok(())
+    }
+
     /// The first call has been answered.
     #[inline]
     pub(crate) fn handle_answer(&mut self, outcome: Outcome) {
@@ -280,7 +308,7 @@ impl Session {
         }
     }
 
-    fn mark_used(&mut self) {
+    pub(super) fn mark_used(&mut self) {
         if self.usage == Usage::Unused {
             self.usage = Usage::Used;
         }
@@ -289,7 +317,12 @@ impl Session {
     /// Ends the first unfinished call.
     #[inline]
     pub(super) fn finish_head(&mut self, outcome: Outcome) {
-        let Some((seq, _)) = self.calls.head() else { return };
+        let Some((seq, entry)) = self.calls.head() else { return };
+        if entry.input.is_some()
+            && let Assignment::Worker(connection) = &mut self.assignment
+        {
+            connection.end_items();
+        }
         self.end_progress(seq);
         let (waker, replay) = self.calls.finish(seq, outcome);
         if let Some(waker) = waker {

@@ -5,9 +5,10 @@ use std::time::Duration;
 use rmp::Marker;
 
 use super::kind::{
-    CALL, CANCEL, CREDIT, DONE, FILES, HELLO, JSON, PIPELINED_CALL, QUEUE_LENGTH, RINGS, SHM,
-    SINGLE_CALL, kind_of, set_kind,
+    CALL, CANCEL, CREDIT, DONE, FILES, HELLO, INPUT_END, ITEM, JSON, PIPELINED_CALL, QUEUE_LENGTH,
+    RINGS, SHM, SINGLE_CALL, kind_of, set_kind,
 };
+use super::stream::{self, InputEnd, Item};
 use super::transport::read_files;
 use crate::time_limit::TimeLimit;
 use crate::wire::WireError;
@@ -47,6 +48,10 @@ pub(crate) enum FromClient<'a> {
         call: u64,
         credit: u64,
     },
+    /// An item of the input of a call.
+    Item(Item<'a>),
+    /// The last item has been sent.
+    InputEnd(InputEnd<'a>),
     /// How many files accompany the next message.
     Files(usize),
     Shm(ShmMessage),
@@ -86,6 +91,8 @@ pub(crate) struct CallMeta<'a> {
     pub(crate) interface: Option<&'a str>,
     /// The caller reads the items that the call streams. This is the first credit for them.
     pub(crate) items: Option<u64>,
+    /// The caller streams an input to the method.
+    pub(crate) input: bool,
 }
 
 #[taskfork_macros::startup_code]
@@ -108,9 +115,11 @@ impl<'a> FromClient<'a> {
             (SHM, 2) => ShmMessage::read(&mut reader).map(Self::Shm),
             (RINGS, 2) => skip_map(&mut reader).map(|()| Self::Rings),
             (CREDIT, 4) => {
-                skip_map(&mut reader)?;
-                Ok(Self::Credit { call: reader.int()?, credit: reader.unsigned()? })
+                let (call, credit) = stream::read_credit(&mut reader)?;
+                Ok(Self::Credit { call, credit })
             }
+            (ITEM, 3) => Item::read(&mut reader).map(Self::Item),
+            (INPUT_END, 3) => InputEnd::read(&mut reader).map(Self::InputEnd),
             (CANCEL, 3) => {
                 skip_map(&mut reader)?;
                 reader.int().map(Self::Cancel)
@@ -135,6 +144,7 @@ impl<'a> FromClient<'a> {
                 JSON => call.json = reader.bool()?,
                 "interface" => call.interface = Some(reader.str()?),
                 "items" => call.items = Some(reader.unsigned()?),
+                "input" => call.input = reader.bool()?,
                 _ => return Ok(false),
             }
             Ok(true)
@@ -159,6 +169,7 @@ pub(crate) fn put_call(out: &mut Vec<u8>, method: Option<&str>, meta: CallMeta<'
         json,
         interface,
         items,
+        input,
     } = meta;
     put_array(out, 4);
     put_uint(out, CALL);
@@ -178,6 +189,7 @@ pub(crate) fn put_call(out: &mut Vec<u8>, method: Option<&str>, meta: CallMeta<'
     map.flag(JSON, json);
     map.optional_str("interface", interface);
     map.optional_uint("items", items);
+    map.flag("input", input);
     match method {
         Some(method) => put_str(out, method),
         None => put_nil(out),
@@ -242,15 +254,6 @@ pub(crate) fn put_cancel(out: &mut Vec<u8>, call: u64) {
     put_uint(out, CANCEL);
     put_map(out, 0);
     put_uint(out, call);
-}
-
-/// Appends how much credit the items of a call may have used in all.
-pub(crate) fn put_credit(out: &mut Vec<u8>, call: u64, credit: u64) {
-    put_array(out, 4);
-    put_uint(out, CREDIT);
-    put_map(out, 0);
-    put_uint(out, call);
-    put_uint(out, credit);
 }
 
 /// The number of the call that a message cancels; `None` for another message.

@@ -1,10 +1,11 @@
 //! The numbers of the kinds of messages, and what calls and answers have in common. A message is an array whose first element is its kind.
 
-// From the worker, while a call runs that streams.
+// From both sides, while a call runs that streams in that direction.
 pub(super) const ITEM: u64 = 11;
-
-// From the client, while a call runs that streams.
 pub(super) const CREDIT: u64 = 12;
+
+// From the client, behind the last item of the input.
+pub(super) const INPUT_END: u64 = 13;
 
 // From both sides.
 pub(in crate::wire) const HELLO: u64 = 0;

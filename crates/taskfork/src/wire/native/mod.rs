@@ -5,21 +5,23 @@ mod client;
 pub(in crate::wire) mod kind;
 #[cfg(test)]
 mod later_versions;
+mod stream;
 mod transport;
 mod worker;
 
 pub(crate) use client::{
     CallMeta, CallMode, DEFAULT_GRACE, FromClient, NO_LIMIT, call_mode, cancelled_call,
-    put_argument_count, put_call, put_cancel, put_credit, put_done, put_queue_length,
-    set_call_mode, set_timeout,
+    put_argument_count, put_call, put_cancel, put_done, put_queue_length, set_call_mode,
+    set_timeout,
 };
+pub(crate) use stream::{InputEnd, Item, put_credit, put_item, set_item_call, set_item_cost};
 pub(in crate::wire) use transport::put_files;
 pub(crate) use transport::{is_transport_message, put_rings};
 #[cfg(feature = "spans")]
 pub(crate) use worker::put_trace_header;
 pub(crate) use worker::{
-    FromWorker, ITEM_OVERHEAD, Item, StreamEnd, Telemetry, put_error, put_item, put_log, put_ok,
-    put_progress, put_queued, put_skipped, set_item_cost, skipped_call,
+    FromWorker, StreamEnd, Telemetry, put_error, put_log, put_ok, put_progress, put_queued,
+    put_skipped, skipped_call,
 };
 pub(in crate::wire) use worker::{put_end, put_log_with};
 

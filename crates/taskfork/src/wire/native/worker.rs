@@ -1,12 +1,12 @@
 //! Messages from a worker to its client, and from the server in the worker's place.
 
 use log_defer::Message;
-use rmp::Marker;
 
 use super::kind::{
-    DEATH, END, ERROR, FILES, HELLO, ITEM, JSON, OK, QUEUED, RINGS, SHM, SKIPPED, TELEMETRY,
-    kind_of,
+    CREDIT, DEATH, END, ERROR, FILES, HELLO, ITEM, JSON, OK, QUEUED, RINGS, SHM, SKIPPED,
+    TELEMETRY, kind_of,
 };
+use super::stream::{self, CALL_NUMBER, Item};
 use super::transport::read_files;
 use crate::progress::Progress;
 use crate::wire::WireError;
@@ -36,6 +36,11 @@ pub(crate) enum FromWorker<'a> {
     },
     /// An item that the running call streams.
     Item(Item<'a>),
+    /// The client may send items for the call with this number until they have used this credit in all.
+    Credit {
+        call: u64,
+        credit: u64,
+    },
     Death(DeathNotice),
     Telemetry(Telemetry<'a>),
     /// From the server: this connection waits for a worker, for this reason. The hello follows later.
@@ -88,6 +93,10 @@ impl<'a> FromWorker<'a> {
                 Ok(Self::Error { call, body: ErrorBody::read(&mut reader)? })
             }
             (ITEM, 3) => Item::read(&mut reader).map(Self::Item),
+            (CREDIT, 4) => {
+                let (call, credit) = stream::read_credit(&mut reader)?;
+                Ok(Self::Credit { call, credit })
+            }
             (DEATH, 2) => DeathNotice::read(&mut reader).map(Self::Death),
             (TELEMETRY, 2) => Telemetry::read(&mut reader).map(Self::Telemetry),
             (FILES, 3) => read_files(&mut reader).map(Self::Files),
@@ -154,63 +163,8 @@ impl StreamEnd {
     }
 }
 
-/// An item that a call streams.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Item<'a> {
-    pub(crate) call: Option<u64>,
-    /// How much credit it uses: its bytes, with those that accompany the message, and [`ITEM_OVERHEAD`].
-    pub(crate) cost: u64,
-    /// The encoded item, at the end of the message.
-    pub(crate) value: &'a [u8],
-}
-
-/// How much credit an item uses beside its bytes, so that many short items are bounded too.
-pub(crate) const ITEM_OVERHEAD: u64 = 256;
-
-impl<'a> Item<'a> {
-    fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {
-        let (mut call, mut cost) = (None, 0);
-        read_map(reader, |key, reader| {
-            match key {
-                CALL_NUMBER => call = Some(reader.int()?),
-                COST => cost = reader.unsigned()?,
-                _ => return Ok(false),
-            }
-            Ok(true)
-        })?;
-        Ok(Self { call, cost, value: reader.rest() })
-    }
-}
-
-/// Appends the beginning of an item. The caller appends the item, and sets its cost.
-pub(crate) fn put_item(out: &mut Vec<u8>, call: Option<u64>) {
-    put_array(out, 3);
-    put_uint(out, ITEM);
-    let mut map = MapWriter::new(out);
-    // First, and in its longest encoding, so that `set_item_cost` can replace it.
-    let out = map.key(COST);
-    out.push(Marker::U64.to_u8());
-    out.extend_from_slice(&[0; 8]);
-    map.optional_uint(CALL_NUMBER, call);
-}
-
-/// Where the cost is in an encoded item: behind the headers of the array, the kind, the map and the key, each of one
-/// byte, the key itself, and the marker of the number.
-const COST_OFFSET: usize = 5 + COST.len();
-
-/// Sets the cost of an encoded item.
-pub(crate) fn set_item_cost(item: &mut [u8], cost: u64) {
-    if let Some(place) = item.get_mut(COST_OFFSET..COST_OFFSET + 8) {
-        place.copy_from_slice(&cost.to_be_bytes());
-    }
-}
-
-const COST: &str = "cost";
 const PASSED: &str = "passed";
 const UNREAD: &str = "unread";
-
-/// The key of the call's number in the metadata of an answer.
-const CALL_NUMBER: &str = "call";
 
 /// The metadata of an answer.
 struct AnswerMeta {

@@ -5,7 +5,8 @@ use std::rc::Rc;
 use crate::blob;
 use crate::emitter::{EmitError, Port};
 use crate::wire::attachments::Attachments;
-use crate::wire::native::{self, ITEM_OVERHEAD, Item};
+use crate::wire::credit::item_cost;
+use crate::wire::native::{self, Item};
 use crate::wire::values::EncodeError;
 use crate::wire::{WireError, frame};
 use crate::worker::error_reply::ErrorReply;
@@ -35,13 +36,20 @@ impl Items {
         self.credit
     }
 
-    /// Checks an item whose message has this length. The error is a violation of the protocol.
-    pub(super) fn check(&mut self, item: &Item<'_>, length: usize) -> Result<(), &'static str> {
+    /// Checks an item whose message has `length` bytes and `files` descriptors. The error is a violation of the protocol.
+    pub(super) fn check(
+        &mut self,
+        item: &Item<'_>,
+        length: usize,
+        files: usize,
+    ) -> Result<(), &'static str> {
         if self.used >= self.credit {
             return Err("an item came without credit");
         }
-        if item.cost < length as u64 + ITEM_OVERHEAD {
-            return Err("an item says that it uses less credit than it has bytes");
+        if item.cost < item_cost(length, files) {
+            return Err(
+                "an item says that it uses less credit than its bytes and descriptors cost",
+            );
         }
         self.used = self.used.saturating_add(item.cost);
         Ok(())

@@ -217,10 +217,10 @@ impl Program {
 
     /// Passes an item on, whose message has this length.
     fn pass_on(&mut self, items: &mut Items, item: &Item<'_>, length: usize) {
-        if let Err(violation) = items.check(item, length) {
+        let files = self.take_files();
+        if let Err(violation) = items.check(item, length, files.files.len()) {
             self.fail(&violation);
         }
-        let files = self.take_files();
         match items.pass_on(item, files) {
             // This fails only if the program has ended. What it said before is still read.
             Ok(Some(frame)) => drop(self.socket.write_all(&frame)),

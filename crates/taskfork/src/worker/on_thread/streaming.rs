@@ -7,9 +7,10 @@ use std::rc::Rc;
 use super::connection::Connection;
 use crate::emitter::{EmitError, Port};
 use crate::wire::WireError;
+use crate::wire::credit::item_cost;
 use crate::wire::frame::HEADER_LEN;
 use crate::wire::gather_frame::{GatherFrame, ReceiverLimits};
-use crate::wire::native::{self, FromClient, ITEM_OVERHEAD};
+use crate::wire::native::{self, FromClient};
 use crate::wire::values::EncodeError;
 
 /// The connection, while a call runs that streams. It is empty after the call, because the user's code can keep an
@@ -137,11 +138,13 @@ impl State {
         let limit = self.client.max_frame;
         let mut out = GatherFrame::default();
         out.write(limit, |out| {
-            native::put_item(out, Some(self.call));
+            native::put_item(out);
             encode(out)
         })
         .map_err(|error: EncodeError| EmitError::Item(error.0))?;
-        let cost = (out.len() - HEADER_LEN) as u64 + ITEM_OVERHEAD;
+        // Without descriptors: all blobs of such a worker are in the frame.
+        let cost = item_cost(out.len() - HEADER_LEN, 0);
+        native::set_item_call(&mut out.bytes[HEADER_LEN..], self.call);
         native::set_item_cost(&mut out.bytes[HEADER_LEN..], cost);
         out.fit(self.client).map_err(EmitError::Item)?;
         match out.len() - HEADER_LEN {

@@ -67,6 +67,8 @@ pub(crate) const ENTRIES: &[(&str, Entry)] = &[
     }),
     ("shared_buffers_none", |server| crate::shared_buffers::server(server.shared_memory(0))),
     ("progress", crate::progress::server),
+    ("inputs", crate::inputs::server),
+    ("inputs_tcp", |server| crate::inputs::server(server.listen("tcp:127.0.0.1:0"))),
     ("streams", crate::streams::server),
     ("streams_tcp", |server| crate::streams::server(server.listen("tcp:127.0.0.1:0"))),
     ("rings", crate::rings::server),

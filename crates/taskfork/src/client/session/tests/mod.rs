@@ -29,6 +29,7 @@ use crate::wire::values::ValueFormat;
 mod calls;
 mod gateway;
 mod handshake;
+mod inputs;
 mod retries;
 mod run_timeout;
 mod streams;
@@ -44,6 +45,7 @@ const LIMITS: PeerLimits = PeerLimits {
     files: 0,
     accepts_single_calls: false,
     sends_items: true,
+    takes_input: true,
 };
 
 /// A session and what it has reported.

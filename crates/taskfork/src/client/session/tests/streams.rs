@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 
 use super::*;
-use crate::client::session::items::{Item, WINDOW};
-use crate::wire::native::ITEM_OVERHEAD;
+use crate::client::session::items::Item;
+use crate::wire::credit::{WINDOW, item_cost};
 
 impl Checkout {
     /// Makes a call that streams, with this number as its argument.
@@ -36,11 +36,12 @@ impl Checkout {
 /// An item with this number, and how much credit it takes.
 fn item(call: u64, number: u64, length: usize) -> (Vec<u8>, u64) {
     let mut frame = framed(|out| {
-        native::put_item(out, Some(call));
+        native::put_item(out);
         let value = (number, serde_bytes::ByteBuf::from(vec![0; length]));
         out.extend(rmp_serde::to_vec(&value).unwrap());
     });
-    let cost = (frame.len() - frame::HEADER_LEN) as u64 + ITEM_OVERHEAD;
+    let cost = item_cost(frame.len() - frame::HEADER_LEN, 0);
+    native::set_item_call(&mut frame[frame::HEADER_LEN..], call);
     native::set_item_cost(&mut frame[frame::HEADER_LEN..], cost);
     (frame, cost)
 }
