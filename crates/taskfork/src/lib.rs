@@ -194,12 +194,13 @@ pub use worker::Methods;
 /// example by a panic. [`Error`] describes all errors of a call, and [`Call`] what cancellation does.
 ///
 /// The attribute takes no arguments. `#[taskfork(name = "…")]` on a method sets the name that calls use, of 1 to 200
-/// bytes; it defaults to the method's own. `#[taskfork(idempotent)]` allows [`Client::retry`] to run it twice, unless it streams.
+/// bytes; it defaults to the method's own. `#[taskfork(idempotent)]` allows [`Client::retry`] to run it twice. It is
+/// an error on a method with an emitter, and one with a receiver runs again only if it had got no item.
 /// `#[cfg(…)]` on a method holds for everything that is made of it.
 ///
 /// A trait that cannot be an interface is a compile error, which says what to write instead: a generic or
-/// unsafe trait, a generic method, a parameter that is `&mut`, a receiver other than `&mut self`, and a method
-/// with the name of a method of [`Checkout`] or [`Client`].
+/// unsafe trait, a generic method, a parameter that is `&mut` and neither an emitter nor a receiver of items, another `self`
+/// than `&mut self`, and a method with the name of a method of [`Checkout`] or [`Client`].
 ///
 /// ```
 /// use serde::{Deserialize, Serialize};

@@ -8,9 +8,13 @@ from typing import Any, Callable, Deque, Generator, Generic, Optional, TypeVar
 
 from . import _progress
 from ._progress import Progress
+from .errors import Aborted
 
 #: How much credit a worker has beyond the items that were taken.
 WINDOW = 262_144
+
+#: The most credit that a message can give.
+MOST_CREDIT = (1 << 64) - 1
 
 T = TypeVar("T")
 
@@ -24,7 +28,12 @@ class Signal:
     async def wait(self) -> None:
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiting)
-        await waiting
+        try:
+            await waiting
+        finally:
+            # Still there if the task was cancelled.
+            if waiting in self._waiting:
+                self._waiting.remove(waiting)
 
     def notify(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -77,7 +86,8 @@ class Running:
         """Takes the first item, and gives credit for others."""
         item, cost = self.items.popleft()
         self.taken += cost
-        credit = self.taken + WINDOW
+        # A worker may say that an item costs as much as a number can.
+        credit = min(self.taken + WINDOW, MOST_CREDIT)
         if credit - self.credit >= WINDOW // 2 and not self.future.done():
             self.credit = credit
             self.give_credit(credit)
@@ -170,6 +180,7 @@ class Stream:
     def __init__(self, running: Running) -> None:
         self._running = running
         self._is_over = False
+        self._is_closed = False
 
     def __aiter__(self) -> Stream:
         return self
@@ -195,6 +206,8 @@ class Stream:
     async def result(self) -> Any:
         """Waits for the end of the call, and returns its result. Items that were not taken are discarded. Raises an
         ``Error``. Cancelling it cancels the call."""
+        if self._is_closed:
+            raise Aborted("the stream was closed before its result was asked for")
         self._is_over = True
         self._running.drain()
         return await self._running.future
@@ -209,6 +222,7 @@ class Stream:
 
     def _cancel(self) -> None:
         self._is_over = True
+        self._is_closed = self._is_closed or not self._running.future.done() or self._running.future.cancelled()
         self._running.items.clear()
         self._running.future.cancel()
 

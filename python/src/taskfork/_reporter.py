@@ -29,12 +29,16 @@ class Reporter:
         with self._lock:
             self._latest = report
             if not self._is_scheduled:
-                self._is_scheduled = True
                 wait = self._sent_at + _INTERVAL - time.monotonic()
                 # It lives until it has sent: a program without other threads can be forked safely at other times.
                 timer = threading.Timer(max(wait, 0.0), self._send_latest)
                 timer.daemon = True
-                timer.start()
+                try:
+                    timer.start()
+                except RuntimeError:
+                    # There can be no more threads. The next report tries again.
+                    return
+                self._is_scheduled = True
 
     def end(self) -> None:
         """The call has ended: a report that has not been sent is dropped."""

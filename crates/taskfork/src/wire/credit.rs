@@ -25,16 +25,28 @@ pub(crate) struct Window {
     used: u64,
     /// How much of that the items have used that were taken.
     taken: u64,
+    /// How much the sender may be ahead.
+    size: u64,
 }
 
 impl Default for Window {
-    /// One that has given [`WINDOW`].
+    /// One of [`WINDOW`] bytes.
     fn default() -> Self {
-        Self { granted: WINDOW, used: 0, taken: 0 }
+        Self::new(WINDOW)
     }
 }
 
 impl Window {
+    /// One of this size, which the sender has been given.
+    pub(crate) fn new(size: u64) -> Self {
+        Self { granted: size, used: 0, taken: 0, size }
+    }
+
+    /// How much credit the sender has been given in all.
+    pub(crate) fn granted(&self) -> u64 {
+        self.granted
+    }
+
     /// Counts an item whose message has `length` bytes and `files` descriptors.
     ///
     /// # Errors
@@ -55,9 +67,9 @@ impl Window {
     /// Counts an item of this cost as taken. Returns how much credit the sender is to have in all, if it is to have more.
     pub(crate) fn take(&mut self, cost: u64) -> Option<u64> {
         self.taken = self.taken.saturating_add(cost);
-        let wanted = self.taken.saturating_add(WINDOW);
+        let wanted = self.taken.saturating_add(self.size);
         // Few messages are enough: each gives at least half of the window.
-        let gives = wanted - self.granted.min(wanted) >= WINDOW / 2;
+        let gives = wanted - self.granted.min(wanted) >= self.size / 2;
         if gives {
             self.granted = wanted;
         }

@@ -235,11 +235,14 @@ impl<'a> Request<'a> {
 
     /// Where the items of the input of a method come from. The error is a reply for a caller that streams none.
     pub fn receiver<T>(&self) -> Result<Receiver<T>, Reply> {
-        let reason = "the method takes an input, which this call does not stream: call it with one (clients that speak JSON cannot)";
-        let port = self
-            .input
-            .clone()
-            .ok_or_else(|| Reply(Err(ErrorReply::arguments(&Failure::new(reason)))));
+        let port = self.input.clone().ok_or_else(|| {
+            let method = quoted(self.method);
+            let reason = format!(
+                "{method} takes an input, which this call does not stream: call it by a typed client in \
+                 Rust, or with `call_with_input`"
+            );
+            Reply(Err(ErrorReply::arguments(&Failure::new(reason))))
+        });
         port.map(Receiver::from_caller)
     }
 

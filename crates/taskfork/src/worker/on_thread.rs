@@ -28,6 +28,7 @@ use crate::clock::now;
 use crate::context;
 use crate::emitter::Port;
 use crate::error::Failure;
+use crate::receiver::InputPort;
 use crate::time_limit::TimeLimit;
 use crate::trace_context::{self, TraceContext};
 use crate::wire::WireError;
@@ -75,14 +76,14 @@ pub(crate) fn serve<S, I: Interface<S>>(
                     return Ok(());
                 }
             }
-            // The last two are of a call that has been answered.
+            // The last four are of a call that has been answered.
             FromClient::Done
             | FromClient::QueueLength(_)
             | FromClient::Cancel(_)
-            | FromClient::Credit { .. } => {}
-            FromClient::Hello(_)
+            | FromClient::Credit { .. }
             | FromClient::Item(_)
-            | FromClient::InputEnd(_)
+            | FromClient::InputEnd(_) => {}
+            FromClient::Hello(_)
             | FromClient::Files(_)
             | FromClient::Shm(_)
             | FromClient::Rings => {
@@ -99,7 +100,7 @@ fn attachments() -> Attachments {
 }
 
 struct Worker<I, S> {
-    /// Shared with the emitter of a call that streams.
+    /// Shared with the emitter and the receiver of a call that streams.
     connection: Rc<RefCell<Connection>>,
     progress: ProgressReports,
     made: Option<(I, S)>,
@@ -130,6 +131,7 @@ impl<S, I: Interface<S>> Worker<I, S> {
             max_frame: Some(DEFAULT_MAX_FRAME),
             accepts_single_calls: true,
             sends_items: true,
+            takes_input: true,
             ..WorkerHello::default()
         };
         frame::write_control(&mut out, |out| match &accepted {
@@ -153,10 +155,8 @@ impl<S, I: Interface<S>> Worker<I, S> {
         trace_context::set_on_thread(TraceContext::received(meta.traceparent, meta.tracestate));
         context::set_on_thread(Some(deadline(meta)));
         self.progress.begin_call();
-        let streaming = meta.items.map(|credit| {
-            let connection = self.connection.clone();
-            Rc::new(Streaming::begin(connection, self.calls, credit, self.max_answer))
-        });
+        let streaming = Streaming::begin(&self.connection, self.calls, meta, self.max_answer);
+        let streaming = streaming.map(Rc::new);
         let result = self.call(make, method, meta.interface, args, streaming.as_ref());
         self.progress.end_call();
         context::set_on_thread(None);
@@ -206,14 +206,16 @@ impl<S, I: Interface<S>> Worker<I, S> {
             .map_err(|reason| ErrorReply::arguments(&reason))?;
         let (number, limit) = (Some(self.calls), self.max_answer);
         let (interface, state) = self.prepare(make)?;
-        if streaming.is_some() {
-            check_streams(interface, method, required, true, false)?;
-        }
-        let port = streaming.cloned().map(|streaming| -> Rc<dyn Port> { streaming });
+        let sends = streaming.filter(|streaming| streaming.sends_items());
+        let takes = streaming.filter(|streaming| streaming.has_input());
+        check_streams(interface, method, required, sends.is_some(), takes.is_some())?;
+        let port = sends.cloned().map(|streaming| -> Rc<dyn Port> { streaming });
+        let input = takes.cloned().map(|streaming| -> Rc<dyn InputPort> { streaming });
         let mut out = GatherFrame::default();
         out.write(limit, |out| {
             native::put_ok(out, number, ValueFormat::from_json_flag(interface.returns_json()));
-            catch_panic(|| interface.call(state, Request::new(method, required, args, out, port)).0)
+            let request = Request::new(method, required, args, out, port).with_input(input);
+            catch_panic(|| interface.call(state, request).0)
                 .unwrap_or_else(|panic| Err(ErrorReply::panic(panic)))
         })?;
         let client = ReceiverLimits { max_frame: limit, max_blob: 0, max_files: 0 };

@@ -133,8 +133,8 @@ trial!(a_program_waits_for_its_reader_and_learns_when_nobody_reads_on, async || 
 
 trial!(a_program_that_streams_wrongly_ends, async || {
     for (method, said) in [
-        ("more_than_its_credit", "an item came without credit"),
-        ("for_less_than_its_bytes", "less credit than it has bytes"),
+        ("more_than_its_credit", "it sent an item without credit"),
+        ("for_less_than_its_bytes", "with 0 descriptors at the cost of"),
         ("of_another_call", "the answer to call 2 came where that to call 1 was due"),
     ] {
         let (_server, client) = start_with("program_streams", |client| client.max_frame(1 << 20));

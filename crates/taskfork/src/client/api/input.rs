@@ -140,7 +140,7 @@ impl Input {
         Self::of::<S, T>(items)
     }
 
-    /// The items of an iterator.
+    /// The items of an iterator. It is asked for them on the task that polls the call, so it must not block.
     ///
     /// ```
     /// let input = taskfork::client::Input::iter(1..=1000_u64);

@@ -34,7 +34,7 @@ impl Checkout {
     /// that takes no input is [`CallError::Arguments`](crate::error::CallError), and so is a server that cannot take one.
     ///
     /// # Cancellation
-    /// See [`Call`]. The method learns that the caller has gone when it takes the next item.
+    /// See [`Call`]. The method learns that the caller has gone behind the items that have come.
     #[track_caller]
     pub fn call_with_input<T>(
         &self,

@@ -37,8 +37,9 @@ use crate::wire::values::ValueFormat;
 /// it, before you await the next call: otherwise a call waits for a worker that waits for its reader.
 ///
 /// # Cancellation
-/// Dropping it stops the call: the worker's next [`Emitter::send`](crate::Emitter::send) fails, and the result is
-/// discarded. If its checkout is dropped as well, or the call was made on a client, the worker is killed and replaced.
+/// Dropping it stops the call, and the result is discarded. If its checkout is dropped as well, or the call was made on a
+/// client, the worker is killed and replaced. Otherwise the worker's [`Emitter::send`](crate::Emitter::send) fails once the
+/// worker is ahead of its reader and would wait.
 /// Dropping the future of `next` loses no item.
 ///
 /// ```no_run

@@ -91,7 +91,7 @@ impl Connection {
     /// Appends to the outbox which shared memory each side may reuse.
     pub(crate) fn put_shm_control(&mut self) {
         self.settle_item();
-        self.shm_pool.write_control(&mut self.outbox.bytes);
+        self.shm_pool.write_control(self.outbox.out());
     }
 
     /// Changes a call so that this worker can receive it: its blobs and files become what the worker accepts.

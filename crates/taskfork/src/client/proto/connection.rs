@@ -178,7 +178,7 @@ impl Connection {
         handshake: PendingHandshake,
     ) -> Self {
         let mut connection = Self::new(config);
-        connection.outbox.bytes = hello;
+        connection.outbox = Outbox::new(hello);
         connection.handshake = Handshake::Pending(Box::new(handshake));
         connection
     }
@@ -242,7 +242,7 @@ impl Connection {
         self.bytes_sent += sent as u64;
         self.rings.iter_mut().for_each(|rings| rings.record_sent(sent));
         if let RingOffer::Due(_) = &self.ring_offer
-            && self.outbox.bytes.is_empty()
+            && self.outbox.is_empty()
         {
             self.handle_ring_offer_sent(sent);
             return 0;
@@ -308,7 +308,7 @@ impl Connection {
     ) -> Option<Transmit<'a>> {
         if let Some(frame) = call {
             let sent = self.calls.partial();
-            let bytes = &self.outbox.bytes[..];
+            let bytes = self.outbox.unsent();
             // Files accompany the first byte of their call, so no other bytes may precede it in the write.
             return Some(match sent == 0 && !frame.files.is_empty() {
                 true if !bytes.is_empty() => self.transmit_outbox(),
@@ -316,7 +316,7 @@ impl Connection {
                 false => Transmit::Socket { bytes, call: Some((frame, sent)), files: &[] },
             });
         }
-        if !self.outbox.bytes.is_empty() {
+        if !self.outbox.is_empty() {
             return Some(self.transmit_outbox());
         }
         if let Some(item) = &self.item {
@@ -333,7 +333,7 @@ impl Connection {
     /// Whether [`poll_transmit`](Self::poll_transmit) returns something without a call.
     #[inline]
     pub(crate) fn has_to_send(&self) -> bool {
-        !self.outbox.bytes.is_empty()
+        !self.outbox.is_empty()
             || self.item.is_some()
             || matches!(self.ring_offer, RingOffer::Due(_))
     }
@@ -341,7 +341,7 @@ impl Connection {
     fn transmit_outbox(&self) -> Transmit<'_> {
         match self.can_use_ring() {
             true => Transmit::Ring,
-            false => Transmit::Socket { bytes: &self.outbox.bytes, call: None, files: &[] },
+            false => Transmit::Socket { bytes: self.outbox.unsent(), call: None, files: &[] },
         }
     }
 
@@ -520,7 +520,7 @@ impl Connection {
             return Ok(());
         }
         if !self.is_native() {
-            perl::put_done(&mut self.outbox.bytes);
+            perl::put_done(self.outbox.out());
             return Ok(());
         }
         self.put(native::put_done)
@@ -528,7 +528,7 @@ impl Connection {
 
     pub(super) fn put(&mut self, message: impl FnOnce(&mut Vec<u8>)) -> Result<(), Disconnect> {
         self.settle_item();
-        let written = frame::write_control(&mut self.outbox.bytes, |out| message(out));
+        let written = frame::write_control(self.outbox.out(), |out| message(out));
         written.map_err(Disconnect::from)
     }
 
@@ -615,7 +615,7 @@ impl Connection {
 
     /// How many bytes the outbox holds.
     pub(crate) fn unsent_bytes(&self) -> usize {
-        self.outbox.bytes.len()
+        self.outbox.unsent().len()
     }
 
     /// Accepts the number in an answer.

@@ -22,7 +22,7 @@ impl Connection {
 
     /// Whether another item can be put now. Otherwise others must be sent first.
     pub(crate) fn has_room_for_item(&self) -> bool {
-        self.item.is_none() && self.outbox.bytes.len() < BATCH
+        self.item.is_none() && self.outbox.unsent().len() < BATCH
     }
 
     /// Sends an item of the input of this call. Returns its cost.
@@ -45,7 +45,7 @@ impl Connection {
         // It precedes the item: its memory may fit only after other memory was released.
         self.put_shm_control();
         match frame.len() <= SMALL && frame.files.is_empty() && frame.references.is_empty() {
-            true => self.outbox.bytes.extend_from_slice(&frame.copy_from(0)),
+            true => self.outbox.out().extend_from_slice(&frame.copy_from(0)),
             false => self.item = Some(Box::new(UnsentItem { frame, sent: 0 })),
         }
         Ok(cost)
@@ -83,7 +83,7 @@ impl Connection {
     /// Lets other messages follow what has been sent of an item: the outbox gets its rest.
     pub(super) fn settle_item(&mut self) {
         if let Some(item) = self.item.take_if(|item| item.sent > 0) {
-            self.outbox.bytes.extend_from_slice(&item.frame.copy_from(item.sent));
+            self.outbox.out().extend_from_slice(&item.frame.copy_from(item.sent));
             // The rest goes the same way.
             self.outbox.put_socket_only(&[]);
         }

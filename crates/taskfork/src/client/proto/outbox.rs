@@ -7,28 +7,49 @@ const KEPT_CAPACITY: usize = 64 << 10;
 
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
-    pub(super) bytes: Vec<u8>,
+    bytes: Vec<u8>,
+    /// How many of `bytes` have been sent. They are removed together, so that those behind them are seldom moved.
+    start: usize,
     /// How many bytes of this outbox have ever been sent.
     sent: u64,
     /// The bytes must go through the socket, not through a ring.
     socket_only: bool,
-    /// The ends of the calls in `bytes`, on the scale of `sent`.
+    /// The ends of the calls in the unsent bytes, on the scale of `sent`.
     ends: VecDeque<u64>,
     /// The last byte that was sent through the socket is the last one of a call.
     ends_with_call: bool,
 }
 
 impl Outbox {
+    /// One with these bytes.
+    pub(super) fn new(bytes: Vec<u8>) -> Self {
+        Self { bytes, ..Self::default() }
+    }
+
+    /// What is sent next.
+    pub(super) fn unsent(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.start == self.bytes.len()
+    }
+
+    /// Where to append bytes.
+    pub(super) fn out(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
+    }
+
     /// Appends a call, or the rest of one.
     pub(super) fn put_call(&mut self, frame: &[u8]) {
         self.bytes.extend_from_slice(frame);
-        self.ends.push_back(self.sent + self.bytes.len() as u64);
+        self.ends.push_back(self.sent + self.unsent().len() as u64);
     }
 
     /// Appends bytes that must go through the socket. All bytes before them go there too.
     pub(super) fn put_socket_only(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
-        self.socket_only = !self.bytes.is_empty();
+        self.socket_only = !self.is_empty();
     }
 
     pub(super) fn is_socket_only(&self) -> bool {
@@ -43,13 +64,17 @@ impl Outbox {
     /// Removes this many sent bytes. Returns by how many they exceed the outbox, and how many calls ended in them.
     pub(super) fn mark_sent(&mut self, bytes: usize) -> (usize, u64) {
         let mut calls = 0;
-        let own = bytes.min(self.bytes.len());
-        self.bytes.drain(..own);
+        let own = bytes.min(self.unsent().len());
+        self.start += own;
         // The rest of a partly sent message must go the same way.
         self.socket_only |= own > 0;
-        if self.bytes.is_empty() {
+        if self.is_empty() {
+            self.bytes.clear();
             self.bytes.shrink_to(KEPT_CAPACITY);
-            self.socket_only = false;
+            (self.start, self.socket_only) = (0, false);
+        } else if self.start > self.bytes.len() / 2 {
+            self.bytes.drain(..self.start);
+            self.start = 0;
         }
         self.sent += own as u64;
         if own > 0 {
@@ -97,7 +122,7 @@ mod tests {
         ) {
             let (mut outbox, mut ends, mut put) = (Outbox::default(), Vec::new(), 0);
             for &(other, length) in &calls {
-                outbox.bytes.extend(vec![0; other]);
+                outbox.out().extend(vec![0; other]);
                 outbox.put_call(&vec![1; length]);
                 put += other + length;
                 ends.push(put);

@@ -86,14 +86,14 @@ impl Connection {
     /// Moves the outbox into the ring, if there is room. Otherwise it must go through the socket.
     pub(crate) fn put_in_ring(&mut self) {
         let Some(rings) = &mut self.rings else { return };
-        let put = rings.put(&self.outbox.bytes);
+        let put = rings.put(self.outbox.unsent());
         if put == Put::Refused {
             return self.outbox.put_socket_only(&[]);
         }
         if self.outbox.has_calls() {
             rings.mark();
         }
-        let (_, calls) = self.outbox.mark_sent(self.outbox.bytes.len());
+        let (_, calls) = self.outbox.mark_sent(self.outbox.unsent().len());
         self.calls.record_sent(calls);
         self.outbox.mark_other_sent();
         if put == Put::PeerAsleep {

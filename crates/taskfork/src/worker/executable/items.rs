@@ -5,7 +5,7 @@ use std::rc::Rc;
 use crate::blob;
 use crate::emitter::{EmitError, Port};
 use crate::wire::attachments::Attachments;
-use crate::wire::credit::item_cost;
+use crate::wire::credit::Window;
 use crate::wire::native::{self, Item};
 use crate::wire::values::EncodeError;
 use crate::wire::{WireError, frame};
@@ -18,9 +18,7 @@ const WINDOW: u64 = 65_536;
 pub(super) struct Items {
     port: Rc<dyn Port>,
     call: u64,
-    /// How much credit the program has got in all, and how much of it its items have used.
-    credit: u64,
-    used: u64,
+    window: Window,
     /// Why no further item is passed on.
     end: Option<EmitError>,
 }
@@ -28,31 +26,25 @@ pub(super) struct Items {
 impl Items {
     /// The items of the call with this number go to `port`.
     pub(super) fn new(port: Rc<dyn Port>, call: u64) -> Self {
-        Self { port, call, credit: WINDOW, used: 0, end: None }
+        Self { port, call, window: Window::new(WINDOW), end: None }
     }
 
     /// How much credit the program has in all.
     pub(super) fn credit(&self) -> u64 {
-        self.credit
+        self.window.granted()
     }
 
-    /// Checks an item whose message has `length` bytes and `files` descriptors. The error is a violation of the protocol.
+    /// Counts an item whose message has `length` bytes and `files` descriptors.
+    ///
+    /// # Errors
+    /// How the program has broken the protocol.
     pub(super) fn check(
         &mut self,
         item: &Item<'_>,
         length: usize,
         files: usize,
-    ) -> Result<(), &'static str> {
-        if self.used >= self.credit {
-            return Err("an item came without credit");
-        }
-        if item.cost < item_cost(length, files) {
-            return Err(
-                "an item says that it uses less credit than its bytes and descriptors cost",
-            );
-        }
-        self.used = self.used.saturating_add(item.cost);
-        Ok(())
+    ) -> Result<(), String> {
+        self.window.receive(item.cost, length, files)
     }
 
     /// Passes an item on. Waits while the client is behind. Returns a frame for the program, if it must learn something:
@@ -71,15 +63,14 @@ impl Items {
         });
         let mut out = Vec::new();
         match sent {
-            Ok(()) if self.used.saturating_add(WINDOW) - self.credit < WINDOW / 2 => {
-                return Ok(None);
-            }
-            Ok(()) => {
-                self.credit = self.used.saturating_add(WINDOW);
-                frame::write_control(&mut out, |out| {
-                    native::put_credit(out, self.call, self.credit);
-                })?;
-            }
+            Ok(()) => match self.window.take(item.cost) {
+                None => return Ok(None),
+                Some(credit) => {
+                    frame::write_control(&mut out, |out| {
+                        native::put_credit(out, self.call, credit)
+                    })?;
+                }
+            },
             Err(error) => {
                 self.end = Some(error);
                 frame::write_control(&mut out, |out| native::put_cancel(out, self.call))?;

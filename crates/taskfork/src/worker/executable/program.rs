@@ -219,7 +219,7 @@ impl Program {
     fn pass_on(&mut self, items: &mut Items, item: &Item<'_>, length: usize) {
         let files = self.take_files();
         if let Err(violation) = items.check(item, length, files.files.len()) {
-            self.fail(&violation);
+            self.fail(&format!("it sent {violation}"));
         }
         match items.pass_on(item, files) {
             // This fails only if the program has ended. What it said before is still read.
