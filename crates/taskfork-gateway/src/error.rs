@@ -1,7 +1,7 @@
 //! Why a gateway cannot start, or cannot reload its certificates.
 
-use std::io;
 use std::path::PathBuf;
+use std::{fmt, io};
 
 use taskfork::client::AddressError;
 
@@ -15,7 +15,7 @@ use taskfork::client::AddressError;
 /// assert!(matches!(error, GatewayError::NoListener));
 /// # });
 /// ```
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum GatewayError {
     /// No server was set.
@@ -28,7 +28,8 @@ pub enum GatewayError {
     Address(#[from] AddressError),
     /// The server's address is no unix socket.
     #[error(
-        "{address} is no unix socket: a gateway runs on the machine of its server, use unix:PATH"
+        "{address} is no unix socket with a path: a gateway runs on the machine of its server, so let the server \
+         listen at unix:PATH and give the gateway this address"
     )]
     NotLocal {
         /// The address.
@@ -77,4 +78,11 @@ pub enum GatewayError {
         /// Why its value is not allowed.
         reason: &'static str,
     },
+}
+
+/// The same text as `Display`, so that a `main` that returns the error prints it for people.
+impl fmt::Debug for GatewayError {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, out)
+    }
 }

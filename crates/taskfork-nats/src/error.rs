@@ -1,12 +1,12 @@
 //! What can go wrong, and what to do about it.
 
-use std::io;
 use std::time::Duration;
+use std::{fmt, io};
 
 use crate::link::Violation;
 
 /// Why a node does not start, or a client gets no session.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The address of the NATS server is not one.
@@ -171,6 +171,13 @@ impl Error {
 
     pub(crate) fn closed(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Closed(source.into())
+    }
+}
+
+/// The same text as `Display`, so that a `main` that returns the error prints it for people.
+impl fmt::Debug for Error {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, out)
     }
 }
 

@@ -20,7 +20,7 @@ use axum::routing::post;
 use axum::{Json, Router, serve};
 use serde::{Deserialize, Serialize};
 use taskfork::error::{CallError, FatalError, Stage};
-use taskfork::worker::Executable;
+use taskfork::worker::{Executable, ReplaceAfter};
 use taskfork::{BoxError, Client, Error, Server};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -49,7 +49,9 @@ fn main() -> Result<(), BoxError> {
     // the model before somebody asks.
     let server = Server::fork(|server| {
         let python = Executable::new(python).arg(model);
-        server.name("model").spare_workers(1).executable(python).run()
+        // An error of the model is an answer: the worker keeps what it has loaded.
+        let server = server.name("model").spare_workers(1).replace_after(ReplaceAfter::Panic);
+        server.executable(python).run()
     })?;
     tokio::runtime::Runtime::new()?.block_on(async {
         let client = Client::builder()

@@ -82,6 +82,11 @@ fn a_model_in_python_answers_over_http() {
     let (status, answer) = service.language("too short");
     assert_eq!(status, 422, "{answer}");
     assert!(answer.contains("a text needs three words or more"), "{answer}");
+    assert_eq!(
+        pid(&service.known("the old dog")["worker"]),
+        worker,
+        "a wrong text costs no worker"
+    );
 
     // A worker that has died is replaced.
     let worker = pid(&service.known("the old dog")["worker"]);

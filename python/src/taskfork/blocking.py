@@ -10,6 +10,7 @@ from . import _call
 from . import client as _client
 from ._progress import Progress
 from .client import _UNSET, OnLog, Stats, Timeout
+from .errors import Aborted
 
 T = TypeVar("T")
 
@@ -65,7 +66,16 @@ class Client:
         """The current numbers of workers and of waiting checkouts."""
         return self._run_in_loop(self._inner.stats)
 
+    def _check_open(self) -> None:
+        if self._loop.is_closed():
+            raise Aborted("the client is closed")
+
     def _wait_for(self, what: Coroutine[Any, Any, T]) -> T:
+        try:
+            self._check_open()
+        except Aborted:
+            what.close()
+            raise
         waiting = asyncio.run_coroutine_threadsafe(what, self._loop)
         try:
             return waiting.result()
@@ -75,6 +85,8 @@ class Client:
             raise
 
     def _run_in_loop(self, what: Callable[[], T]) -> T:
+        self._check_open()
+
         async def run() -> T:
             return what()
 
@@ -214,4 +226,5 @@ class Checkout:
 
     def release(self) -> None:
         """Returns the worker to the pool when its calls have ended."""
-        self._owner._run_in_loop(self._inner.release)
+        if not self._owner._loop.is_closed():
+            self._owner._run_in_loop(self._inner.release)

@@ -354,12 +354,22 @@ impl State {
     }
 
     fn write(&mut self, out: &GatherFrame, cost: u64) -> Result<(), EmitError> {
-        self.try_write(out).map_err(|reason| {
+        let written = self.write_control().and_then(|()| self.try_write(out));
+        written.map_err(|reason| {
             self.failure = Some(reason);
             EmitError::Closed
         })?;
         self.items.iter_mut().for_each(|items| items.spend(cost));
         Ok(())
+    }
+
+    /// Tells the client which memory is lent no more. Behind it, an item may bring memory that takes its place.
+    fn write_control(&mut self) -> Result<(), ExitReason> {
+        let mut out = GatherFrame::default();
+        if self.shared_memory.is_used() {
+            self.shared_memory.write_control(now(), &mut out.bytes);
+        }
+        if out.bytes.is_empty() { Ok(()) } else { self.try_write(&out) }
     }
 
     fn try_write(&mut self, out: &GatherFrame) -> Result<(), ExitReason> {

@@ -269,6 +269,31 @@ trial!(large_items_and_blobs_pass, async || {
     }
 });
 
+trial!(blobs_of_other_lengths_take_the_place_of_earlier_ones, async || {
+    let (_server, client) = start_with("streams", |client| client.max_workers(1));
+    let checkout = client.checkout();
+    // Together they are longer than the memory that is kept for them.
+    for length in [100_000, 100_000, 300_000, 50_000] {
+        let mut blobs = checkout.blobs(vec![length; 40]);
+        while let Some(blob) = blobs.next().await.unwrap() {
+            assert_eq!(blob.len(), length);
+        }
+        blobs.finish().await.unwrap();
+    }
+});
+
+trial!(a_call_behind_a_dropped_stream_runs, async || {
+    let (_server, client) = start_with("streams", |client| client.max_workers(1));
+    let checkout = client.checkout();
+    for _ in 0..10 {
+        let mut numbers = checkout.numbers(1_000_000);
+        assert_eq!(numbers.next().await.unwrap(), Some(0));
+        drop(numbers);
+        // The method has failed, because nobody reads on.
+        assert_eq!(checkout.echo("on").await.unwrap(), "on");
+    }
+});
+
 trial!(the_items_before_an_error_come_before_it, async || {
     let (_server, client) = start_with("streams", |client| {
         client.timeout(Duration::from_secs(60)).grace(Duration::from_millis(50))

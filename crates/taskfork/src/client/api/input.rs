@@ -152,7 +152,7 @@ impl Input {
         I::IntoIter: Send + 'static,
         I::Item: Serialize + 'static,
     {
-        Self::new(Items::new(items.into_iter()))
+        Self::new(Items::new(items))
     }
 
     pub(crate) fn of<S, T>(items: S) -> Self

@@ -341,9 +341,13 @@ impl Session {
         }
     }
 
-    /// Ends the first unfinished call with a failure, and drops all calls behind it.
+    /// Ends the first unfinished call with a failure, and drops all calls behind it. Those behind a call that streams and
+    /// that nobody waits for stay: its failure may be that nobody waits, and they have not been sent.
     pub(super) fn fail_head(&mut self, outcome: Outcome) {
         let Some((seq, entry)) = self.calls.head() else { return };
+        if entry.abandoned && entry.streams() {
+            return self.finish_head(outcome);
+        }
         let behind = entry.label();
         if !entry.abandoned {
             self.unobserved_failure = Some((seq, behind.clone()));
