@@ -102,6 +102,8 @@ impl<'de> Deserializer<'de> for Nested<'de> {
                 None => Err(Mismatch::custom("a text that is not UTF-8")),
             },
             ValueRef::Binary(bytes) => visitor.visit_borrowed_bytes(bytes),
+            // Types that keep a value before they know its type ask in this way: a tagged enum, a flattened struct.
+            ValueRef::Ext(ABSENT, [_]) => self.deserialize_option(visitor),
             value => value.deserialize_any(visitor).map_err(Mismatch::custom),
         }
     }
@@ -110,6 +112,18 @@ impl<'de> Deserializer<'de> for Nested<'de> {
         match self.inside() {
             Some(inside) => visitor.visit_some(inside),
             None => visitor.visit_none(),
+        }
+    }
+
+    fn deserialize_unit_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Mismatch> {
+        match &self.0 {
+            // So it is encoded.
+            ValueRef::Array(values) if values.is_empty() => visitor.visit_unit(),
+            _ => self.deserialize_any(visitor),
         }
     }
 
@@ -144,7 +158,7 @@ impl<'de> Deserializer<'de> for Nested<'de> {
 
     serde::forward_to_deserialize_any! {
         bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit
-        unit_struct seq tuple tuple_struct map struct identifier ignored_any
+        seq tuple tuple_struct map struct identifier ignored_any
     }
 
     fn is_human_readable(&self) -> bool {
@@ -187,6 +201,19 @@ mod tests {
     }
 
     #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+    #[serde(tag = "kind")]
+    enum Tagged {
+        One { inside: Option<Option<u8>>, unit: Unit },
+    }
+
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+    struct Flat {
+        #[serde(flatten)]
+        tagged: Tagged,
+        outer: Unit,
+    }
+
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
     struct Record {
         choices: Vec<Choice>,
         map: BTreeMap<u8, Option<Option<i64>>>,
@@ -221,6 +248,17 @@ mod tests {
         arrives(Some(Some(None::<Option<()>>)));
         arrives(Some(New(None)));
         arrives(vec![Some(None), None, Some(Some(vec![None, Some(Some(1_u8))]))]);
+    }
+
+    #[test]
+    fn they_arrive_beside_unit_structs_and_in_types_that_are_chosen_by_a_tag() {
+        for inside in [None, Some(None), Some(Some(3))] {
+            arrives((Unit, inside));
+            let tagged = Tagged::One { inside, unit: Unit };
+            arrives(tagged.clone());
+            arrives(Some(Some(tagged.clone())));
+            arrives(Flat { tagged, outer: Unit });
+        }
     }
 
     #[test]
