@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use log_defer::Level;
 
-use self::connection::Connection;
+use self::connection::{Connection, attachments};
 use self::progress::ProgressReports;
 use self::streaming::Streaming;
 use super::error_reply::ErrorReply;
@@ -33,7 +33,6 @@ use crate::time_limit::TimeLimit;
 use crate::trace_context::{self, TraceContext};
 use crate::wire::WireError;
 use crate::wire::arguments::Arguments;
-use crate::wire::attachments::Attachments;
 use crate::wire::bounds;
 use crate::wire::frame::{self, DEFAULT_MAX_FRAME, PREAMBLE};
 use crate::wire::gather_frame::{GatherFrame, ReceiverLimits};
@@ -93,10 +92,6 @@ pub(crate) fn serve<S, I: Interface<S>>(
             }
         }
     }
-}
-
-fn attachments() -> Attachments {
-    Attachments { max_inlined: DEFAULT_MAX_FRAME, ..Attachments::default() }
 }
 
 struct Worker<I, S> {

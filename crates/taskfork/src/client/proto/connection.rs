@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
@@ -592,9 +592,9 @@ impl Connection {
         self.perl.is_none()
     }
 
-    /// Whether the worker has sent too many messages since its last answer.
-    pub(crate) fn is_flooding(&self) -> bool {
-        self.read_budget.is_flooding()
+    /// Whether the worker has sent too many messages since its last answer, for a call that has run this long.
+    pub(crate) fn is_flooding(&self, time: Duration) -> bool {
+        self.read_budget.is_flooding(time)
     }
 
     /// Whether the connection waits for nothing but what has arrived. Most often it ends then.

@@ -1,5 +1,7 @@
 //! How much of what a worker sends is handled in one turn, before other tasks run. Pure.
 
+use std::time::Duration;
+
 /// The most that one turn handles, in bytes read. With the slowest kind of message a turn takes a few
 /// milliseconds in a debug build.
 const TURN: usize = 1 << 20;
@@ -17,6 +19,10 @@ const TELEMETRY: usize = 8;
 /// A worker that has sent this many messages since its last answer counts as flooding. As telemetry they
 /// would exceed the limit of a log.
 const FLOOD: usize = 2048;
+
+/// How many more messages a worker may have sent for each second that its call has run. It sends telemetry and progress 20
+/// times a second each; a log or a trace may need several messages.
+const A_SECOND: u64 = 100;
 
 /// How many other messages may accompany an item of a stream: what announces its descriptors and its memory, the
 /// memory that the worker may reuse, and telemetry.
@@ -73,9 +79,10 @@ impl ReadBudget {
         self.spent >= TURN
     }
 
-    /// Whether the worker has sent more messages since its last answer than it has reason to.
-    pub(super) fn is_flooding(&self) -> bool {
-        self.others >= FLOOD
+    /// Whether the worker has sent more messages since its last answer than it has reason to in this time.
+    pub(super) fn is_flooding(&self, time: Duration) -> bool {
+        let honest = (FLOOD as u64).saturating_add(A_SECOND.saturating_mul(time.as_secs()));
+        self.others as u64 >= honest
     }
 
     /// Whether a unit of the runtime's budget is due.
@@ -120,13 +127,13 @@ mod tests {
             (0..BESIDE_AN_ITEM).for_each(|_| turn.count_other());
             turn.record_item();
         }
-        assert!(!turn.is_flooding());
+        assert!(!turn.is_flooding(Duration::ZERO));
         for _ in 0..FLOOD {
             (0..=BESIDE_AN_ITEM).for_each(|_| turn.count_other());
             turn.record_item();
         }
         (0..=BESIDE_AN_ITEM).for_each(|_| turn.count_other());
-        assert!(turn.is_flooding());
+        assert!(turn.is_flooding(Duration::ZERO));
     }
 
     #[test]
@@ -136,10 +143,16 @@ mod tests {
             turn.count_other();
             turn.begin();
         }
-        assert!(!turn.is_flooding());
+        assert!(!turn.is_flooding(Duration::ZERO));
         turn.count_telemetry(10);
-        assert!(turn.is_flooding());
+        assert!(turn.is_flooding(Duration::ZERO));
+        // A call that has run for long has reason to.
+        assert!(turn.is_flooding(Duration::from_millis(999)));
+        assert!(!turn.is_flooding(Duration::from_secs(1)));
+        (0..A_SECOND).for_each(|_| turn.count_other());
+        assert!(turn.is_flooding(Duration::from_secs(1)));
+        assert!(!turn.is_flooding(Duration::MAX));
         turn.record_answer();
-        assert!(!turn.is_flooding());
+        assert!(!turn.is_flooding(Duration::ZERO));
     }
 }

@@ -338,14 +338,18 @@ impl Session {
             return;
         }
         self.check_at = None;
-        let can_hang = self
-            .connection()
-            .is_some_and(|connection| connection.is_established() && !connection.is_flooding());
         let Some((_, head)) = self.calls.head() else { return };
         let Some(deadline) = head.ends_at() else { return };
+        let has_number = head.number().is_some();
+        // About as long as the call has run.
+        let limits = [head.timeout, head.run_timeout].map(|limit| limit.get());
+        let time = limits.into_iter().flatten().max().unwrap_or_default();
+        let can_hang = self
+            .connection()
+            .is_some_and(|connection| connection.is_established() && !connection.is_flooding(time));
         // A worker that has the call may go on for the grace period. Then its server kills it, and the notice says
         // where it was. A worker that floods this side with messages does not hang.
-        let is_running = can_hang && head.number().is_some();
+        let is_running = can_hang && has_number;
         let wait = match self.options.time_keeper {
             TimeKeeper::Server if is_running => self.options.grace.plus(NOTICE_WAIT),
             TimeKeeper::ClientAfterGrace if is_running => self.options.grace,
@@ -687,7 +691,7 @@ impl Session {
     /// Whether the worker sends too many messages.
     #[inline]
     pub(crate) fn is_flooding(&self) -> bool {
-        self.connection().is_some_and(Connection::is_flooding)
+        self.connection().is_some_and(|connection| connection.is_flooding(Duration::ZERO))
     }
 
     /// The waker of the task that waits for the first unfinished call, and whether there are calls behind it.

@@ -10,6 +10,7 @@ use rustix::net::{RecvFlags, recv};
 
 use crate::sync::lock;
 use crate::wire::WireError;
+use crate::wire::attachments::Attachments;
 use crate::wire::frame::{self, DEFAULT_MAX_FRAME};
 
 /// How many bytes are received at a time.
@@ -39,6 +40,11 @@ impl Output {
     pub(super) fn write(&self, _locked: &MutexGuard<'_, ()>, frames: &[u8]) -> io::Result<()> {
         (&self.stream).write_all(frames)
     }
+}
+
+/// What accompanies a message: nothing, because all blobs are in it.
+pub(super) fn attachments() -> Attachments {
+    Attachments { max_inlined: DEFAULT_MAX_FRAME, ..Attachments::default() }
 }
 
 impl Connection {

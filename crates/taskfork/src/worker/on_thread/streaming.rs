@@ -6,8 +6,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
-use super::attachments;
-use super::connection::Connection;
+use super::connection::{Connection, attachments};
 use crate::emitter::{EmitError, Port};
 use crate::receiver::{InputPort, ReceiveError};
 use crate::wire::WireError;
