@@ -18,7 +18,7 @@ use super::caller::fill;
 use super::plan::{ClientPlan, Plan, ServerPlan, Step};
 
 /// How long another process of this program, forked by some other test, may hold a file open.
-const INHERITED: Duration = Duration::from_millis(500);
+const INHERITED: Duration = Duration::from_secs(30);
 
 /// How long after its timeout a call may end: the grace, the wait for the notice of a death, and a tick of the
 /// clock for each.
@@ -534,7 +534,7 @@ impl Monitor {
 
 /// Reads a pipe whose write ends are closed.
 fn read_all(mut pipe: PipeReader) -> Result<Vec<u8>, String> {
-    let limit = rustix::event::Timespec { tv_sec: 0, tv_nsec: INHERITED.as_nanos() as i64 };
+    let limit = rustix::event::Timespec { tv_sec: INHERITED.as_secs() as i64, tv_nsec: 0 };
     let mut bytes = Vec::new();
     loop {
         let mut ready = [PollFd::new(&pipe, PollFlags::IN)];

@@ -24,7 +24,7 @@ const NO_ITEMS: &str = "the method is called for a stream of items, and this ser
 
 /// Why a call with an input cannot be sent.
 const NO_INPUT: &str = "the call streams an input, and this server cannot take one: it speaks a protocol without streams, \
-                        is older, or its workers are threads of this program";
+                        or is older";
 
 /// The sending of one checkout's calls on one connection.
 #[derive(Debug, Default)]
