@@ -475,7 +475,8 @@ trial!(a_deadline_that_passes_while_a_long_item_is_sent_holds_afterwards, async 
     let folder = tempfile::tempdir().unwrap();
     let _program = programs::start(&["serve_streams", &address_in(&folder)]);
     let (mut raw, _) = Raw::greeted(&folder.path().join("s")).await;
-    let timeout = Duration::from_millis(100);
+    // Long enough for a busy machine to begin with the item.
+    let timeout = Duration::from_secs(2);
     let limits = [("timeout", timeout.as_micros() as u64), ("grace", 1000), ("items", u64::MAX)];
     let limits = limits.map(|(key, value)| (key, value.into()));
     // Longer than what a socket takes without a reader.
@@ -486,7 +487,7 @@ trial!(a_deadline_that_passes_while_a_long_item_is_sent_holds_afterwards, async 
         text("long_and_hang"),
         Value::Array(vec![length]),
     ]);
-    tokio::time::sleep(3 * timeout).await;
+    tokio::time::sleep(timeout + Duration::from_millis(300)).await;
     let item = raw.receive().unwrap();
     assert_eq!(item.as_array().unwrap()[0], 11.into());
     let notice = raw.receive().expect("the server ends the call");
