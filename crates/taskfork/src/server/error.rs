@@ -173,7 +173,7 @@ pub enum ServerError {
     AmbiguousEntry {
         /// The name of the servers.
         name: String,
-        /// The modules that have it.
+        /// The modules that have it, in alphabetical order.
         modules: Vec<String>,
     },
     /// [`Spawn::config`](crate::server::Spawn::config) was given a value that cannot be serialized.

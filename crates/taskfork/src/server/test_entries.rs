@@ -19,7 +19,9 @@ pub(super) fn add(name: &'static str, module: &'static str) {
 pub(super) fn is_registered(name: &str) -> Result<bool, ServerError> {
     let entries = ENTRIES.lock().unwrap_or_else(PoisonError::into_inner);
     let named = entries.iter().filter(|(known, _)| *known == name);
-    let modules: Vec<String> = named.map(|(_, module)| (*module).to_owned()).collect();
+    let mut modules: Vec<String> = named.map(|(_, module)| (*module).to_owned()).collect();
+    // The linker decides which constructor runs first.
+    modules.sort_unstable();
     match modules.len() {
         0 => Ok(false),
         1 => Ok(true),
