@@ -30,6 +30,10 @@ const TICK: Duration = Duration::from_millis(10);
 /// The longest time of a call in a run without calls that hang. A longer one shows that an event is missing.
 const BRISK: Duration = Duration::from_secs(60);
 
+/// A call that begins less than this before its time is over may run out of time in such a run: it has waited for a worker
+/// that a caller held, who waited for another one.
+const LEFT: Duration = Duration::from_secs(10);
+
 /// Longer bytes may not fit into a frame.
 const LONG: u64 = 65_000;
 
@@ -89,6 +93,11 @@ impl Record {
     /// Whether its time was over.
     fn is_late(&self) -> bool {
         self.at.elapsed() >= self.made.timeout
+    }
+
+    /// Whether it began shortly before its time was over.
+    fn began_late(&self) -> bool {
+        self.begun_at.is_some_and(|begun| begun + LEFT > self.at + self.made.timeout)
     }
 
     /// Whether it may have run for this time, which was its limit.
@@ -731,7 +740,8 @@ impl State {
                 FatalError::TimedOut { after, stage: Stage::Running, .. }
                     if self.is_brisk && *after >= BRISK =>
                 {
-                    false
+                    let mut calls = self.others(record).chain([record]);
+                    is_late(Some(*after)) && calls.any(Record::began_late)
                 }
                 FatalError::TimedOut { after, limit: TimeoutOption::RunTimeout, .. } => {
                     self.others(record).chain([record]).any(|call| call.has_run_for(*after))
