@@ -357,8 +357,14 @@ impl Calls<'_> {
         }
     }
 
+    /// The signature of a method of the trait. One that takes any stream as its input is not for `dyn`, which the others
+    /// are.
     fn signature(&self, method: &Method) -> TokenStream {
-        self.signature_with(method, &TokenStream::new())
+        let signature = self.signature_with(method, &TokenStream::new());
+        match method.receiver {
+            Some(_) => quote!(#signature where Self: ::core::marker::Sized),
+            None => signature,
+        }
     }
 
     fn signature_with(&self, method: &Method, vis: &TokenStream) -> TokenStream {

@@ -193,7 +193,8 @@ pub enum AddressError {
     },
     /// The host or the port of a gateway is missing, or the port is not a number up to 65535.
     #[error(
-        "`{text}` names no gateway: write tls:HOST:PORT, as in tls:adder.example:7000 or tls:[::1]:7000"
+        "`{text}` names no gateway: write tls:HOST:PORT, as in tls:adder.example:7000 or tls:[::1]:7000; or \
+         nats+tls://HOST:PORT/SERVICE for a service at NATS"
     )]
     Tls {
         /// The text as it was given.
@@ -434,7 +435,7 @@ pub(crate) fn parse_port(rest: &str) -> Option<(&str, u16)> {
         None => host,
     };
     // What stands before an `@` may be a password, and addresses are shown.
-    let is_wrong = host.contains(['[', ']', '@']) || host.contains("%40");
+    let is_wrong = host.contains(['[', ']', '@', '/']) || host.contains("%40");
     (!host.is_empty() && !is_wrong).then_some((host, port))
 }
 
@@ -511,7 +512,7 @@ impl fmt::Display for Address {
             AddressKind::Spawned(server) if server.runs_in_this_process() => {
                 out.write_str("threads of this process")
             }
-            AddressKind::Spawned(server) => write!(out, "the server in process {}", server.pid()),
+            AddressKind::Spawned(server) => write!(out, "process {}", server.pid()),
             #[cfg(test)]
             AddressKind::Memory(_) => out.write_str("a server of a test"),
         }
@@ -587,6 +588,7 @@ mod tests {
             "tcp:::1:80",
             "tcp:[::1:80",
             "tcp:[[1]:0",
+            "tcp://host:80",
         ] {
             assert!(error_of(text).contains("tcp:HOST:PORT"), "{text}");
         }
@@ -598,7 +600,10 @@ mod tests {
         for text in ["tls:adder.example:7000", "tls:[::1]:7000"] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
-        assert!(error_of("tls:adder.example").contains("tls:HOST:PORT"));
+        for text in ["tls:adder.example", "tls://adder.example:7000", "tls://nats.example:4222/s"] {
+            let error = error_of(text);
+            assert!(error.contains("tls:HOST:PORT") && error.contains("nats+tls://"), "{error}");
+        }
     }
 
     #[test]

@@ -16,8 +16,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::shm_pool::ShmBufferMut;
 use crate::sys::{Sealed, SealedError, Writable};
 use crate::wire::attachments::{self, Attachment, Attachments};
+use crate::wire::byte_slice::ByteSlice;
 use crate::wire::gather_frame::{self, Backing};
 use crate::wire::json_bytes;
+use crate::wire::nested_option;
 use crate::wire::shm::SharedBytes;
 
 /// A byte string that client and worker exchange without copying it.
@@ -213,6 +215,77 @@ pub(crate) fn pass_on(values: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
         gather_frame::put_memfd(&blob.bytes, file, out)
             .map_err(|error| format!("a blob cannot be used: {error}"))
     })
+}
+
+/// What an extension type in a message stands for, for decoders that take values of any type.
+#[derive(Debug)]
+pub enum Received {
+    /// Bytes in memory that both sides share.
+    Bytes(Bytes),
+    /// A sealed memfd, which contains the bytes.
+    Memory(OwnedFd),
+    /// An open file.
+    File(OwnedFd),
+    /// An absent value within options.
+    Absent,
+    /// The next argument is a map of arguments by name.
+    Keywords,
+    /// An object of Python, as its module `pickle` has written it.
+    Pickled(Vec<u8>),
+}
+
+/// The extension types of [`Keywords`] and [`Pickled`].
+const KEYWORDS: i8 = 5;
+const PICKLED: i8 = 6;
+
+/// What stands in front of a map of arguments by name.
+#[derive(Debug)]
+pub struct Keywords;
+
+impl Serialize for Keywords {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_newtype_struct(EXTENSION, &(KEYWORDS, ByteSlice(&[])))
+    }
+}
+
+/// An object of Python, as its module `pickle` has written it.
+#[derive(Debug)]
+pub struct Pickled<'a>(pub &'a [u8]);
+
+impl Serialize for Pickled<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_newtype_struct(EXTENSION, &(PICKLED, ByteSlice(self.0)))
+    }
+}
+
+/// Takes what the extension type in `deserializer` stands for.
+pub fn received<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Received, D::Error> {
+    let owned = |file: Arc<OwnedFd>| OpenFile(file).try_into_owned().map_err(D::Error::custom);
+    let Extension { kind, data } = deserializer.deserialize_any(ExtensionVisitor)?;
+    match kind {
+        nested_option::ABSENT => return Ok(Received::Absent),
+        KEYWORDS => return Ok(Received::Keywords),
+        PICKLED => return Ok(Received::Pickled(data.0.to_vec())),
+        _ => {}
+    }
+    match attachments::take(kind, &data.0).map_err(D::Error::custom)? {
+        Attachment::OpenFile(file) => Ok(Received::File(owned(file)?)),
+        Attachment::Shared(shared) => Ok(Received::Bytes(shared.bytes)),
+        Attachment::Memfd(file) => {
+            // It must be sealed, and not longer than the limit.
+            Blob::in_file(file.clone()).map_err(D::Error::custom)?;
+            Ok(Received::Memory(owned(file)?))
+        }
+    }
+}
+
+/// A blob of the bytes in a sealed memfd.
+///
+/// # Errors
+/// A text, if the file is none or cannot be mapped.
+pub fn sealed_memory(file: OwnedFd) -> Result<Blob, String> {
+    let bytes = map(&file, usize::MAX)?;
+    Ok(Blob { bytes, backing: Backing::Memfd(Arc::new(file)) })
 }
 
 /// Runs `decode`. Blobs that it decodes are slices of `message`, or one of the attachments.
@@ -445,6 +518,32 @@ impl<'de> Deserialize<'de> for OpenFile {
     }
 }
 
+/// An extension type.
+struct Extension {
+    kind: i8,
+    data: Index,
+}
+
+struct ExtensionVisitor;
+
+impl<'de> Visitor<'de> for ExtensionVisitor {
+    type Value = Extension;
+
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("an extension type")
+    }
+
+    fn visit_newtype_struct<D: Deserializer<'de>>(self, inner: D) -> Result<Self::Value, D::Error> {
+        inner.deserialize_any(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let missing = || A::Error::custom("an extension type without its data");
+        let kind = list.next_element()?.ok_or_else(missing)?;
+        Ok(Extension { kind, data: list.next_element()?.ok_or_else(missing)? })
+    }
+}
+
 /// Decodes an extension type and returns the attachment that it stands for.
 struct FoundVisitor;
 
@@ -459,11 +558,9 @@ impl<'de> Visitor<'de> for FoundVisitor {
         inner.deserialize_any(self)
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
-        let missing = || A::Error::custom("an extension type without its data");
-        let kind = list.next_element()?.ok_or_else(missing)?;
-        let index: Index = list.next_element()?.ok_or_else(missing)?;
-        attachments::take(kind, &index.0).map_err(A::Error::custom)
+    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Self::Value, A::Error> {
+        let Extension { kind, data } = ExtensionVisitor.visit_seq(list)?;
+        attachments::take(kind, &data.0).map_err(A::Error::custom)
     }
 }
 

@@ -174,7 +174,7 @@ pub(crate) struct SpinLoop {
     left: Option<u32>,
 }
 
-#[taskfork_macros::startup_code]
+#[cfg_attr(feature = "server", taskfork_macros::startup_code)]
 impl SpinLoop {
     /// Starts a loop of `budget`. With `yields_always` it yields the CPU after each poll.
     pub(crate) fn new(policy: &SpinPolicy, budget: Duration, yields_always: bool) -> Self {

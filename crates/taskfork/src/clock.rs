@@ -8,7 +8,7 @@ use rustix::time::{ClockId, clock_gettime};
 ///
 /// Every process on the machine reads the same value, so workers can publish instants in shared memory. The type is
 /// `Duration` because an `Instant` cannot be written there.
-#[taskfork_macros::startup_code]
+#[cfg_attr(feature = "server", taskfork_macros::startup_code)]
 pub(crate) fn now() -> Duration {
     let time = clock_gettime(ClockId::Monotonic);
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))

@@ -82,6 +82,19 @@ impl ConnectionError {
         self.is_wrong_interface
     }
 
+    /// Whether nobody answered at all, as far as the system knows. Otherwise somebody did, who refused or could not be used.
+    pub(crate) fn is_silence(&self) -> bool {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+        use io::ErrorKind::{ConnectionRefused, NotFound, PermissionDenied, TimedOut};
+
+        let source = self.source.as_ref().and_then(|source| source.downcast_ref::<io::Error>());
+        source.is_some_and(|error| match error.kind() {
+            ConnectionRefused | NotFound | PermissionDenied | TimedOut => true,
+            ConnectionReset | ConnectionAborted | BrokenPipe => false,
+            _ => error.raw_os_error().is_some(),
+        })
+    }
+
     /// Appends what else is known, unless the text says it already.
     pub(crate) fn with_detail(mut self, detail: &str) -> Self {
         if !self.text.contains(detail) {
@@ -128,6 +141,19 @@ mod tests {
         assert_eq!(error.to_string(), expected);
         let source = error.source().and_then(|source| source.downcast_ref::<io::Error>());
         assert_eq!(source.map(io::Error::kind), Some(io::ErrorKind::ConnectionRefused));
+    }
+
+    #[test]
+    fn whoever_refuses_has_answered() {
+        assert!(refused().is_silence());
+        assert!(ConnectionError::system(io::Error::from_raw_os_error(113)).is_silence());
+        for answered in [
+            ConnectionError::system(io::ErrorKind::ConnectionReset.into()),
+            ConnectionError::system(io::Error::new(io::ErrorKind::InvalidData, "TLS failed")),
+            ConnectionError::new("the server refused: it is full"),
+        ] {
+            assert!(!answered.is_silence(), "{answered}");
+        }
     }
 
     #[test]

@@ -26,6 +26,9 @@ use std::time::Duration;
 pub struct Death {
     /// The worker's process id, or 0 if the protocol does not transmit it.
     pub pid: u32,
+    /// The process id of the program that was the worker, if it was one
+    /// ([`Executable`](crate::worker::Executable)): `pid` is that of the process in front of it. `None` if it is not known.
+    pub program: Option<u32>,
     /// The exit status or the signal, if it is known.
     pub end: End,
     /// Why the server killed the worker, or which limit the worker exceeded, if that is known.
@@ -38,7 +41,8 @@ pub struct Death {
     pub hung: Option<Box<Hung>>,
 }
 
-/// Where a worker was when the server killed it because its call took too long.
+/// Where a worker was when the server killed it because its call took too long, or when the code of an interpreter was
+/// interrupted for that.
 ///
 /// ```
 /// use taskfork::Error;
@@ -117,7 +121,13 @@ impl fmt::Display for Death {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.pid {
             0 => write!(out, "the worker {}", self.end)?,
-            pid => write!(out, "worker {pid} {}", self.end)?,
+            pid => {
+                write!(out, "worker {pid}")?;
+                if let Some(program) = self.program {
+                    write!(out, " (program {program})")?;
+                }
+                write!(out, " {}", self.end)?;
+            }
         }
         if let Some(during) = self.during {
             write!(out, " {during}")?;
@@ -152,8 +162,59 @@ impl fmt::Display for Activity {
 
 /// The name of a signal, as in `SIGKILL`. Real-time signals have none, and are shown by number.
 fn signal_name(signal: i32) -> String {
-    match nix::sys::signal::Signal::try_from(signal) {
-        Ok(known) => known.as_str().to_owned(),
-        Err(_) => format!("signal {signal}"),
+    match NAMES.iter().find(|(number, _)| *number == signal) {
+        Some((_, name)) => format!("SIG{name}"),
+        None => format!("signal {signal}"),
+    }
+}
+
+/// Their numbers differ between architectures.
+const NAMES: &[(i32, &str)] = &[
+    (libc::SIGHUP, "HUP"),
+    (libc::SIGINT, "INT"),
+    (libc::SIGQUIT, "QUIT"),
+    (libc::SIGILL, "ILL"),
+    (libc::SIGTRAP, "TRAP"),
+    (libc::SIGABRT, "ABRT"),
+    (libc::SIGBUS, "BUS"),
+    (libc::SIGFPE, "FPE"),
+    (libc::SIGKILL, "KILL"),
+    (libc::SIGUSR1, "USR1"),
+    (libc::SIGSEGV, "SEGV"),
+    (libc::SIGUSR2, "USR2"),
+    (libc::SIGPIPE, "PIPE"),
+    (libc::SIGALRM, "ALRM"),
+    (libc::SIGTERM, "TERM"),
+    (libc::SIGCHLD, "CHLD"),
+    (libc::SIGCONT, "CONT"),
+    (libc::SIGSTOP, "STOP"),
+    (libc::SIGTSTP, "TSTP"),
+    (libc::SIGTTIN, "TTIN"),
+    (libc::SIGTTOU, "TTOU"),
+    (libc::SIGURG, "URG"),
+    (libc::SIGXCPU, "XCPU"),
+    (libc::SIGXFSZ, "XFSZ"),
+    (libc::SIGVTALRM, "VTALRM"),
+    (libc::SIGPROF, "PROF"),
+    (libc::SIGWINCH, "WINCH"),
+    (libc::SIGIO, "IO"),
+    (libc::SIGPWR, "PWR"),
+    (libc::SIGSYS, "SYS"),
+    #[cfg(not(any(target_arch = "mips", target_arch = "mips64", target_arch = "sparc64")))]
+    (libc::SIGSTKFLT, "STKFLT"),
+];
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::signal::Signal;
+
+    use super::*;
+
+    #[test]
+    fn every_signal_has_its_usual_name() {
+        for signal in Signal::iterator() {
+            assert_eq!(signal_name(signal as i32), signal.as_str());
+        }
+        assert_eq!(signal_name(40), "signal 40");
     }
 }

@@ -8,7 +8,7 @@ use crate::blocking::BuildError;
 use crate::client::{AddressError, ConfigError};
 use crate::error::{
     Activity, CallError, CallSite, ConnectionError, Death, End, Error, Failure, FatalError, Hung,
-    Location, Panic, Stage, TimeoutOption,
+    Location, Needs, Panic, Stage, TimeoutOption,
 };
 use crate::server::ServerError;
 use crate::worker::ArgumentsError;
@@ -71,6 +71,7 @@ fn fatal_errors() -> Vec<FatalError> {
     let hung = Some(Box::new(Hung { ran_for: after, stack, no_stack: None, stderr: Some(text()) }));
     let death = Death {
         pid: 7,
+        program: None,
         end: End::Signaled(9),
         reason: Some(text()),
         during: Some(Activity::Call),
@@ -104,6 +105,7 @@ fn fatal_errors() -> Vec<FatalError> {
             end: End::Signaled(9),
             reason: Some(Failure::new("top").caused_by("below")),
         },
+        FatalError::ServerShutDown { pid: 7, handle_dropped: true },
         FatalError::WrongInterface { address: text(), difference: text() },
         FatalError::Overloaded { queued: 3 },
         FatalError::NodeLost { node: text(), last_contact: after },
@@ -119,7 +121,7 @@ fn call_errors() -> Vec<CallError> {
         CallError::Panic(Panic { message: text(), location, stack: Some(text()) }),
         CallError::UnknownMethod { method: Some(text()), known: vec![text()] },
         CallError::UnknownMethod { method: None, known: Vec::new() },
-        CallError::Arguments { message: text() },
+        CallError::Arguments { message: text(), needs: Needs::default() },
         CallError::Result { message: text() },
         CallError::Decode { message: text() },
         CallError::Input(failure.clone()),

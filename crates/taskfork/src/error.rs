@@ -13,7 +13,7 @@ use std::fmt;
 
 use serde::de::DeserializeOwned;
 
-pub use self::call_error::CallError;
+pub use self::call_error::{CallError, Needs};
 pub use self::failure::Failure;
 pub(crate) use self::failure::MAX_CAUSES;
 pub use self::fatal::{FatalError, Stage, TimeoutOption};

@@ -76,6 +76,7 @@
 //! | feature | effect |
 //! |---|---|
 //! | `server` (on by default) | Servers and workers. A program that only calls servers builds faster without it: `cargo add taskfork --no-default-features` |
+//! | `macros` (part of `server`) | The attribute [`macro@interface`]. A program that only makes typed calls needs it without `server`: `cargo add taskfork --no-default-features --features macros` |
 //! | `tls` | Clients connect to gateways by TLS: addresses `tls:HOST:PORT` |
 //! | `nats` | Clients get workers of the nodes of a service at NATS: addresses `nats://HOST:PORT/SERVICE` |
 //! | `spans` | Spans and events that workers record with `tracing` reach the caller's subscriber, and error reports list the spans around a call. Adds [`worker::tracing_layer`] |
@@ -95,7 +96,7 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("taskfork needs Linux: it uses epoll, memfd and parent-death signals");
 
-#[cfg(test)]
+#[cfg(all(test, feature = "server"))]
 extern crate self as taskfork;
 
 mod address;
@@ -117,6 +118,8 @@ pub mod error;
 #[cfg(all(fuzzing, feature = "server"))]
 #[doc(hidden)]
 pub mod fuzz;
+#[cfg(feature = "server")]
+mod histogram;
 #[cfg(feature = "server")]
 mod in_process;
 #[cfg(feature = "server")]
@@ -242,11 +245,15 @@ pub use worker::Methods;
 /// }
 /// # let _ = (describe, use_it);
 /// ```
+#[cfg(feature = "macros")]
 pub use taskfork_macros::interface;
 
-/// For the code that [`macro@interface`] generates, for the command, for the gateway and for benchmarks.
+/// For the code that [`macro@interface`] generates, for the command, for the gateway, for the package for Python and for
+/// benchmarks.
 #[doc(hidden)]
 pub mod __private {
+    pub use crate::blob::{Keywords, Pickled, Received, received, sealed_memory};
+    pub use crate::client::binding;
     pub use crate::client::typed_method::TypedMethod;
     #[cfg(feature = "server")]
     pub use crate::server::private::*;
@@ -256,7 +263,19 @@ pub mod __private {
     };
     pub use crate::wire::{bench, relay};
     #[cfg(feature = "server")]
-    pub use crate::worker::interface::{READS_NO_ITEMS, Reply, Request};
+    pub use crate::worker::binding::{InputItems, Taken};
+    #[cfg(feature = "server")]
+    pub use crate::worker::error_reply::Raised;
+    #[cfg(feature = "server")]
+    pub use crate::worker::interface::{Reply, Request};
+
+    /// A value as MessagePack, within the depth of values of calls.
+    ///
+    /// # Errors
+    /// A text, if the value cannot be encoded or nests too deeply.
+    pub fn encoded(value: &impl serde::Serialize) -> Result<Vec<u8>, String> {
+        crate::wire::values::encode_to_vec(value).map_err(|error| error.to_string())
+    }
 
     /// Whether the other end of a unix socket has ended, or is shut down, and has left bytes unread.
     pub fn has_unread(socket: &impl std::os::fd::AsFd) -> bool {

@@ -1,7 +1,9 @@
 //! What a method uses to take the input that its caller streams.
 
 use std::fmt;
+use std::os::fd::BorrowedFd;
 use std::rc::Rc;
+use std::time::Instant;
 
 use serde::de::DeserializeOwned;
 
@@ -85,6 +87,19 @@ pub(crate) trait InputPort: fmt::Debug {
         &self,
         decode: &mut dyn FnMut(&[u8]) -> Result<(), String>,
     ) -> Result<bool, ReceiveError>;
+
+    /// As [`next`](Self::next), but returns `None` once `other` can be read or the time has come. It may also wait for an
+    /// item all the same, in a worker on a thread of its client's process.
+    fn next_or(
+        &self,
+        other: Option<BorrowedFd<'_>>,
+        until: Option<Instant>,
+        decode: &mut dyn FnMut(&[u8]) -> Result<(), String>,
+    ) -> Result<Option<bool>, ReceiveError>;
+
+    /// Prepares for a wait outside of this port. Returns the descriptor that can be read once the caller has sent something, and
+    /// `None` if something is there already, or the worker is on a thread of its client's process.
+    fn prepare_wait(&self) -> Option<BorrowedFd<'static>>;
 }
 
 impl<T> Receiver<T> {

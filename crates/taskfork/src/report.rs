@@ -36,6 +36,10 @@ struct Inner {
     causes: Vec<String>,
     /// The worker's stack where the error was raised, if the worker sent it.
     stack: Option<String>,
+    /// The error's type there, if the worker sent it.
+    type_name: Option<String>,
+    /// What the worker's code has added to it.
+    notes: Vec<String>,
     #[cfg(feature = "spans")]
     spans: tracing_error::SpanTrace,
 }
@@ -53,6 +57,8 @@ impl CallSite {
             location,
             causes: Vec::new(),
             stack: None,
+            type_name: None,
+            notes: Vec::new(),
             #[cfg(feature = "spans")]
             spans: tracing_error::SpanTrace::capture(),
         }))
@@ -63,8 +69,14 @@ impl CallSite {
         self
     }
 
-    pub(crate) fn with_stack(mut self, stack: Option<String>) -> Self {
-        self.0.stack = stack;
+    /// Where the interface's own error was raised, its type there, and its notes.
+    pub(crate) fn raised(
+        mut self,
+        stack: Option<String>,
+        type_name: Option<String>,
+        notes: Vec<String>,
+    ) -> Self {
+        (self.0.stack, self.0.type_name, self.0.notes) = (stack, type_name, notes);
         self
     }
 
@@ -72,6 +84,33 @@ impl CallSite {
     /// worker sent one. Workers in Python send the traceback of the exception.
     pub fn stack(&self) -> Option<&str> {
         self.0.stack.as_deref()
+    }
+
+    /// The type of the interface's own error in the worker, if the worker sent it. Workers in Python send the name of the
+    /// exception's class, with its module unless that is `builtins`.
+    ///
+    /// ```
+    /// /// Whether a worker in Python has raised a `KeyError`.
+    /// fn is_key_error(error: &taskfork::Error) -> bool {
+    ///     error.site().error_type() == Some("KeyError")
+    /// }
+    /// # let _ = is_key_error;
+    /// ```
+    pub fn error_type(&self) -> Option<&str> {
+        self.0.type_name.as_deref()
+    }
+
+    /// What the worker's code has added to the interface's own error, in order: at most 64 texts. Workers in Python send what
+    /// `add_note` has added to the exception.
+    ///
+    /// ```
+    /// fn print_notes(error: &taskfork::Error) {
+    ///     error.site().notes().for_each(|note| eprintln!("{note}"));
+    /// }
+    /// # let _ = print_notes;
+    /// ```
+    pub fn notes(&self) -> impl Iterator<Item = &str> {
+        self.0.notes.iter().map(String::as_str)
     }
 
     /// The client's name.
@@ -136,6 +175,9 @@ impl<E: fmt::Display> fmt::Display for Report<'_, E> {
             }
             Error::Call { error, .. } => details_of_call(error, out)?,
             Error::Fatal { cause, .. } => details_of_end(cause, out)?,
+        }
+        for note in site.notes() {
+            write!(out, "\n{}", note.trim_end())?;
         }
         if let Some(stack) = site.stack() {
             write!(out, "\n{}", stack.trim_end())?;

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::event::Timespec;
+use rustix::time::Timespec;
 
 /// 100 years. A limit of this length or more means no limit. The sum of a few such durations and the
 /// uptime, in nanoseconds, fits 64 bits.
@@ -40,7 +40,7 @@ impl TimeLimit {
     }
 
     /// The end of a limit that begins at `start`, on a clock that counts from its own epoch.
-    #[taskfork_macros::startup_code]
+    #[cfg_attr(feature = "server", taskfork_macros::startup_code)]
     pub(crate) fn after_time(self, start: Duration) -> Option<Duration> {
         Some(start.saturating_add(self.0?))
     }

@@ -108,7 +108,7 @@ impl TraceContext {
     }
 
     /// Parses the headers of a received call. An invalid `traceparent` counts as none.
-    #[taskfork_macros::startup_code]
+    #[cfg_attr(feature = "server", taskfork_macros::startup_code)]
     pub(crate) fn received(traceparent: Option<&str>, tracestate: Option<&str>) -> Option<Self> {
         let context = Self::new(traceparent?)?;
         Some(tracestate.map_or(context.clone(), |state| context.with_state(state)))
@@ -204,7 +204,7 @@ pub(crate) fn set_on_thread(context: Option<TraceContext>) {
 }
 
 /// Sets the context of the call that begins, or clears it after a call.
-#[taskfork_macros::startup_code]
+#[cfg_attr(feature = "server", taskfork_macros::startup_code)]
 pub(crate) fn set(context: Option<TraceContext>) {
     *stored() = context;
 }

@@ -47,6 +47,11 @@ impl NatsAddress {
             if server.host().is_empty() {
                 return Err("a host is missing".to_owned());
             }
+            if !matches!(server.into_inner().path(), "" | "/") {
+                return Err(
+                    "one slash and the name of the service follow the last server".to_owned()
+                );
+            }
         }
         Ok(address)
     }
@@ -122,6 +127,8 @@ mod tests {
             ("nats://localhost:port/resize", "a host or a port is wrong"),
             ("nats://a b/resize", "a host or a port is wrong"),
             ("nats://a,,b/resize", "host"),
+            ("nats://a/resize/x", "one slash and the name of the service"),
+            ("nats://a/resize,b/resize", "one slash and the name of the service"),
         ] {
             let error = error_of(text);
             assert!(error.contains(why), "{error}");

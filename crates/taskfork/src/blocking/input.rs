@@ -33,7 +33,7 @@ use crate::wire::arguments::IntoArguments;
     note = "pass an iterator that is `Send` and `'static`, with items of this type or `Result`s of them"
 )]
 pub trait IntoInput<T> {
-    #[doc(hidden)]
+    /// The input. Mocks read it by [`Input::ready_items`].
     fn into_input(self) -> Input;
 }
 

@@ -13,13 +13,15 @@ mod required;
 mod session;
 pub(crate) mod spawned_server;
 
+pub use api::binding;
 pub(crate) use api::typed_method;
 #[cfg(test)]
 pub(crate) use io::transport::memory;
 
 pub use api::builder::ClientBuilder;
 pub use api::call::Call;
-pub use api::checkout::{Caller, Checkout};
+pub use api::caller::Caller;
+pub use api::checkout::Checkout;
 pub use api::config_error::ConfigError;
 pub use api::handle::Client;
 pub use api::input::{Input, InputItem, IntoInput};

@@ -34,6 +34,8 @@ pub enum CallError<E = Failure> {
     Arguments {
         /// What does not fit, and where.
         message: String,
+        /// What the method streams and the call did not, if that is why.
+        needs: Needs,
     },
     /// The method ran, and its result cannot be encoded.
     Result {
@@ -61,6 +63,39 @@ pub enum CallError<E = Failure> {
     },
 }
 
+/// What a method streams and a call of it did not. Nothing by default.
+///
+/// A caller that learns the methods' names at run time can make the call again, as the method needs it: the method has not
+/// run.
+///
+/// ```no_run
+/// use taskfork::client::Value;
+/// use taskfork::error::CallError;
+/// use taskfork::{Client, Error};
+///
+/// # async fn example(client: Client) -> Result<(), Error> {
+/// match client.call::<Value>("render", ()).await {
+///     Err(Error::Call { error: CallError::Arguments { needs, .. }, .. }) if needs.items => {
+///         let mut items = client.stream::<Value, Value>("render", ());
+///         while let Some(item) = items.next().await? {
+///             println!("{item}");
+///         }
+///     }
+///     result => println!("{}", result?),
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Needs {
+    /// The caller must read items: [`Checkout::stream`](crate::Checkout::stream).
+    pub items: bool,
+    /// The caller must stream an input: [`Checkout::call_with_input`](crate::Checkout::call_with_input), or
+    /// [`Checkout::stream_with_input`](crate::Checkout::stream_with_input) if it reads items too.
+    pub input: bool,
+}
+
 impl<E> CallError<E> {
     /// Replaces the interface's own error. See [`Error::map`](super::Error::map).
     ///
@@ -75,7 +110,7 @@ impl<E> CallError<E> {
             Self::Interface(error) => CallError::Interface(change(error)),
             Self::Panic(panic) => CallError::Panic(panic),
             Self::UnknownMethod { method, known } => CallError::UnknownMethod { method, known },
-            Self::Arguments { message } => CallError::Arguments { message },
+            Self::Arguments { message, needs } => CallError::Arguments { message, needs },
             Self::Result { message } => CallError::Result { message },
             Self::Decode { message } => CallError::Decode { message },
             Self::Input(failure) => CallError::Input(failure),
@@ -126,7 +161,7 @@ impl<E: fmt::Display> fmt::Display for CallError<E> {
                     write!(out, ": there is {}", known.join(", "))
                 }
             }
-            Self::Arguments { message } => write!(out, "bad arguments: {message}"),
+            Self::Arguments { message, .. } => write!(out, "bad arguments: {message}"),
             Self::Result { message } => write!(out, "the result cannot be sent: {message}"),
             Self::Decode { message } => {
                 write!(out, "the answer is not of the type asked for: {message}")

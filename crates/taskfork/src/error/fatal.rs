@@ -29,7 +29,7 @@ pub enum FatalError {
         limit: TimeoutOption,
         /// What the call was doing at the deadline.
         stage: Stage,
-        /// Where the worker was when the server killed it.
+        /// Where the worker was when the server killed it, or when its code was interrupted.
         hung: Option<Box<Hung>>,
     },
     /// The worker ended, or closed its connection.
@@ -39,7 +39,8 @@ pub enum FatalError {
         /// The message passed to `abort`.
         message: String,
     },
-    /// No server answered before the deadline.
+    /// No connection to a worker could be made before the deadline: no server answered, or it refused, or it could not be
+    /// used.
     CannotConnect {
         /// The addresses that the client tried.
         address: String,
@@ -59,6 +60,14 @@ pub enum FatalError {
         end: End,
         /// The server's error with its causes, if it failed.
         reason: Option<Failure>,
+    },
+    /// There are no workers: this program itself has shut the server down, by its
+    /// [`ServerHandle`](crate::server::ServerHandle).
+    ServerShutDown {
+        /// The server's process id.
+        pid: u32,
+        /// Whether the handle was dropped, and not `shutdown`, `close` or `kill` called.
+        handle_dropped: bool,
     },
     /// The server does not serve an interface that the client requires, or serves it with other methods. See
     /// [`TypedClient`](crate::client::TypedClient).
@@ -108,6 +117,8 @@ pub enum FatalError {
 pub enum Stage {
     /// Waiting for a worker.
     Waiting,
+    /// Waiting until its worker has run `setup`. The call has not begun.
+    Setup,
     /// Running in a worker, or on its way there.
     Running,
 }
@@ -149,6 +160,7 @@ impl fmt::Display for FatalError {
             Self::TimedOut { after, limit, stage, .. } => {
                 let doing = match stage {
                     Stage::Waiting => "while waiting for a worker",
+                    Stage::Setup => "while its worker ran `setup`",
                     Stage::Running => "while running",
                 };
                 write!(out, "timed out after {} {doing} ({limit})", seconds(*after))
@@ -158,8 +170,9 @@ impl fmt::Display for FatalError {
             Self::ClientClosed => out.write_str("the client is closed: `close` was called on it"),
             Self::CannotConnect { address, reason, unreachable_for, after } => write!(
                 out,
-                "timed out after {}: no server answered at {address} for the last {} ({reason})",
+                "timed out after {}: {} {address} for the last {} ({reason})",
                 seconds(*after),
+                if reason.is_silence() { "no server answered at" } else { "no worker came from" },
                 seconds(*unreachable_for),
             ),
             Self::ServerEnded { pid, end, reason } => {
@@ -170,6 +183,14 @@ impl fmt::Display for FatalError {
                 }
                 reason.as_ref().map_or(Ok(()), |reason| write!(out, ": {reason}"))
             }
+            Self::ServerShutDown { pid, handle_dropped: false } => {
+                write!(out, "this program has shut the server, process {pid}, down by its handle")
+            }
+            Self::ServerShutDown { pid, handle_dropped: true } => write!(
+                out,
+                "this program has shut the server, process {pid}, down: it has dropped the server's handle; keep \
+                 the `ServerHandle` as long as there are calls"
+            ),
             Self::WrongInterface { address, difference } => write!(
                 out,
                 "the server at {address} and this client do not fit: {difference}; build both from the same \
@@ -216,6 +237,7 @@ mod tests {
     fn a_fatal_error_says_what_happened_to_which_worker_and_why() {
         let death = Death {
             pid: 42,
+            program: None,
             end: End::Signaled(9),
             reason: Some("hung for 5 minutes".into()),
             during: Some(Activity::Call),
@@ -241,14 +263,24 @@ mod tests {
 
         let gone = FatalError::CannotConnect {
             address: "unix:/a".into(),
-            reason: ConnectionError::new("Connection refused"),
+            reason: ConnectionError::system(std::io::ErrorKind::ConnectionRefused.into()),
             unreachable_for: Duration::from_secs(1),
             after,
         };
         assert_eq!(
             gone.to_string(),
             "timed out after 1.5 seconds: no server answered at unix:/a for the last 1 second \
-             (Connection refused)"
+             (connection refused)"
+        );
+        let FatalError::CannotConnect { address, unreachable_for, after, .. } = gone else {
+            unreachable!("it was made so");
+        };
+        let reason = ConnectionError::new("the server refused: it is full");
+        let refused = FatalError::CannotConnect { address, reason, unreachable_for, after };
+        assert_eq!(
+            refused.to_string(),
+            "timed out after 1.5 seconds: no worker came from unix:/a for the last 1 second \
+             (the server refused: it is full)"
         );
     }
 }

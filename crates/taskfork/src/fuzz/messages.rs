@@ -163,6 +163,7 @@ pub fn from_worker(data: &[u8]) {
         FromWorker::Death(notice) => notice.put(&mut out),
         FromWorker::Skipped { call } => native::put_skipped(&mut out, *call),
         FromWorker::Rings => native::put_rings(&mut out),
+        FromWorker::SetUp => native::put_set_up(&mut out),
         FromWorker::Queued(reason) => native::put_queued(&mut out, reason),
         FromWorker::Shm(sent) => {
             let mut frame = Vec::new();
@@ -215,6 +216,7 @@ pub fn errors(data: &[u8]) {
         Ok(FromWorker::Death(notice)) => {
             let death = Death {
                 pid: notice.pid,
+                program: notice.program,
                 end: notice.end,
                 reason: notice.reason,
                 during: notice.during,

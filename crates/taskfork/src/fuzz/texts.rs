@@ -2,7 +2,7 @@
 
 use crate::address::Address;
 use crate::server::ServerStatus;
-use crate::server::fuzz::parse_dismiss;
+use crate::server::fuzz::StatusRequest;
 
 /// The text of an address is parsed as the same address.
 pub fn addresses(data: &[u8]) {
@@ -23,5 +23,5 @@ pub fn status(data: &[u8]) {
         let again: ServerStatus = serde_json::from_str(&written).unwrap();
         assert_eq!(serde_json::to_string(&again).unwrap(), written);
     }
-    let _ = parse_dismiss(data);
+    let _ = StatusRequest::parse(data);
 }

@@ -25,13 +25,25 @@ pub(crate) fn service_manager() -> ServiceManager {
 const KEPT_SIGNALS: [Signal; 5] =
     [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM, Signal::SIGUSR1, Signal::SIGUSR2];
 
-/// The signals that a gateway keeps while it starts. Those that end it do so at any time: it has no clients yet.
-const KEPT_BY_GATEWAYS: [Signal; 3] = [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
+/// The signals that the command and its gateways keep while they start. Those that end them do so at any time: nobody is
+/// served yet.
+const KEPT_BY_COMMANDS: [Signal; 3] = [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
 
 /// Blocks the signals in the gateway that `command` starts, until it calls [`handle_kept_signals`].
 pub(crate) fn keep_signals_until_handled(command: &mut Command) -> &mut Command {
-    sys::set_blocked_signals(command, KEPT_BY_GATEWAYS);
+    sys::set_blocked_signals(command, KEPT_BY_COMMANDS);
     command
+}
+
+/// Blocks these signals in this thread, until a server takes them or [`handle_all_kept_signals`] is called.
+pub(crate) fn keep_signals() -> io::Result<()> {
+    sys::block_signals(&KEPT_BY_COMMANDS.into_iter().collect()).map(drop)
+}
+
+/// Lets a command, which has handlers by now, have the signals that it has kept.
+pub(crate) fn handle_all_kept_signals() -> io::Result<()> {
+    let kept: SigSet = KEPT_BY_COMMANDS.into_iter().collect();
+    kept.thread_unblock().map_err(io::Error::from)
 }
 
 /// Lets a gateway, which has handlers by now, have the signals that it has kept. There is no handler for SIGUSR2, so it stays

@@ -22,7 +22,8 @@ use crate::error::End;
 /// [`respawn`](crate::server::Spawn::respawn) is not turned off. Otherwise the calls of this
 /// program's clients fail at once with
 /// [`FatalError::ServerEnded`](crate::error::FatalError::ServerEnded), which says how the server
-/// ended.
+/// ended. After a shutdown by the handle, or after it was dropped, calls that have no worker fail at once with
+/// [`FatalError::ServerShutDown`](crate::error::FatalError::ServerShutDown).
 ///
 /// A thread named `taskfork-server` reaps and replaces the server. It starts when this program has
 /// another thread, or builds a client of the server. Without that thread, methods of the handle
@@ -117,7 +118,8 @@ impl ServerHandle {
         ServerStatus::request_on(self.server.connect_status()?.into(), "")
     }
 
-    /// Asks the server to shut down gracefully. Does not wait. The server is not replaced.
+    /// Asks the server to shut down gracefully. Does not wait. The server is not replaced. Calls that run may end;
+    /// calls that have no worker fail with [`FatalError::ServerShutDown`](crate::error::FatalError::ServerShutDown).
     ///
     /// ```no_run
     /// # fn example(first: taskfork::server::ServerHandle, second: taskfork::server::ServerHandle) {

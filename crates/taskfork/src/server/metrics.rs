@@ -3,7 +3,7 @@
 
 use metrics::{counter, describe_counter, describe_gauge, gauge};
 
-use super::status::{self, ServerStatus};
+use super::status::{ServerStatus, WorkerStatus};
 
 impl ServerStatus {
     /// Records the status with the program's recorder of the crate `metrics`. Needs the feature
@@ -32,7 +32,7 @@ impl ServerStatus {
         describe_counter!("taskfork_server_workers_forked_total", "workers that were forked");
         describe_counter!("taskfork_server_connections_refused_total", "connections refused");
         let server = || self.name.clone();
-        for state in status::STATES {
+        for state in WorkerStatus::STATES {
             let count = self.workers.iter().filter(|worker| worker.state == state).count();
             gauge!("taskfork_server_workers", "server" => server(), "state" => state)
                 .set(count as f64);

@@ -17,9 +17,11 @@
 
 mod access;
 mod builder;
+mod call_totals;
 mod child;
 mod command;
 mod control;
+mod counters;
 mod delayed_check;
 mod entry;
 mod environment;
@@ -52,6 +54,7 @@ mod probe;
 mod proc_status;
 mod process;
 pub(crate) mod program_file;
+mod recent_deaths;
 mod refusal;
 mod restart;
 mod run;
@@ -84,8 +87,8 @@ pub(crate) use {limits::Recycling, proc_status::SignalAction};
 
 pub use builder::{Preloaded, ServerBuilder};
 pub(crate) use command::{
-    block_signals_until_served, handle_kept_signals, keep_signals_until_handled, meaning_of_hangup,
-    service_manager,
+    block_signals_until_served, handle_all_kept_signals, handle_kept_signals, keep_signals,
+    keep_signals_until_handled, meaning_of_hangup, service_manager,
 };
 pub(crate) use entry::register_test_servers;
 pub use entry::{Entry, init};
@@ -97,13 +100,14 @@ pub use run::Server;
 pub use service_manager::ServiceManager;
 pub use spawn::Spawn;
 pub(crate) use spawned_server::SpawnedServer;
-pub use status::{ServerStatus, WorkerStatus};
+pub use status::{DeathStatus, MethodStatus, ServerStatus, WaitingClientStatus, WorkerStatus};
 pub use stderr::Stderr;
 
+pub use crate::histogram::Histogram;
 pub use crate::log_output::LogWriter;
 
 /// What fuzz targets call.
 #[cfg(fuzzing)]
 pub(crate) mod fuzz {
-    pub(crate) use super::status::parse_dismiss;
+    pub(crate) use super::status::StatusRequest;
 }

@@ -78,6 +78,10 @@ impl Notifier {
             Err(Errno::AGAIN | Errno::NOBUFS | Errno::INTR | Errno::MFILE | Errno::NFILE) => {
                 self.retry_at = Some(Instant::now() + RETRY_INTERVAL);
             }
+            // A manager that is gone need not know that the server ends too.
+            Err(Errno::CONNREFUSED | Errno::NOENT) if text.contains("STOPPING=1") => {
+                self.waiting.clear();
+            }
             Err(errno) => {
                 self.waiting.clear();
                 if self.failures.acquire(Instant::now()) {

@@ -34,6 +34,34 @@ pub fn handle_kept_signals() -> io::Result<()> {
     super::handle_kept_signals()
 }
 
+/// Blocks SIGHUP, SIGUSR1 and SIGUSR2 in this thread. A server that runs here takes them; other code calls
+/// [`handle_all_kept_signals`] when it has handlers. By default these signals end a process.
+///
+/// # Errors
+/// If the system refuses.
+pub fn keep_signals() -> io::Result<()> {
+    super::keep_signals()
+}
+
+/// Lets this thread have the signals that [`keep_signals`] has kept.
+///
+/// # Errors
+/// If the system refuses.
+pub fn handle_all_kept_signals() -> io::Result<()> {
+    super::handle_all_kept_signals()
+}
+
+/// Makes workers run another handler of SIGALRM after their own: that of an interpreter, which interrupts a call at its
+/// deadline. Only the first call has an effect, on workers that are forked later.
+///
+/// # Safety
+/// The handler must be safe in a signal handler, at any point of the program.
+#[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
+pub unsafe fn set_next_alarm_handler(handler: extern "C" fn(std::ffi::c_int)) {
+    // SAFETY: the caller has promised the same.
+    unsafe { crate::sys::set_next_alarm_handler(handler) };
+}
+
 /// For [`test_support!`](crate::test_support).
 pub fn register_test_servers(module: &'static str, entries: &[(&'static str, super::Entry)]) {
     super::register_test_servers(module, entries);

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::display::seconds;
 
@@ -18,13 +18,52 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// Returns an error if that takes too long. Leaves a thread behind, so it is for a process that
 /// exits next.
 pub(crate) fn symbolize(addresses: Vec<u64>, timed_out: bool) -> Result<String, String> {
-    let limit = if timed_out { AFTER_TIMEOUT } else { LIMIT };
+    symbolize_within(addresses, if timed_out { AFTER_TIMEOUT } else { LIMIT })
+}
+
+fn symbolize_within(addresses: Vec<u64>, limit: Duration) -> Result<String, String> {
+    let late = || format!("the names of its functions were not found within {}", seconds(limit));
+    if limit.is_zero() {
+        // The thread could be faster than this one.
+        return Err(late());
+    }
     let (sender, receiver) = mpsc::channel();
     let thread = std::thread::Builder::new().spawn(move || sender.send(name(&addresses)));
     thread.map_err(|error| format!("the server cannot start a thread: {error}"))?;
-    receiver
-        .recv_timeout(limit)
-        .map_err(|_| format!("the names of its functions were not found within {}", seconds(limit)))
+    receiver.recv_timeout(limit).map_err(|_| late())
+}
+
+/// How long the names on all stacks of one status may take: on a busy machine one takes more than a second. The reader of the
+/// status must not take the server for one that hangs.
+const STATUS_LIMIT: Duration = Duration::from_secs(3);
+
+/// Resolves the stacks of a status, in a thread that may be left behind. So it is for a process that exits next.
+#[derive(Debug)]
+pub(crate) struct Symbolizer {
+    until: Instant,
+}
+
+impl Symbolizer {
+    pub(crate) fn new() -> Self {
+        Self { until: Instant::now() + STATUS_LIMIT }
+    }
+
+    /// One that has no time left.
+    #[cfg(test)]
+    pub(crate) fn out_of_time() -> Self {
+        Self { until: Instant::now() }
+    }
+
+    /// The functions and lines of a stack, `None` if there are none. Fails if that takes too long.
+    pub(crate) fn names(&self, addresses: Vec<u64>) -> Result<Option<String>, String> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            // A thread could be done before this one waits for it.
+            return Err("no time was left for the names of its functions".to_owned());
+        }
+        let names = symbolize_within(addresses, left)?;
+        Ok(Some(names).filter(|names| !names.is_empty()))
+    }
 }
 
 fn name(addresses: &[u64]) -> String {

@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -12,6 +13,7 @@ use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, 
 use serde::{Deserialize, Serialize};
 
 use crate::display::seconds;
+use crate::histogram::Histogram;
 use crate::peer::Peer;
 use crate::progress::Progress;
 use crate::worker::scoreboard::Phase;
@@ -33,6 +35,9 @@ pub struct ServerStatus {
     pub name: String,
     /// Its process id.
     pub pid: u32,
+    /// A number that no other process of the server has, even if it has the same process id, as in containers.
+    #[serde(default)]
+    pub instance: u64,
     /// The seconds since its start.
     pub seconds: f64,
     /// Whether it accepts connections. It stops when a shutdown begins.
@@ -46,6 +51,10 @@ pub struct ServerStatus {
     /// a [`Function`](crate::worker::Function) or a program finds them itself.
     #[serde(default)]
     pub methods: Vec<String>,
+    /// Whether all clients may learn what dead workers wrote to standard error, and stacks, as
+    /// [`share_details`](crate::ServerBuilder::share_details) says. This socket tells that in any case.
+    #[serde(default)]
+    pub share_details: bool,
     /// The number of workers that have been forked so far.
     pub forked: u64,
     /// The number of refused connections: too many waited for a worker, the client was not allowed,
@@ -85,8 +94,102 @@ pub struct ServerStatus {
     /// | `dismissed` | [`dismiss`](Self::dismiss) replaced it |
     /// | `made_room` | it made room for another client |
     pub deaths: BTreeMap<String, u64>,
+    /// The calls that have ended with an answer, by the first 64 bytes of the method's name. At most 100 methods have an
+    /// entry of their own, and at most 8 of each worker; `(other)` has the rest. If the server knows its
+    /// [`methods`](Self::methods), no other name takes the place of one of them. `(unknown)` has the calls of methods
+    /// that do not exist.
+    #[serde(default)]
+    pub calls: BTreeMap<String, MethodStatus>,
+    /// How long connections have waited for a worker. A connection that gets a worker at once counts too.
+    #[serde(default)]
+    pub waits: Histogram,
+    /// The connections in the queue that have waited longest, at most 50.
+    #[serde(default)]
+    pub waiting_clients: Vec<WaitingClientStatus>,
     /// The living workers, by number.
     pub workers: Vec<WorkerStatus>,
+    /// The number of the last of all deaths that [`recent_deaths`](Self::recent_deaths) can have.
+    #[serde(default)]
+    pub last_death: u64,
+    /// The last workers that have died, oldest first, at most 50. Workers that have left in order are not among them, such
+    /// as those that were replaced. Empty unless [`read_details`](Self::read_details) has asked for them.
+    #[serde(default)]
+    pub recent_deaths: Vec<DeathStatus>,
+    /// Whether the worker that was to be [dismissed](Self::dismiss) or [killed](Self::kill) was there. `None` in other
+    /// answers.
+    #[serde(default)]
+    pub done: Option<bool>,
+}
+
+/// The calls of a method that have ended with an answer.
+///
+/// ```
+/// let calls = taskfork::server::MethodStatus::default();
+/// assert_eq!((calls.errors, calls.times.count()), (0, 0));
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct MethodStatus {
+    /// How many of them were answered with an error.
+    pub errors: u64,
+    /// How long they ran in the worker.
+    pub times: Histogram,
+}
+
+/// A connection that waits for a worker.
+///
+/// ```no_run
+/// let status = taskfork::server::ServerStatus::read("/run/adder.sock.status")?;
+/// println!("{:?}", status.waiting_clients.first().map(|client| client.seconds));
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct WaitingClientStatus {
+    /// Who is at its other end. `None` for a client on TCP.
+    pub peer: Option<Peer>,
+    /// The seconds for which it has waited.
+    pub seconds: f64,
+}
+
+/// How a worker died.
+///
+/// ```no_run
+/// let status = taskfork::server::ServerStatus::read_details("/run/adder.sock.status", 0, None)?;
+/// for death in &status.recent_deaths {
+///     println!("{} {}: {}", death.pid, death.cause, death.stderr.as_deref().unwrap_or_default());
+/// }
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct DeathStatus {
+    /// The number of the death: the first one of a server has 1.
+    pub number: u64,
+    /// When it was noticed, in seconds since the start of the server.
+    pub at: f64,
+    /// The number of the worker.
+    pub worker: u64,
+    /// The process id that it had.
+    pub pid: u32,
+    /// The process id of the program that it was, if it was one
+    /// ([`Executable`](crate::worker::Executable)).
+    #[serde(default)]
+    pub program: Option<u32>,
+    /// The cause, as in [`ServerStatus::deaths`].
+    pub cause: String,
+    /// How the process ended, such as `was killed by signal 11 (SIGSEGV)`, and why.
+    pub text: String,
+    /// The first 64 bytes of the name of the method that ran.
+    pub method: Option<String>,
+    /// The number of calls that it had begun.
+    pub calls: u64,
+    /// Who was at the other end of its connection.
+    pub peer: Option<Peer>,
+    /// The end of what it wrote to standard error, at most 4 KiB.
+    pub stderr: Option<String>,
+    /// Where it hung: the functions and lines of its stack. `None` if it did not hang, or if they are not known.
+    pub stack: Option<String>,
 }
 
 /// The status of a worker.
@@ -106,6 +209,10 @@ pub struct WorkerStatus {
     pub number: u64,
     /// Its process id.
     pub pid: u32,
+    /// The process id of the program that it is, if it is one ([`Executable`](crate::worker::Executable)): `pid` is that of
+    /// the process in front of it.
+    #[serde(default)]
+    pub program: Option<u32>,
     /// What it does: `spare` (set up, without a client), `greeting`, `setup`, `idle`, `held`
     /// (between two calls of a checkout), `busy`, `answering`, `checkout_done`, `killed`,
     /// `leaving`.
@@ -128,16 +235,44 @@ pub struct WorkerStatus {
     pub memory: Option<u64>,
     /// The sum of the peaks of their resident memory, in bytes.
     pub peak_memory: Option<u64>,
+    /// The processor time that the worker and the processes that it has started have used, in seconds. Those that have
+    /// ended count if the worker has waited for them.
+    #[serde(default)]
+    pub cpu_seconds: Option<f64>,
     /// Who is at the other end of its connection. `None` for a client on TCP, and for a spare worker.
     #[serde(default)]
     pub peer: Option<Peer>,
+    /// A number that its client has chosen for itself, by which the workers of one client can be found. `None` for clients
+    /// that do not tell.
+    #[serde(default)]
+    pub client: Option<u64>,
+    /// How many checkouts of that client waited for a worker when it told that last, through any of its workers.
+    #[serde(default)]
+    pub client_queued: Option<u64>,
+    /// Where its call is: the functions and lines of its stack. `None` unless [`ServerStatus::read_details`] has asked for
+    /// it.
+    #[serde(default)]
+    pub stack: Option<String>,
 }
 
-/// The counters of a server.
-#[derive(Debug, Default)]
-pub(crate) struct Counters {
-    pub(crate) refused: u64,
-    pub(crate) deaths: BTreeMap<&'static str, u64>,
+impl WorkerStatus {
+    /// All values that [`state`](Self::state) can have.
+    ///
+    /// ```
+    /// assert!(taskfork::server::WorkerStatus::STATES.contains(&"idle"));
+    /// ```
+    pub const STATES: [&str; 10] = [
+        "spare",
+        "greeting",
+        "setup",
+        "idle",
+        "held",
+        "busy",
+        "answering",
+        "checkout_done",
+        "killed",
+        "leaving",
+    ];
 }
 
 impl ServerStatus {
@@ -160,24 +295,93 @@ impl ServerStatus {
         Self::request(path.as_ref(), "")
     }
 
-    /// Replaces the worker with this number. An idle worker leaves at once, and a busy one after its
-    /// checkout. Returns the status after that. Blocks for at most 10 seconds.
+    /// Replaces the worker with this number, if it is the process with this id or no id is given. Numbers of workers begin
+    /// anew with each process of the server. An idle worker leaves at once, and a busy one after its checkout. Returns the
+    /// status after that, in which [`done`](Self::done) says whether there was such a worker. Blocks for at most 10
+    /// seconds.
     ///
     /// # Errors
     ///
-    /// Returns the errors of [`read`](Self::read). An unknown number is not an error.
+    /// Returns the errors of [`read`](Self::read). That there is no such worker is not an error.
     ///
     /// ```no_run
     /// use taskfork::server::ServerStatus;
     ///
     /// let path = "/run/adder.sock.status";
     /// for worker in ServerStatus::read(path)?.workers.iter().filter(|it| it.state == "idle") {
-    ///     ServerStatus::dismiss(path, worker.number)?;
+    ///     ServerStatus::dismiss(path, worker.number, Some(worker.pid))?;
     /// }
     /// # Ok::<(), std::io::Error>(())
     /// ```
-    pub fn dismiss(path: impl AsRef<Path>, worker: u64) -> io::Result<Self> {
-        Self::request(path.as_ref(), &format!("{DISMISS}{worker}\n"))
+    pub fn dismiss(path: impl AsRef<Path>, worker: u64, pid: Option<u32>) -> io::Result<Self> {
+        Self::request(path.as_ref(), &format!("{DISMISS}{}\n", worker_text(worker, pid)))
+    }
+
+    /// Kills the worker with this number, if it is the process with this id or no id is given. Its call fails, and the death
+    /// counts as `signaled`. The server logs the request. Returns the status after that, in which [`done`](Self::done)
+    /// says whether there was such a worker. Blocks for at most 10 seconds.
+    ///
+    /// # Errors
+    ///
+    /// Returns the errors of [`read`](Self::read). That there is no such worker is not an error.
+    ///
+    /// ```no_run
+    /// taskfork::server::ServerStatus::kill("/run/adder.sock.status", 7, Some(4711))?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn kill(path: impl AsRef<Path>, worker: u64, pid: Option<u32>) -> io::Result<Self> {
+        Self::request(path.as_ref(), &format!("{KILL}{}\n", worker_text(worker, pid)))
+    }
+
+    /// Reads the status with the deaths whose numbers are larger than `after`. Blocks for at most 10 seconds.
+    ///
+    /// Stacks of deaths that cannot be resolved within three seconds are left for the next request: ask for the deaths after the
+    /// largest number that has arrived.
+    ///
+    /// For a worker whose call runs, the status can show the stack. The first request for a `sample` during a call has the
+    /// worker asked for it, by SIGURG, and later ones during that call show where it was then. System calls of that worker
+    /// go on, except those that the kernel never restarts after a handler, which fail with `EINTR`: `poll`, `ppoll`,
+    /// `select`, `pselect`, `epoll_wait`, `epoll_pwait`, `nanosleep`, `clock_nanosleep`, `usleep`, `pause`, `sigsuspend`,
+    /// `sigtimedwait`, `sigwaitinfo`, `io_getevents`, `msgrcv`, `msgsnd`, `semop`, `semtimedop`, and on sockets with
+    /// `SO_RCVTIMEO` or `SO_SNDTIMEO` `accept`, `recv`, `connect`, `send` and their variants. `sleep` returns early.
+    ///
+    /// # Errors
+    ///
+    /// Returns the errors of [`read`](Self::read).
+    ///
+    /// ```no_run
+    /// use taskfork::server::ServerStatus;
+    ///
+    /// let path = "/run/adder.sock.status";
+    /// let all = ServerStatus::read_details(path, 0, None)?;
+    /// let new = ServerStatus::read_details(path, all.last_death, Some(7))?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn read_details(
+        path: impl AsRef<Path>,
+        after: u64,
+        sample: Option<u64>,
+    ) -> io::Result<Self> {
+        let sample = sample.map(|worker| format!(" {worker}")).unwrap_or_default();
+        Self::request(path.as_ref(), &format!("{DETAILS}{after}{sample}\n"))
+    }
+
+    /// Reads the status with the deaths whose numbers are larger than `after`, without their stacks, so that no names of
+    /// functions are looked up. Blocks for at most 10 seconds.
+    ///
+    /// # Errors
+    ///
+    /// Returns the errors of [`read`](Self::read).
+    ///
+    /// ```no_run
+    /// use taskfork::server::ServerStatus;
+    ///
+    /// let status = ServerStatus::read_deaths("/run/adder.sock.status", 0)?;
+    /// assert!(status.recent_deaths.iter().all(|death| death.stack.is_none()));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn read_deaths(path: impl AsRef<Path>, after: u64) -> io::Result<Self> {
+        Self::request(path.as_ref(), &format!("{DEATHS}{after}\n"))
     }
 
     fn request(path: &Path, request: &str) -> io::Result<Self> {
@@ -241,12 +445,74 @@ fn read_answer(mut stream: UnixStream, within: Duration) -> io::Result<Vec<u8>> 
     }
 }
 
-/// The beginning of a request to dismiss a worker. The worker's number follows.
-const DISMISS: &str = "dismiss ";
+/// A worker in a request.
+fn worker_text(worker: u64, pid: Option<u32>) -> String {
+    let pid = pid.map(|pid| format!(" {pid}")).unwrap_or_default();
+    format!("{worker}{pid}")
+}
 
-/// Returns the number of the worker that a request dismisses.
-pub(crate) fn parse_dismiss(request: &[u8]) -> Option<u64> {
-    std::str::from_utf8(request).ok()?.strip_prefix(DISMISS)?.trim().parse().ok()
+/// The beginnings of requests. The number of a worker and perhaps its process id follow, or the number of a death and perhaps
+/// that of a worker.
+const DISMISS: &str = "dismiss ";
+const KILL: &str = "kill ";
+const DETAILS: &str = "details ";
+const DEATHS: &str = "deaths ";
+
+/// What a client of the status socket wants, besides the status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StatusRequest {
+    /// Nothing else.
+    Status,
+    /// Replace this worker, if it has this process id.
+    Dismiss {
+        worker: u64,
+        pid: Option<u32>,
+    },
+    Kill {
+        worker: u64,
+        pid: Option<u32>,
+    },
+    /// The deaths after this one, without their stacks.
+    Deaths {
+        after: u64,
+    },
+    /// The deaths after this one, and the stack of a worker.
+    Details {
+        after: u64,
+        sample: Option<u64>,
+    },
+}
+
+impl StatusRequest {
+    /// Anything that is no other request asks for the status.
+    pub(crate) fn parse(request: &[u8]) -> Self {
+        Self::parse_other(request).unwrap_or(Self::Status)
+    }
+
+    fn parse_other(request: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(request).ok()?.trim_end();
+        if let Some(numbers) = text.strip_prefix(DISMISS) {
+            let (worker, pid) = one_or_two(numbers)?;
+            return Some(Self::Dismiss { worker, pid });
+        }
+        if let Some(numbers) = text.strip_prefix(KILL) {
+            let (worker, pid) = one_or_two(numbers)?;
+            return Some(Self::Kill { worker, pid });
+        }
+        if let Some(number) = text.strip_prefix(DEATHS) {
+            return Some(Self::Deaths { after: number.parse().ok()? });
+        }
+        let (after, sample) = one_or_two(text.strip_prefix(DETAILS)?)?;
+        Some(Self::Details { after, sample })
+    }
+}
+
+/// A number, and perhaps another one.
+fn one_or_two<T: FromStr>(text: &str) -> Option<(u64, Option<T>)> {
+    let mut numbers = text.split(' ');
+    let first = numbers.next()?.parse().ok()?;
+    let second = numbers.next().map(str::parse).transpose().ok()?;
+    numbers.next().is_none().then_some((first, second))
 }
 
 /// How long connecting and the answer may take together, and how many bytes the answer may have.
@@ -260,7 +526,7 @@ pub(crate) fn state_name(phase: Phase) -> &'static str {
         Phase::Setup => "setup",
         Phase::Idle => "idle",
         Phase::Held => "held",
-        Phase::Busy => "busy",
+        Phase::Busy | Phase::SendingItem => "busy",
         Phase::Answering | Phase::AnsweringLong => "answering",
         Phase::CheckoutDone => "checkout_done",
         Phase::KillPending => "killed",
@@ -268,21 +534,6 @@ pub(crate) fn state_name(phase: Phase) -> &'static str {
         Phase::Spare => "spare",
     }
 }
-
-/// All results of [`state_name`].
-#[cfg(feature = "metrics")]
-pub(crate) const STATES: [&str; 10] = [
-    "spare",
-    "greeting",
-    "setup",
-    "idle",
-    "held",
-    "busy",
-    "answering",
-    "checkout_done",
-    "killed",
-    "leaving",
-];
 
 #[cfg(test)]
 mod tests {
@@ -305,6 +556,29 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
         let missing = connect(&folder.path().join("none"), TIMEOUT).unwrap_err();
         assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn requests_are_told_apart() {
+        use StatusRequest::{Deaths, Details, Dismiss, Kill, Status};
+        for (text, expected) in [
+            ("", Status),
+            ("dismiss 7\n", Dismiss { worker: 7, pid: None }),
+            ("dismiss 7 4711\n", Dismiss { worker: 7, pid: Some(4711) }),
+            ("kill 7\r\n", Kill { worker: 7, pid: None }),
+            ("kill 7 8\n", Kill { worker: 7, pid: Some(8) }),
+            ("kill 7 8 9\n", Status),
+            ("kill 7 -8\n", Status),
+            ("details 0\n", Details { after: 0, sample: None }),
+            ("details 3 8\n", Details { after: 3, sample: Some(8) }),
+            ("details 3 8 9\n", Status),
+            ("deaths 3\n", Deaths { after: 3 }),
+            ("deaths 3 8\n", Status),
+            ("details 3 x\n", Status),
+            ("kill -1\n", Status),
+        ] {
+            assert_eq!(StatusRequest::parse(text.as_bytes()), expected, "{text:?}");
+        }
     }
 
     #[test]

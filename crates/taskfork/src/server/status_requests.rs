@@ -130,7 +130,7 @@ mod tests {
     use std::net::Shutdown;
     use std::os::unix::net::UnixStream;
 
-    use super::super::status::parse_dismiss;
+    use super::super::status::StatusRequest as Parsed;
     use super::*;
 
     #[test]
@@ -149,7 +149,7 @@ mod tests {
         ended.shutdown(Shutdown::Write).unwrap();
         let complete = requests.take_complete(now);
         assert_eq!(complete.len(), 2);
-        assert_eq!(parse_dismiss(&complete[0].text), Some(7));
+        assert_eq!(Parsed::parse(&complete[0].text), Parsed::Dismiss { worker: 7, pid: None });
         assert_eq!(requests.time_until_due(now), Some(REQUEST_TIMEOUT));
         assert_eq!(requests.take_complete(now + REQUEST_TIMEOUT).len(), 1);
         assert_eq!(requests.time_until_due(now), None);

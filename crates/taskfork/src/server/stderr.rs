@@ -2,6 +2,7 @@
 //! workers' process ids, and keeps the end for death notices. Reading and logging are bounded, so a
 //! worker can neither keep the server busy nor fill its log.
 
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -28,7 +29,7 @@ use crate::log_output;
 #[non_exhaustive]
 pub enum Stderr {
     /// The server reads it and writes each line to its own standard error, with the worker's
-    /// process id in front. Control characters except tabs are escaped (`\\x1b`). The last 4 KiB,
+    /// process id in front; for a worker that is a program, with that of the program behind it: `[4711/4712]`. Control characters except tabs are escaped (`\\x1b`). The last 4 KiB,
     /// unescaped, are part of the error of a call whose worker dies.
     ///
     /// The lines go to the server's log if that is written by a
@@ -47,8 +48,11 @@ pub enum Stderr {
     Capture,
     /// As [`Capture`](Self::Capture), with the same limits. But each line becomes an event of the
     /// crate `tracing` with the level `INFO`, the target `taskfork::stderr`, and the worker's
-    /// process id in the field `pid`.
+    /// process id in the field `pid`, and that of its program, if it is one, in the field `program`.
     Log,
+    /// As [`Capture`](Self::Capture), with the same limits, but no line is shown. The last 4 KiB are still part of the
+    /// error of a call whose worker dies, and of the status.
+    Hide,
     /// Workers inherit the server's standard error. Nothing is escaped, and deaths have no standard
     /// error. If it is a file, workers can truncate and lock it, also in a
     /// [`sandbox`](crate::ServerBuilder::sandbox).
@@ -82,6 +86,23 @@ const BYTES_PER_LINE: usize = 512;
 
 /// The limit at a worker's death. Descendants that have got away may keep writing.
 const MAX_FINAL_READS: usize = 16;
+
+/// Whose lines they are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Writer {
+    pub(crate) pid: u32,
+    /// The process id of the program that is the worker.
+    pub(crate) program: Option<u32>,
+}
+
+impl fmt::Display for Writer {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.program {
+            Some(program) => write!(out, "{}/{program}", self.pid),
+            None => self.pid.fmt(out),
+        }
+    }
+}
 
 /// The end of what a dead worker has written.
 #[derive(Debug, Default)]
@@ -158,16 +179,16 @@ impl CapturedStderr {
         self.pipe.as_mut()
     }
 
-    /// Reads what has arrived, within the limits, and shows it as lines of process `pid`.
+    /// Reads what has arrived, within the limits, and shows it as lines of `writer`.
     pub(crate) fn forward(
         &mut self,
-        pid: u32,
+        writer: Writer,
         output: &mut StderrOutput,
         most: usize,
     ) -> ReadOutcome {
         let now = Instant::now();
-        self.report_omitted(pid, output, now);
-        let (is_over, paused) = self.read(pid, output, most, now);
+        self.report_omitted(writer, output, now);
+        let (is_over, paused) = self.read(writer, output, most, now);
         output.flush();
         match (self.pipe.take_if(|_| is_over), paused) {
             (Some(ended), _) => ReadOutcome::Ended(ended),
@@ -177,21 +198,21 @@ impl CapturedStderr {
     }
 
     /// Reads the rest after the worker's death. Returns the end of what it wrote.
-    pub(crate) fn finish(mut self, pid: u32, output: &mut StderrOutput) -> StderrTail {
+    pub(crate) fn finish(mut self, writer: Writer, output: &mut StderrOutput) -> StderrTail {
         for _ in 0..MAX_FINAL_READS {
             let more = self.pipe.as_ref().is_some_and(|pipe| is_ready(pipe.as_fd(), PollFlags::IN));
-            if !more || matches!(self.forward(pid, output, usize::MAX), ReadOutcome::Ended(_)) {
+            if !more || matches!(self.forward(writer, output, usize::MAX), ReadOutcome::Ended(_)) {
                 break;
             }
         }
         let Self { tail, lines, .. } = &mut self;
-        tail.end(|line| show(pid, line, output, lines, Instant::now()));
+        tail.end(|line| show(writer, line, output, lines, Instant::now()));
         let text = tail.text();
         if let Some(omitted) = lines.take_all_omitted() {
-            output.omitted(pid, omitted, "; the end of it follows");
+            output.omitted(writer, omitted, "; the end of it follows");
             text.iter()
                 .flat_map(|text| text.lines())
-                .for_each(|line| output.line(pid, line.as_bytes()));
+                .for_each(|line| output.line(writer, line.as_bytes()));
         }
         output.flush();
         StderrTail { text, allocation_failed: self.tail.allocation_failed }
@@ -200,12 +221,12 @@ impl CapturedStderr {
     /// Shows how many lines were omitted if it is time. Returns the time until it is.
     pub(crate) fn report_omitted(
         &mut self,
-        pid: u32,
+        writer: Writer,
         output: &mut StderrOutput,
         now: Instant,
     ) -> Option<Duration> {
         if let Some(omitted) = self.lines.take_omitted(now) {
-            output.omitted(pid, omitted, "");
+            output.omitted(writer, omitted, "");
             output.flush();
         }
         self.lines.time_until_report(now)
@@ -215,7 +236,7 @@ impl CapturedStderr {
     /// paused.
     fn read(
         &mut self,
-        pid: u32,
+        writer: Writer,
         output: &mut StderrOutput,
         most: usize,
         now: Instant,
@@ -231,7 +252,7 @@ impl CapturedStderr {
                     let mut cost = length.max(READ_COST);
                     tail.push(&piece[..length], |line| {
                         cost += LINE_COST;
-                        show(pid, line, output, lines, now);
+                        show(writer, line, output, lines, now);
                     });
                     total += length;
                     let paused = rate.count(cost, most, now);
@@ -248,10 +269,16 @@ impl CapturedStderr {
 }
 
 /// Shows a line, or counts it.
-fn show(pid: u32, line: &[u8], output: &mut StderrOutput, lines: &mut LogLimit, now: Instant) {
+fn show(
+    writer: Writer,
+    line: &[u8],
+    output: &mut StderrOutput,
+    lines: &mut LogLimit,
+    now: Instant,
+) {
     let weight = u32::try_from(line.len() / BYTES_PER_LINE).unwrap_or(MAX_LINES).max(1);
     if lines.acquire_weighted(weight, now) {
-        output.line(pid, line);
+        output.line(writer, line);
     }
 }
 
@@ -318,35 +345,42 @@ impl LineBuffer {
 /// The destination of workers' lines: the server's log, or events.
 #[derive(Debug, Default)]
 pub(crate) struct StderrOutput {
-    /// Lines become events.
-    is_logged: bool,
+    /// What becomes of lines.
+    shown: Stderr,
 }
 
 impl StderrOutput {
     pub(crate) fn new(stderr: Stderr) -> Self {
-        Self { is_logged: stderr == Stderr::Log }
+        Self { shown: stderr }
     }
 
     /// Shows a line.
-    fn line(&mut self, pid: u32, line: &[u8]) {
-        if self.is_logged {
+    fn line(&mut self, writer: Writer, line: &[u8]) {
+        if self.shown == Stderr::Hide {
+            return;
+        }
+        if self.shown == Stderr::Log {
             let line = printable_bytes(line.strip_suffix(b"\r").unwrap_or(line));
-            log::info!(target: "taskfork::stderr", pid, "{line}");
+            let Writer { pid, program } = writer;
+            log::info!(target: "taskfork::stderr", pid, program, "{line}");
             return;
         }
         let mut log = log_output::lock();
-        lines(pid, line, |line| log.push(line));
+        lines(writer, line, |line| log.push(line));
     }
 
     /// Shows how many lines were omitted.
-    fn omitted(&mut self, pid: u32, lines: u64, then: &str) {
+    fn omitted(&mut self, writer: Writer, lines: u64, then: &str) {
         let seconds = WINDOW.as_secs();
         let text = format!(
             "{lines} lines of its standard error are left out, as there were more than {MAX_LINES} in {seconds} s{then}"
         );
-        match self.is_logged {
-            true => log::warn!(target: "taskfork::stderr", pid, "{text}"),
-            false => self.line(pid, text.as_bytes()),
+        match self.shown {
+            Stderr::Log => {
+                let Writer { pid, program } = writer;
+                log::warn!(target: "taskfork::stderr", pid, program, "{text}");
+            }
+            _ => self.line(writer, text.as_bytes()),
         }
     }
 
@@ -356,12 +390,12 @@ impl StderrOutput {
 }
 
 /// Formats a line with control characters escaped. A line that becomes too long by that is split.
-fn lines(pid: u32, line: &[u8], mut show: impl FnMut(Vec<u8>)) {
+fn lines(writer: Writer, line: &[u8], mut show: impl FnMut(Vec<u8>)) {
     let line = printable_bytes(line.strip_suffix(b"\r").unwrap_or(line));
     let mut rest = &*line;
     loop {
         let (piece, more) = rest.split_at(rest.floor_char_boundary(MAX_LINE));
-        show(format!("[{pid}] {piece}\n").into_bytes());
+        show(format!("[{writer}] {piece}\n").into_bytes());
         rest = more;
         if rest.is_empty() {
             return;
@@ -427,7 +461,7 @@ mod tests {
     fn what_a_terminal_would_obey_is_escaped() {
         let shown = |line: &[u8]| {
             let mut shown = Vec::new();
-            lines(7, line, |line| shown.push(line));
+            lines(Writer { pid: 7, program: None }, line, |line| shown.push(line));
             shown
         };
         let line = shown(b"\x1b[2J\tgr\xc3\xbcn \xff\xe2\x80\xae\r");

@@ -15,6 +15,7 @@ use super::limits::{Limit, WorkerLimits};
 use super::log;
 use super::oom::OomKills;
 use super::stack;
+use super::status::DeathStatus;
 use crate::error::{Activity, End};
 use crate::peer::Peer;
 use crate::sys;
@@ -56,6 +57,8 @@ pub(crate) struct WorkerExit {
     pub(crate) cause: &'static str,
     /// Why a spare worker failed before it got a client.
     pub(crate) spare_failure: Option<String>,
+    /// What is kept of it, unless it left in order.
+    pub(crate) death: Option<DeathStatus>,
 }
 
 /// What the server reports to a dead worker's client.
@@ -271,8 +274,6 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::sync::mpsc;
     use std::time::Duration;
-
-    use nix::libc;
 
     use super::*;
 

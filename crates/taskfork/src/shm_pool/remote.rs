@@ -1,7 +1,7 @@
 //! The buffers of the other side that this side reads.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, Weak};
 
 use bytes::Bytes;
 
@@ -26,6 +26,33 @@ struct Known {
     forks: u64,
     /// The owner has been asked not to use the buffer again.
     refused: bool,
+    /// The memory of a copy that nobody reads any more, for the next copy.
+    spare: Arc<Mutex<Vec<u8>>>,
+}
+
+/// The bytes of a copy. Its memory is used again: new memory costs several times what copying takes.
+#[derive(Debug)]
+struct Copy {
+    bytes: Vec<u8>,
+    spare: Weak<Mutex<Vec<u8>>>,
+}
+
+impl AsRef<[u8]> for Copy {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        // Another thread may have had the lock when this process was forked, so nothing waits for it.
+        if let Some(spare) = self.spare.upgrade()
+            && let Ok(mut spare) = spare.try_lock()
+            && spare.capacity() < self.bytes.capacity()
+        {
+            std::mem::swap(&mut *spare, &mut self.bytes);
+        }
+    }
 }
 
 impl RemoteBuffers {
@@ -74,7 +101,8 @@ impl RemoteBuffers {
             ));
         }
         let memory = Arc::new(memory);
-        self.known.push(Known { id, memory, times: 0, forks: fork_count(), refused: false });
+        let (forks, spare) = (fork_count(), Arc::default());
+        self.known.push(Known { id, memory, times: 0, forks, refused: false, spare });
         Ok(())
     }
 
@@ -101,7 +129,10 @@ impl RemoteBuffers {
         };
         let copy = |known: &Known| {
             let length = longest(known.id).filter(|&length| length <= known.memory.length())?;
-            Some((known.id, known.memory.copy(length).into()))
+            let spare = known.spare.try_lock().map(|mut spare| std::mem::take(&mut *spare));
+            let bytes = known.memory.copy(length, spare.unwrap_or_default());
+            let copy = Copy { bytes, spare: Arc::downgrade(&known.spare) };
+            Some((known.id, Bytes::from_owner(copy)))
         };
         self.known.iter().filter_map(copy).collect()
     }

@@ -270,6 +270,33 @@ fn a_copy_stays_as_it_was_when_the_other_side_writes_to_its_buffer() {
 }
 
 #[test]
+fn the_memory_of_a_copy_is_used_again_when_nobody_reads_it() {
+    let (mut here, mut there) = (Side::new(), Side::new());
+    there.shm_pool = there.shm_pool.copying(true);
+    let (mut to, mut back) = (Line::new(), Line::new());
+    warm(&mut here, &mut there, &mut to);
+    there.blobs.clear();
+    let mut copy_of = |byte| {
+        there.say(&mut back);
+        here.receive(&mut back).unwrap();
+        assert!(here.send(&vec![byte; 1 << 20].into(), None, &mut to));
+        there.receive(&mut to).unwrap();
+        there.blobs.pop().unwrap().0.bytes
+    };
+    let first = copy_of(1);
+    let place = first.as_ptr();
+    let second = copy_of(2);
+    assert!(second.as_ptr() != place);
+    assert!(first.iter().all(|&byte| byte == 1) && second.iter().all(|&byte| byte == 2));
+    drop(first);
+    // It would be there if the memory were free.
+    let other = vec![9; 1 << 20];
+    let third = copy_of(3);
+    assert!(third.as_ptr() == place && other.as_ptr() != place);
+    assert!(second.iter().all(|&byte| byte == 2) && third.iter().all(|&byte| byte == 3));
+}
+
+#[test]
 fn many_references_to_one_buffer_are_copied_once() {
     let (mut here, mut there) = (Side::new(), Side::new());
     there.shm_pool = there.shm_pool.copying(true);

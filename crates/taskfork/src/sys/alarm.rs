@@ -1,13 +1,15 @@
-//! SIGALRM in workers. The server sends it at the deadline of a call, and when it inspects what a worker
-//! is doing. In both cases the handler stores the stack in shared memory, where the server reads it.
+//! SIGALRM and SIGURG in workers. The server sends SIGALRM at the deadline of a call, and before it kills a worker that
+//! hangs. It sends SIGURG if somebody wants to see where a call is. The handlers store the stack in shared memory, where
+//! the server reads it.
 
 use std::ffi::c_void;
 use std::io;
 use std::os::fd::{IntoRawFd, OwnedFd};
 use std::ptr::{self, null_mut};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, Ordering::SeqCst};
 
-use nix::libc::{self, c_int, siginfo_t};
+use libc::{c_int, siginfo_t};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 use super::forked::is_forked;
@@ -24,31 +26,59 @@ pub(crate) struct StackSink {
     pub(crate) ready: &'static AtomicU64,
 }
 
-/// The parts of this worker's [`StackSink`]. Null before [`install_stack_handler`].
+/// The parts of this worker's [`StackSink`]. Null before [`install_stack_handlers`].
 #[unsafe(link_section = "taskfork_worker")]
 static STACK: AtomicPtr<[AtomicU64; MAX_STACK_FRAMES]> = AtomicPtr::new(null_mut());
 #[unsafe(link_section = "taskfork_worker")]
 static READY: AtomicPtr<AtomicU64> = AtomicPtr::new(null_mut());
+/// The parts of the sink of samples.
+#[unsafe(link_section = "taskfork_worker")]
+static SAMPLE: AtomicPtr<[AtomicU64; MAX_STACK_FRAMES]> = AtomicPtr::new(null_mut());
+#[unsafe(link_section = "taskfork_worker")]
+static SAMPLE_READY: AtomicPtr<AtomicU64> = AtomicPtr::new(null_mut());
 /// The pipe that wakes the server, or a negative number if there is none.
 #[unsafe(link_section = "taskfork_worker")]
 static WAKE: AtomicI32 = AtomicI32::new(-1);
 
+/// Runs after the handler, if it is set: the handler of an interpreter in this process, which interrupts the call.
+static NEXT: OnceLock<extern "C" fn(c_int)> = OnceLock::new();
+
 /// Whether the handler stores an empty stack.
 static HIDDEN: AtomicBool = AtomicBool::new(false);
 
-/// Installs a handler for SIGALRM that stores the stack in `sink` and wakes the server. A blocking system
+/// Installs a handler for SIGALRM that stores the stack in the first sink and wakes the server. A blocking system
 /// call fails with `EINTR`, because the handler is installed without SA_RESTART.
+///
+/// A handler for SIGURG stores the stack in the second sink. It is installed with SA_RESTART, so most system calls go on.
+/// By default, SIGURG is ignored, so it does no harm to a program that has been executed.
 #[taskfork_macros::startup_code]
-pub(crate) fn install_stack_handler(sink: StackSink, wake: OwnedFd) -> io::Result<()> {
+pub(crate) fn install_stack_handlers(
+    (sink, sample): (StackSink, StackSink),
+    wake: OwnedFd,
+) -> io::Result<()> {
     STACK.store(ptr::from_ref(sink.stack).cast_mut(), SeqCst);
     READY.store(ptr::from_ref(sink.ready).cast_mut(), SeqCst);
+    SAMPLE.store(ptr::from_ref(sample.stack).cast_mut(), SeqCst);
+    SAMPLE_READY.store(ptr::from_ref(sample.ready).cast_mut(), SeqCst);
     // The handler uses the descriptor until the process ends.
     WAKE.store(wake.into_raw_fd(), SeqCst);
     let flags = SaFlags::SA_SIGINFO | SaFlags::SA_ONSTACK;
     let action = SigAction::new(SigHandler::SigAction(on_alarm), flags, SigSet::empty());
     // SAFETY: the handler takes no lock and allocates nothing, see `store_stack`; it keeps `errno`.
     unsafe { sigaction(Signal::SIGALRM, &action) }?;
+    let flags = flags | SaFlags::SA_RESTART;
+    let action = SigAction::new(SigHandler::SigAction(on_sample), flags, SigSet::empty());
+    // SAFETY: as above.
+    unsafe { sigaction(Signal::SIGURG, &action) }?;
     Ok(())
+}
+
+/// Makes workers that are forked from now on run another handler after their own. Only the first call has an effect.
+///
+/// # Safety
+/// The handler must be safe in a signal handler, at any point of the program.
+pub(crate) unsafe fn set_next_alarm_handler(handler: extern "C" fn(c_int)) {
+    let _ = NEXT.set(handler);
 }
 
 fn stack_sink() -> Option<StackSink> {
@@ -57,29 +87,50 @@ fn stack_sink() -> Option<StackSink> {
     Some(StackSink { stack: stack?, ready: ready? })
 }
 
-extern "C" fn on_alarm(_: c_int, _: *mut siginfo_t, context: *mut c_void) {
+fn sample_sink() -> Option<StackSink> {
+    // SAFETY: each pointer is null, or was made of a `'static` reference.
+    let parts = unsafe { (SAMPLE.load(SeqCst).as_ref(), SAMPLE_READY.load(SeqCst).as_ref()) };
+    Some(StackSink { stack: parts.0?, ready: parts.1? })
+}
+
+extern "C" fn on_alarm(signal: c_int, _: *mut siginfo_t, context: *mut c_void) {
     if is_forked() {
         // The stack would be that of a child process, in the slot of the worker.
         return;
     }
     preserving_errno(|| {
-        // SAFETY: the kernel passes the interrupted context to a handler with SA_SIGINFO.
-        unsafe { store_stack(context.cast::<libc::ucontext_t>()) }
+        if let Some(sink) = stack_sink() {
+            // SAFETY: the kernel passes the interrupted context to a handler with SA_SIGINFO.
+            unsafe { store_stack(context.cast::<libc::ucontext_t>(), sink) }
+            wake_server();
+        }
+        if let Some(next) = NEXT.get() {
+            next(signal);
+        }
     });
 }
 
-/// Stores the interrupted stack and wakes the server.
+extern "C" fn on_sample(_: c_int, _: *mut siginfo_t, context: *mut c_void) {
+    if is_forked() {
+        return;
+    }
+    preserving_errno(|| {
+        let Some(sink) = sample_sink() else { return };
+        // SAFETY: the kernel passes the interrupted context to a handler with SA_SIGINFO.
+        unsafe { store_stack(context.cast::<libc::ucontext_t>(), sink) }
+    });
+}
+
+/// Stores the interrupted stack.
 ///
 /// This is safe in a signal handler. It allocates nothing and takes no lock: the unwinder finds its tables
 /// without locks, and the rest are atomic stores and system calls.
 ///
 /// # Safety
 /// `context` must be the third argument of a handler with SA_SIGINFO.
-unsafe fn store_stack(context: *const libc::ucontext_t) {
-    let Some(sink) = stack_sink() else { return };
+unsafe fn store_stack(context: *const libc::ucontext_t, sink: StackSink) {
     if HIDDEN.load(SeqCst) {
         sink.ready.store(1, SeqCst);
-        wake_server();
         return;
     }
     // SAFETY: the caller has promised that `context` is that of a handler.
@@ -104,7 +155,6 @@ unsafe fn store_stack(context: *const libc::ucontext_t) {
         count = 1;
     }
     sink.ready.store(count as u64 + 1, SeqCst);
-    wake_server();
 }
 
 /// Returns the address of the interrupted instruction, or 0 on other architectures than these two.
@@ -158,8 +208,17 @@ mod tests {
 
     use super::*;
 
+    static NEXT_RAN: AtomicU64 = AtomicU64::new(0);
+
+    extern "C" fn next(_: c_int) {
+        NEXT_RAN.fetch_add(1, SeqCst);
+        Errno::set_raw(libc::EINTR);
+    }
+
     #[test]
-    fn the_handler_leaves_errno_as_it_was() {
+    fn the_handler_leaves_errno_as_it_was_and_runs_the_next_one() {
+        // SAFETY: the handler adds to a number, and sets `errno`.
+        unsafe { set_next_alarm_handler(next) };
         static TOLD: [AtomicU64; MAX_STACK_FRAMES] =
             [const { AtomicU64::new(0) }; MAX_STACK_FRAMES];
         static COUNT: AtomicU64 = AtomicU64::new(0);
@@ -174,6 +233,7 @@ mod tests {
             on_alarm(libc::SIGALRM, null_mut(), (&raw mut context).cast());
             assert_eq!(Errno::last(), Errno::EAGAIN, "hidden: {hidden}");
             assert!(COUNT.swap(0, SeqCst) > 0);
+            assert_eq!(NEXT_RAN.swap(0, SeqCst), 1);
         }
     }
 }

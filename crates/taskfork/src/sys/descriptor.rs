@@ -5,14 +5,11 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
-use nix::libc;
 use rustix::io::retry_on_intr;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 /// The most bytes of text in a message between two processes.
 pub(crate) const MAX_CHANNEL_TEXT: usize = 4096;
@@ -61,16 +58,6 @@ pub(crate) fn receive_descriptor(
         _ => None,
     });
     Ok((descriptor.map_or(Received::Other, Received::Descriptor), message.bytes))
-}
-
-/// Registers a descriptor with the reactor of the current runtime.
-pub(crate) fn register_with_reactor(
-    descriptor: OwnedFd,
-    interest: Interest,
-) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` stays open with the same number until it is dropped, and `AsyncFd` owns it.
-    let watched = unsafe { AsyncFd::register_with_interest(descriptor, interest) };
-    watched.map_err(|error| error.into_parts().1)
 }
 
 /// Takes over the descriptor with this number, which the process inherited open.

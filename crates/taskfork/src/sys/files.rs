@@ -6,7 +6,6 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::{ptr, slice};
 
 use bytes::{BufMut, BytesMut};
-use nix::libc;
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg, sockopt,
@@ -76,7 +75,7 @@ pub(crate) fn receive_into(
 ///
 /// # Errors
 /// [`TOO_MANY_FILES`], without reading, if `files` could exceed [`MAX_UNCLAIMED_FILES`].
-#[taskfork_macros::startup_code]
+#[cfg_attr(feature = "server", taskfork_macros::startup_code)]
 pub(crate) fn receive_files(
     socket: &impl AsFd,
     inbox: &mut impl BufMut,

@@ -3,8 +3,6 @@
 use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use nix::libc;
-
 /// Returns how many times this process has forked since the first call. A child inherits the mappings, so
 /// memory that it may read must not be reused.
 pub(crate) fn fork_count() -> u64 {

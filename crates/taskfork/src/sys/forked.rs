@@ -94,7 +94,6 @@ pub(crate) fn exit_forked_child() -> ! {
 
 #[cfg(test)]
 mod tests {
-    use nix::libc;
 
     use super::*;
     use crate::sys::test_support::{in_child, wait_for};

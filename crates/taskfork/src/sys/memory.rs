@@ -5,7 +5,6 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use nix::libc;
 use rustix::fs::{Stat, fstat, major, minor};
 
 use super::kernel_file::KernelFile;

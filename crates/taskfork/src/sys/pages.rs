@@ -7,7 +7,6 @@ use std::ptr::null_mut;
 use std::slice;
 use std::sync::atomic::AtomicU64;
 
-use nix::libc;
 use rustix::fs::{SealFlags, fcntl_add_seals};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap};
 

@@ -4,7 +4,6 @@ use std::mem::size_of;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
 
-use nix::libc;
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_error;
 
@@ -82,7 +81,7 @@ pub(crate) fn peer_groups(socket: &impl AsFd) -> Vec<u32> {
             groups.truncate(size as usize / size_of::<u32>());
             return groups;
         }
-        if nix::errno::Errno::last() != nix::errno::Errno::ERANGE {
+        if std::io::Error::last_os_error().raw_os_error() != Some(libc::ERANGE) {
             return Vec::new();
         }
         room *= 16;
@@ -93,14 +92,4 @@ pub(crate) fn peer_groups(socket: &impl AsFd) -> Vec<u32> {
 /// Returns the address of the other end of a TCP connection.
 pub(crate) fn peer_address(socket: &impl AsFd) -> Option<SocketAddr> {
     SocketAddr::try_from(rustix::net::getpeername(socket).ok()??).ok()
-}
-
-/// Looks up the id of a user by name.
-pub(crate) fn user_id_of(name: &str) -> std::io::Result<Option<u32>> {
-    Ok(nix::unistd::User::from_name(name)?.map(|user| user.uid.as_raw()))
-}
-
-/// Looks up the id of a group by name.
-pub(crate) fn group_id_of(name: &str) -> std::io::Result<Option<u32>> {
-    Ok(nix::unistd::Group::from_name(name)?.map(|group| group.gid.as_raw()))
 }

@@ -7,7 +7,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use nix::libc;
 use nix::sys::signal::SigSet;
 use nix::unistd::{ForkResult, Pid};
 use rustix::fs::{Mode, OFlags};
@@ -59,11 +58,6 @@ pub(crate) fn thread_count() -> io::Result<u64> {
     ThreadCount::of_this_process()?.get()
 }
 
-/// Returns the number of CPUs that this process may use.
-pub(crate) fn available_cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
-}
-
 /// Forks this process. It is an error if the process has more than one thread. Both processes write out text that is
 /// buffered.
 ///
@@ -106,7 +100,6 @@ pub(crate) fn flush_stdio() {
 /// coverage, if it has one. It runs no `atexit` handlers.
 pub(crate) fn exit_flushed(status: i32) -> ! {
     flush_stdio();
-    #[cfg(coverage)]
     super::coverage::write_profile();
     exit_now(status)
 }

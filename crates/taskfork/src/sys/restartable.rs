@@ -9,8 +9,6 @@
 use std::ffi::{CStr, c_int, c_uint};
 use std::io;
 
-use nix::libc;
-
 /// The length of an area that every kernel takes.
 const LENGTH: c_uint = 32;
 

@@ -175,15 +175,15 @@ impl RemoteBuffer {
         &self.mapping.bytes()[..length]
     }
 
-    /// Copies the first `length` bytes. If the maker writes at the same time, the copy has a mixture of old and
+    /// Copies the first `length` bytes to `copy`, whose memory is used. If the maker writes at the same time, the copy has a mixture of old and
     /// new words, and does not change afterwards.
     ///
     /// # Panics
     /// If the buffer is shorter.
-    pub(crate) fn copy(&self, length: usize) -> Vec<u8> {
+    pub(crate) fn copy(&self, length: usize, mut copy: Vec<u8>) -> Vec<u8> {
         const WORD: usize = size_of::<u64>();
         assert!(length <= self.mapping.length, "the buffer is shorter");
-        let mut copy = vec![0; length.next_multiple_of(WORD)];
+        copy.resize(length.next_multiple_of(WORD), 0);
         for (index, word) in copy.chunks_exact_mut(WORD).enumerate() {
             // SAFETY: the mapping starts at a page, so the word is aligned. Its first byte is one of the first
             // `length` bytes, and the kernel maps whole pages, so the word is mapped to its end. The read is
@@ -245,12 +245,12 @@ mod tests {
         let pattern: Vec<u8> = (0..10_001_u32).map(|index| (index % 251) as u8).collect();
         own.copy_from(&pattern);
         let lengths = [0, 1, 7, 8, 9, 4096, 10_000, 10_001];
-        let copies = lengths.map(|length| foreign.copy(length));
+        let copies = lengths.map(|length| foreign.copy(length, vec![7; 3]));
         own.copy_from(&[0; 10_001]);
         for (length, copy) in lengths.into_iter().zip(copies) {
             assert_eq!(copy, pattern[..length]);
         }
-        assert!(std::panic::catch_unwind(|| foreign.copy(10_002)).is_err());
+        assert!(std::panic::catch_unwind(|| foreign.copy(10_002, Vec::new())).is_err());
     }
 
     #[test]

@@ -7,7 +7,6 @@ use std::process::Command;
 use std::ptr::{null, null_mut};
 
 use nix::errno::Errno;
-use nix::libc;
 use nix::sys::signal::{
     SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask,
 };

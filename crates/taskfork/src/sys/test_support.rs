@@ -1,6 +1,5 @@
 //! What the tests of this directory share.
 
-use nix::libc;
 use rustix::fs::{SealFlags, fcntl_add_seals};
 
 use super::memory_file::memory_file;

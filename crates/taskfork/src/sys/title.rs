@@ -5,8 +5,6 @@ use std::fs;
 use std::io::Write;
 use std::sync::OnceLock;
 
-use nix::libc;
-
 /// Shows `title` in `ps`: as the process's name, cut to 15 bytes, and as the command line if the kernel allows
 /// that.
 pub(crate) fn set_title(title: &str) {

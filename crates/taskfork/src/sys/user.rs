@@ -1,11 +1,7 @@
 //! Users and groups: whose a process or a file is, and whether an id stands for one of them alone.
 
-use std::ffi::CString;
-use std::io;
 use std::os::fd::AsFd;
 use std::sync::OnceLock;
-
-use nix::libc;
 
 /// A user id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +27,7 @@ pub(crate) fn effective_user() -> User {
 /// The user of this process, if the peer of this unix socket had the same one when it connected.
 ///
 /// See [`sole_user`] and [`is_unique_user`] for the processes that this excludes.
-#[taskfork_macros::startup_code]
+#[cfg_attr(feature = "server", taskfork_macros::startup_code)]
 pub(crate) fn common_user(socket: &impl AsFd) -> Option<User> {
     let peer = rustix::net::sockopt::socket_peercred(socket).ok()?;
     sole_user().filter(|user| user.0 == peer.uid.as_raw() && is_unique_user(user.0))
@@ -46,32 +42,6 @@ pub(crate) fn sole_user() -> Option<User> {
     // SAFETY: the pointers are to three local variables of the type that the function writes.
     let done = unsafe { libc::getresuid(&mut real, &mut effective, &mut saved) };
     (done == 0 && real == effective && effective == saved).then_some(User(effective))
-}
-
-/// A user's entry in the user database, with all of its groups.
-#[derive(Debug)]
-pub(crate) struct Account {
-    pub(crate) user: u32,
-    pub(crate) group: u32,
-    pub(crate) groups: Vec<u32>,
-}
-
-/// Looks up a user by name or id. Returns `None` if there is no entry.
-pub(crate) fn account_of(user: &str) -> io::Result<Option<Account>> {
-    use nix::unistd::{Uid, User};
-    let found = match user.parse() {
-        Ok(id) => User::from_uid(Uid::from_raw(id))?,
-        Err(_) => User::from_name(user)?,
-    };
-    let Some(found) = found else { return Ok(None) };
-    let groups = nix::unistd::getgrouplist(&CString::new(found.name)?, found.gid)?;
-    let groups = groups.into_iter().map(|group| group.as_raw()).collect();
-    Ok(Some(Account { user: found.uid.as_raw(), group: found.gid.as_raw(), groups }))
-}
-
-/// Returns the supplementary groups of this process.
-pub(crate) fn groups_of_this_process() -> io::Result<Vec<u32>> {
-    Ok(nix::unistd::getgroups()?.into_iter().map(|group| group.as_raw()).collect())
 }
 
 /// Whether the id stands for one user alone.

@@ -282,7 +282,7 @@ impl<T: DeserializeOwned> FromArguments for Vec<T> {
     }
 }
 
-#[taskfork_macros::startup_code]
+#[cfg_attr(feature = "server", taskfork_macros::startup_code)]
 impl FromArguments for () {
     fn from_arguments(args: Arguments<'_>) -> Result<Self, ArgumentsError> {
         expect(args, 0)

@@ -82,7 +82,7 @@ pub(crate) fn init_thread_locals() {
 }
 
 /// Runs `decode`, which decodes `message`: [`slice_or_copy`] returns slices of it, and [`take`] its attachments.
-#[taskfork_macros::startup_code]
+#[cfg_attr(feature = "server", taskfork_macros::startup_code)]
 pub(crate) fn decode_with<T>(
     message: Option<&Bytes>,
     attachments: Attachments,
@@ -118,7 +118,7 @@ fn with_decoding<T: Default>(access: impl FnOnce(&mut Decoding) -> T) -> T {
 
 /// Whether a message is being decoded that is long or has attachments. The message that is decoded within it, as in a
 /// worker that is itself a client, must not find them.
-#[taskfork_macros::startup_code]
+#[cfg_attr(feature = "server", taskfork_macros::startup_code)]
 fn is_decoding() -> bool {
     DECODING.with(|variable| {
         let decoding = variable.take();
@@ -139,7 +139,7 @@ pub(crate) fn record_oversize(length: usize) {
 }
 
 /// Fails if the sender of the message being decoded has exceeded the limit of blobs.
-#[taskfork_macros::startup_code]
+#[cfg_attr(feature = "server", taskfork_macros::startup_code)]
 pub(crate) fn check_blob_limit() -> Result<(), WireError> {
     match with_decoding(|decoding| decoding.oversize.map(|length| (length, decoding.max_blob))) {
         Some((length, limit)) => Err(WireError::BlobTooLarge { length, limit }),
@@ -148,7 +148,7 @@ pub(crate) fn check_blob_limit() -> Result<(), WireError> {
 }
 
 /// Whether the message being decoded has attachments.
-#[taskfork_macros::startup_code]
+#[cfg_attr(feature = "server", taskfork_macros::startup_code)]
 pub(crate) fn is_any() -> bool {
     with_decoding(|decoding| !decoding.files.is_empty() || !decoding.shared.is_empty())
 }
@@ -187,7 +187,7 @@ pub(crate) fn release() {
 
 /// Decodes values of the message being decoded. If they fail, or do not take all attachments, the program may want
 /// a blob as another type of bytes: then they are decoded again with all blobs inlined.
-#[taskfork_macros::startup_code]
+#[cfg_attr(feature = "server", taskfork_macros::startup_code)]
 pub(crate) fn decode<T, E: From<String>>(
     values: &[u8],
     decode: impl Fn(&[u8]) -> Result<T, E>,

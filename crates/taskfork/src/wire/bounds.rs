@@ -34,7 +34,7 @@ pub(crate) fn too_many(max_frame: usize) -> String {
 
 /// Checks a sequence of encoded values against the limits for `max_frame`. Malformed bytes pass: the decoder refuses
 /// them.
-#[taskfork_macros::startup_code]
+#[cfg_attr(feature = "server", taskfork_macros::startup_code)]
 pub(crate) fn check(values: &[u8], max_frame: usize) -> Result<(), String> {
     // Fewer bytes cannot exceed either limit.
     if values.len() <= MAX_DEPTH {

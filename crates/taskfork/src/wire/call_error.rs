@@ -1,11 +1,15 @@
 //! From the error in a message to the error type of the caller.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
 use super::error_body::{ErrorBody, kind};
 use super::values::{self, ValueFormat};
-use crate::error::{CallError, ConnectionError, Error, Failure, FatalError, Location, Panic};
+use crate::error::{
+    CallError, ConnectionError, Error, Failure, FatalError, Location, Needs, Panic,
+};
 use crate::report::CallSite;
 
 /// The caller's type for errors that an interface returns: [`Failure`] for any interface, or the method's own error
@@ -57,13 +61,37 @@ impl<E: std::error::Error + DeserializeOwned> InterfaceError for E {
 /// The error in an answer. It owns its texts, and the error type of the caller is not known yet.
 #[derive(Debug)]
 pub(crate) enum AnswerError {
-    Interface { failure: Failure, value: Option<Bytes>, stack: Option<String> },
+    Interface {
+        failure: Failure,
+        value: Option<Bytes>,
+        stack: Option<String>,
+        type_name: Option<String>,
+        notes: Vec<String>,
+    },
+    /// The interface's code was interrupted because the time of its call was over.
+    TimedOut {
+        failure: Failure,
+        stack: Option<String>,
+        ran_for: Duration,
+    },
     Panic(Panic),
-    UnknownMethod { known: Vec<String> },
-    Arguments { message: String },
-    Result { message: String },
-    Setup { failure: Failure },
-    UnknownKind { kind: String, message: String },
+    UnknownMethod {
+        known: Vec<String>,
+    },
+    Arguments {
+        message: String,
+        needs: Needs,
+    },
+    Result {
+        message: String,
+    },
+    Setup {
+        failure: Failure,
+    },
+    UnknownKind {
+        kind: String,
+        message: String,
+    },
 }
 
 impl AnswerError {
@@ -78,21 +106,27 @@ impl AnswerError {
     /// The error of the call at `site`.
     pub(crate) fn into_error<E: InterfaceError>(self, site: CallSite) -> Error<E> {
         let error = match self {
-            Self::Interface { failure, value, stack } => {
+            Self::Interface { failure, value, stack, type_name, notes } => {
                 let site = site.with_causes(&failure);
                 return match E::from_wire(failure, value.as_deref()) {
                     Ok(error) => Error::Call {
                         error: CallError::Interface(error),
-                        site: site.with_stack(stack),
+                        site: site.raised(stack, type_name, notes),
                     },
                     Err(message) => Error::Call { error: CallError::Decode { message }, site },
                 };
+            }
+            // Of a call without a time limit: the worker has one of its own.
+            Self::TimedOut { failure, stack, .. } => {
+                let (type_name, notes) = (None, Vec::new());
+                let error = Self::Interface { failure, value: None, stack, type_name, notes };
+                return error.into_error(site);
             }
             Self::Panic(panic) => CallError::Panic(panic),
             Self::UnknownMethod { known } => {
                 CallError::UnknownMethod { method: site.method().map(str::to_owned), known }
             }
-            Self::Arguments { message } => CallError::Arguments { message },
+            Self::Arguments { message, needs } => CallError::Arguments { message, needs },
             Self::Result { message } => CallError::Result { message },
             Self::Setup { failure } => CallError::Setup { failure },
             Self::UnknownKind { kind, message } => {
@@ -117,10 +151,17 @@ impl ErrorBody<'_> {
         let message = || body.message.to_owned();
         let stack = || body.stack.map(str::to_owned);
         match body.kind {
+            kind::INTERFACE if body.timed_out.is_some() => AnswerError::TimedOut {
+                failure: body.failure(),
+                stack: stack(),
+                ran_for: Duration::from_micros(body.timed_out.unwrap_or_default()),
+            },
             kind::INTERFACE => AnswerError::Interface {
                 failure: body.failure(),
                 value: body.value.map(own),
                 stack: stack(),
+                type_name: body.type_name.map(str::to_owned),
+                notes: body.notes.iter().map(|&note| note.to_owned()).collect(),
             },
             kind::PANIC => AnswerError::Panic(Panic {
                 message: message(),
@@ -130,7 +171,7 @@ impl ErrorBody<'_> {
             kind::METHOD => AnswerError::UnknownMethod {
                 known: body.known.iter().map(|&name| name.to_owned()).collect(),
             },
-            kind::ARGUMENTS => AnswerError::Arguments { message: message() },
+            kind::ARGUMENTS => AnswerError::Arguments { message: message(), needs: body.needs },
             kind::RESULT => AnswerError::Result { message: message() },
             kind::SETUP => AnswerError::Setup { failure: body.failure() },
             other => AnswerError::UnknownKind { kind: other.to_owned(), message: message() },

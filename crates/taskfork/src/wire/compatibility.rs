@@ -202,7 +202,19 @@ mod tests {
     ) -> Option<String> {
         let required = InterfaceDescription::new("Passwords", required);
         let served = InterfaceDescription::new("Passwords", served);
-        difference(&encode(&[&required]).unwrap(), &[&served]).unwrap()
+        difference(&encode(&[&required], &[]).unwrap(), &[&served]).unwrap()
+    }
+
+    #[test]
+    fn an_interface_that_is_required_by_name_fits_whatever_its_methods_are() {
+        let served = InterfaceDescription::new("Passwords", &[HASH]);
+        let names = ["Passwords".to_owned(), "Reports".to_owned()];
+        let fits = difference(&encode(&[], &names[..1]).unwrap(), &[&served]).unwrap();
+        assert_eq!(fits, None);
+        assert_eq!(
+            difference(&encode(&[], &names).unwrap(), &[&served]).unwrap().unwrap(),
+            "the server does not serve the interface `Reports`: it serves `Passwords`"
+        );
     }
 
     #[test]
@@ -274,7 +286,7 @@ mod tests {
         let other = InterfaceDescription::new("Other", &[HASH]);
         let served = InterfaceDescription::new("Passwords", &[HASH]);
         assert_eq!(
-            difference(&encode(&[&served, &other]).unwrap(), &[&served]).unwrap().unwrap(),
+            difference(&encode(&[&served, &other], &[]).unwrap(), &[&served]).unwrap().unwrap(),
             "the server does not serve the interface `Other`: it serves `Passwords`"
         );
     }
@@ -287,7 +299,7 @@ mod tests {
         assert_eq!(refusal(methods("u8"), methods("u8")), None);
         assert!(refusal(methods("u8"), methods("u16")).unwrap().contains("too long to tell"));
         let long = InterfaceDescription::new("Passwords", methods("u8"));
-        assert!(encode(&[&long]).unwrap().len() < 100);
+        assert!(encode(&[&long], &[]).unwrap().len() < 100);
     }
 
     #[test]

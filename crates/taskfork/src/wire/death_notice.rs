@@ -10,6 +10,8 @@ use crate::error::{Activity, End};
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct DeathNotice {
     pub(crate) pid: u32,
+    /// The process id of the program that was the worker.
+    pub(crate) program: Option<u32>,
     pub(crate) end: End,
     pub(crate) reason: Option<String>,
     pub(crate) during: Option<Activity>,
@@ -34,6 +36,7 @@ impl DeathNotice {
         read_map(reader, |key, reader| {
             match key {
                 "pid" => notice.pid = reader.int()?,
+                "program" => notice.program = Some(reader.int()?),
                 "exit" => notice.end = End::Exited(reader.int()?),
                 "signal" => notice.end = End::Signaled(reader.int()?),
                 "reason" => notice.reason = Some(reader.str()?.to_owned()),
@@ -57,6 +60,7 @@ impl DeathNotice {
         put_uint(out, DEATH);
         let mut map = MapWriter::new(out);
         map.uint("pid", u64::from(self.pid));
+        map.optional_uint("program", self.program.map(u64::from));
         map.uint("calls", self.calls);
         match self.end {
             End::Exited(status) => put_int(map.key("exit"), i64::from(status)),

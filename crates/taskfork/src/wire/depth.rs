@@ -96,7 +96,6 @@ impl<S: Serializer> Serializer for Limited<S> {
         serialize_char char;
         serialize_str &str;
         serialize_bytes &[u8];
-        serialize_unit_struct &'static str;
     }
 
     fn serialize_none(self) -> Result<S::Ok, S::Error> {
@@ -111,6 +110,12 @@ impl<S: Serializer> Serializer for Limited<S> {
             0 => self.inner.serialize_unit(),
             options => nested_option::serialize(options, self.inner),
         }
+    }
+
+    /// As the unit type: MessagePack's own form, an empty array, is no unit to types that keep a value before they know
+    /// its type, such as an untagged enum.
+    fn serialize_unit_struct(self, _: &'static str) -> Result<S::Ok, S::Error> {
+        self.serialize_unit()
     }
 
     fn serialize_unit_variant(

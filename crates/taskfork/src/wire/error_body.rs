@@ -3,7 +3,7 @@
 use super::WireError;
 use super::fields::{MapWriter, read_first, read_map};
 use super::msgpack::{Reader, put_array, put_str};
-use crate::error::MAX_CAUSES;
+use crate::error::{MAX_CAUSES, Needs};
 
 /// The error of a call. All texts borrow from the message.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -22,7 +22,24 @@ pub(crate) struct ErrorBody<'a> {
     pub(crate) known: Vec<&'a str>,
     /// The worker's stack when the error was raised, as text.
     pub(crate) stack: Option<&'a str>,
+    /// What the method streams and the call did not.
+    pub(crate) needs: Needs,
+    /// The error's type in the worker's language.
+    pub(crate) type_name: Option<&'a str>,
+    /// What the code that the error passed has added to it.
+    pub(crate) notes: Vec<&'a str>,
+    /// The call stopped because its time was over; how many microseconds it had run.
+    pub(crate) timed_out: Option<u64>,
 }
+
+/// The most notes of an error. Others are omitted.
+pub(crate) const MAX_NOTES: usize = 64;
+
+/// The most entries of `needs` that are read.
+const MAX_NEEDS: usize = 16;
+
+const ITEMS: &str = "items";
+const INPUT: &str = "input";
 
 /// The most names of methods in an error. Others are omitted.
 pub(crate) const MAX_KNOWN_METHODS: usize = 1000;
@@ -63,6 +80,14 @@ impl<'a> ErrorBody<'a> {
                 "keep" => error.keeps_worker = reader.bool()?,
                 "value" => error.value = Some(reader.value()?),
                 "stack" => error.stack = Some(reader.str()?),
+                "needs" => {
+                    let (needs, _) = read_first(reader, MAX_NEEDS, Reader::str)?;
+                    error.needs.items |= needs.contains(&ITEMS);
+                    error.needs.input |= needs.contains(&INPUT);
+                }
+                "type" => error.type_name = Some(reader.str()?),
+                "notes" => (error.notes, _) = read_first(reader, MAX_NOTES, Reader::str)?,
+                "timed_out" => error.timed_out = Some(reader.unsigned()?),
                 "file" => file = Some(reader.str()?),
                 "line" => line = reader.int()?,
                 "column" => column = reader.int()?,
@@ -78,7 +103,16 @@ impl<'a> ErrorBody<'a> {
         let mut map = MapWriter::new(out);
         map.str("kind", self.kind);
         map.str("message", self.message);
-        for (key, texts) in [("causes", &self.causes), ("known", &self.known)] {
+        let needs = [(self.needs.items, ITEMS), (self.needs.input, INPUT)];
+        let needs = needs.into_iter().filter_map(|(is_needed, name)| is_needed.then_some(name));
+        let needs: Vec<_> = needs.collect();
+        let lists = [
+            ("causes", &self.causes),
+            ("known", &self.known),
+            ("needs", &needs),
+            ("notes", &self.notes),
+        ];
+        for (key, texts) in lists {
             if !texts.is_empty() {
                 let out = map.key(key);
                 put_array(out, texts.len() as u32);
@@ -91,6 +125,8 @@ impl<'a> ErrorBody<'a> {
         }
         map.flag("keep", self.keeps_worker);
         map.optional_str("stack", self.stack);
+        map.optional_str("type", self.type_name);
+        map.optional_uint("timed_out", self.timed_out);
         if let Some((file, line, column)) = self.location {
             map.str("file", file);
             map.uint("line", u64::from(line));
@@ -157,6 +193,31 @@ mod tests {
     #[test]
     fn only_the_first_known_methods_are_kept() {
         assert_eq!(read(&message(kind::METHOD, "known", 1_000_000)).known.len(), MAX_KNOWN_METHODS);
+    }
+
+    #[test]
+    fn notes_arrive_and_only_the_first_are_kept() {
+        let sent = ErrorBody { notes: vec!["row 7", "of a.csv"], ..ErrorBody::default() };
+        let mut out = Vec::new();
+        put_error(&mut out, Some(1), &sent);
+        assert_eq!(read(&out), sent);
+        let message = message(kind::INTERFACE, "notes", 1_000_000);
+        let site = CallSite::new("", None, Location::caller());
+        let error: Error = read(&message).into_error(site);
+        assert_eq!(error.site().notes().count(), MAX_NOTES);
+    }
+
+    #[test]
+    fn what_a_call_needs_is_read_and_unknown_needs_are_ignored() {
+        for (items, input) in [(true, false), (false, true), (true, true)] {
+            let needs = Needs { items, input };
+            let sent = ErrorBody { kind: kind::ARGUMENTS, needs, ..ErrorBody::default() };
+            let mut out = Vec::new();
+            put_error(&mut out, Some(1), &sent);
+            assert_eq!(read(&out), sent);
+        }
+        // Texts that this version does not know.
+        assert_eq!(read(&message(kind::ARGUMENTS, "needs", 1_000_000)).needs, Needs::default());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::msgpack::{Reader, put_bool, put_float, put_map, put_str, put_uint};
 pub(super) const MAX_ENTRIES: usize = 256;
 
 /// Reads a map. `field` gets each key, and returns whether it has read the value; other values are skipped.
-#[taskfork_macros::startup_code]
+#[cfg_attr(feature = "server", taskfork_macros::startup_code)]
 pub(super) fn read_map<'a>(
     reader: &mut Reader<'a>,
     mut field: impl FnMut(&'a str, &mut Reader<'a>) -> Result<bool, WireError>,
@@ -29,7 +29,7 @@ pub(super) fn read_map<'a>(
 }
 
 /// Reads a map of which no key is known.
-#[taskfork_macros::startup_code]
+#[cfg_attr(feature = "server", taskfork_macros::startup_code)]
 pub(super) fn skip_map(reader: &mut Reader<'_>) -> Result<(), WireError> {
     read_map(reader, |_, _| Ok(false))
 }
@@ -77,7 +77,7 @@ pub(super) struct MapWriter<'a> {
     header: usize,
 }
 
-#[taskfork_macros::startup_code]
+#[cfg_attr(feature = "server", taskfork_macros::startup_code)]
 impl<'a> MapWriter<'a> {
     pub(super) fn new(out: &'a mut Vec<u8>) -> Self {
         let header = out.len();

@@ -32,7 +32,7 @@ const MAX_COPIED: usize = 1 << 10;
 ///
 /// # Errors
 /// [`WireError::TooLarge`], after which `out` is unchanged.
-#[taskfork_macros::startup_code]
+#[cfg_attr(feature = "server", taskfork_macros::startup_code)]
 pub(crate) fn write_control(
     out: &mut Vec<u8>,
     body: impl FnOnce(&mut Vec<u8>),
@@ -47,7 +47,7 @@ pub(crate) fn write_control(
 ///
 /// # Errors
 /// The error of `body`, or [`WireError::TooLarge`] if the body has more than `limit` bytes.
-#[taskfork_macros::startup_code]
+#[cfg_attr(feature = "server", taskfork_macros::startup_code)]
 pub(crate) fn write<E: From<WireError>>(
     out: &mut Vec<u8>,
     limit: usize,
@@ -81,7 +81,7 @@ pub(crate) fn put(out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
 }
 
 /// Sets the header of the frame that begins at `start`.
-#[taskfork_macros::startup_code]
+#[cfg_attr(feature = "server", taskfork_macros::startup_code)]
 pub(super) fn set_length(out: &mut [u8], start: usize, length: u32) {
     out[start..start + HEADER_LEN].copy_from_slice(&length.to_le_bytes());
 }

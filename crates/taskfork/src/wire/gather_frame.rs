@@ -102,7 +102,7 @@ pub(crate) struct ReceiverLimits {
     pub(crate) max_files: usize,
 }
 
-#[taskfork_macros::startup_code]
+#[cfg_attr(feature = "server", taskfork_macros::startup_code)]
 impl GatherFrame {
     pub(crate) fn len(&self) -> usize {
         self.bytes.len() + total_len(&self.segments)
@@ -340,7 +340,7 @@ fn bin_header_len(segment: &Segment) -> usize {
     if segment.bytes.len() <= usize::from(u16::MAX) { 3 } else { 5 }
 }
 
-#[taskfork_macros::startup_code]
+#[cfg_attr(feature = "server", taskfork_macros::startup_code)]
 fn total_len(segments: &[Segment]) -> usize {
     segments.iter().map(|segment| segment.bytes.len()).sum()
 }
@@ -419,7 +419,7 @@ pub(crate) fn put_memfd(bytes: &Bytes, file: Arc<OwnedFd>, out: &mut Vec<u8>) ->
 /// Copies everything that is written into a buffer, except offered bytes, which become segments.
 pub(crate) struct GatherWriter<'a>(pub(crate) &'a mut Vec<u8>);
 
-#[taskfork_macros::startup_code]
+#[cfg_attr(feature = "server", taskfork_macros::startup_code)]
 impl Write for GatherWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.write_all(bytes).map(|()| bytes.len())

@@ -15,14 +15,16 @@ pub(crate) const VERSIONS: &[u32] = &[1];
 /// The most versions that a client may offer.
 const MAX_VERSIONS: usize = 32;
 
-/// The most bytes of a hello, and of an error in its place. A few hundred are needed; the peer may be anyone.
-pub(crate) const MAX_HELLO: usize = 16 << 10;
+pub(crate) use super::wire_error::MAX_HELLO;
 
 /// The most bytes of a name in a hello. The sender cuts longer names.
 const MAX_NAME: usize = 1024;
 
 /// The key of the interfaces that a client requires.
 const INTERFACES: &str = "interfaces";
+
+/// The key by which both sides say that they speak of `setup`.
+const SETUP: &str = "setup";
 
 /// The smallest `max_frame` that a peer may have, so that errors can be sent to it.
 pub(crate) const MIN_FRAME: usize = 256;
@@ -44,6 +46,8 @@ pub(crate) struct ClientHello<'a> {
     pub(crate) client_number: u64,
     /// The encoded interfaces that the client requires. [`compatibility`](super::compatibility) reads them.
     pub(crate) interfaces: Option<&'a [u8]>,
+    /// It reads the message that `setup` has succeeded.
+    pub(crate) awaits_setup: bool,
     /// The bytes in which a gateway says whose connection it relays. [`relayed_peer`](Self::relayed_peer) reads
     /// them.
     pub(crate) peer: Option<&'a [u8]>,
@@ -71,9 +75,11 @@ pub(crate) struct WorkerHello {
     pub(crate) sends_items: bool,
     /// It takes inputs that callers stream.
     pub(crate) takes_input: bool,
+    /// It begins no call before it has sent the message that `setup` has succeeded.
+    pub(crate) announces_setup: bool,
 }
 
-#[taskfork_macros::startup_code]
+#[cfg_attr(feature = "server", taskfork_macros::startup_code)]
 impl<'a> ClientHello<'a> {
     /// Reads the part of the message after its kind.
     pub(super) fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {
@@ -87,6 +93,7 @@ impl<'a> ClientHello<'a> {
                 "files" => hello.max_files = reader.size()?,
                 "lent" => hello.shared_memory = reader.size()?,
                 "client" => hello.client_number = reader.int()?,
+                SETUP => hello.awaits_setup = reader.bool()?,
                 INTERFACES => hello.interfaces = Some(reader.value()?),
                 peer::KEY => hello.peer = Some(reader.value()?),
                 _ => return Ok(false),
@@ -124,6 +131,7 @@ impl<'a> ClientHello<'a> {
         map.nonzero("files", self.max_files as u64);
         map.nonzero("lent", self.shared_memory as u64);
         map.nonzero("client", self.client_number);
+        map.flag(SETUP, self.awaits_setup);
         if let Some(interfaces) = self.interfaces {
             map.key(INTERFACES).extend_from_slice(interfaces);
         }
@@ -133,7 +141,7 @@ impl<'a> ClientHello<'a> {
     }
 }
 
-#[taskfork_macros::startup_code]
+#[cfg_attr(feature = "server", taskfork_macros::startup_code)]
 impl WorkerHello {
     /// Reads the part of the message after its kind.
     pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self, WireError> {
@@ -151,6 +159,7 @@ impl WorkerHello {
                 "alarm" => hello.wants_alarm = reader.bool()?,
                 "items" => hello.sends_items = reader.bool()?,
                 "input" => hello.takes_input = reader.bool()?,
+                SETUP => hello.announces_setup = reader.bool()?,
                 "single_calls" => hello.accepts_single_calls = reader.bool()?,
                 _ => return Ok(false),
             }
@@ -190,6 +199,7 @@ impl WorkerHello {
         map.flag("single_calls", self.accepts_single_calls);
         map.flag("items", self.sends_items);
         map.flag("input", self.takes_input);
+        map.flag(SETUP, self.announces_setup);
     }
 }
 

@@ -95,15 +95,19 @@ impl MethodDescription {
 }
 
 /// Encodes what a client requires of its server, for the key `interfaces` of its hello. If the methods of all are too
-/// long, the longest interfaces go without them: of those the server compares fingerprints.
+/// long, the longest interfaces go without them: of those the server compares fingerprints. Of those in `named` it compares
+/// the names alone.
 ///
 /// # Errors
 /// If there are more interfaces than a server reads.
-pub(crate) fn encode(interfaces: &[&InterfaceDescription]) -> Result<Vec<u8>, WireError> {
-    if interfaces.len() > MAX_INTERFACES {
+pub(crate) fn encode(
+    interfaces: &[&InterfaceDescription],
+    named: &[String],
+) -> Result<Vec<u8>, WireError> {
+    let count = interfaces.len() + named.len();
+    if count > MAX_INTERFACES {
         return Err(WireError::Malformed(format!(
-            "a client requires {} interfaces, and the limit is {MAX_INTERFACES}",
-            interfaces.len()
+            "a client requires {count} interfaces, and the limit is {MAX_INTERFACES}"
         )));
     }
     let encoded = |interface: &InterfaceDescription, with_methods| {
@@ -122,8 +126,11 @@ pub(crate) fn encode(interfaces: &[&InterfaceDescription]) -> Result<Vec<u8>, Wi
         }
     }
     let mut out = Vec::new();
-    put_array(&mut out, interfaces.len() as u32);
+    put_array(&mut out, count as u32);
     whole.iter().for_each(|interface| out.extend_from_slice(interface));
+    for name in named {
+        MapWriter::new(&mut out).str("name", name);
+    }
     Ok(out)
 }
 
@@ -200,12 +207,12 @@ mod tests {
             [const { method("a_method_with_a_long_name", "u8") }; 300];
         let short = InterfaceDescription::new("Short", &SHORT);
         let long = InterfaceDescription::new("Long", &LONG);
-        let encoded = encode(&[&long, &short]).unwrap();
+        let encoded = encode(&[&long, &short], &[]).unwrap();
         let contains = |text: &str| encoded.windows(text.len()).any(|it| it == text.as_bytes());
         assert!(contains("Long") && !contains("a_method_with_a_long_name"));
         assert!(contains("Short") && contains("short"));
         // Those that fit together all go with them.
-        let encoded = encode(&[&short, &short]).unwrap();
+        let encoded = encode(&[&short, &short], &[]).unwrap();
         assert_eq!(encoded.windows(5).filter(|it| it == b"short").count(), 2);
     }
 }

@@ -36,7 +36,7 @@ pub(crate) mod log;
 mod mismatch;
 mod msgpack;
 pub(crate) mod native;
-mod nested_option;
+pub(crate) mod nested_option;
 mod peer;
 pub(crate) mod perl;
 mod protocol;

@@ -14,7 +14,7 @@ use super::mismatch::Mismatch;
 use super::msgpack::Reader;
 
 /// The extension type.
-pub(super) const ABSENT: i8 = 4;
+pub(crate) const ABSENT: i8 = 4;
 
 /// The encoding of one byte with this type begins so.
 const BEGINNING: [u8; 2] = [0xd4, ABSENT as u8];
@@ -55,18 +55,22 @@ impl<'de> IntoDeserializer<'de, Mismatch> for Nested<'de> {
 
 impl<'de> Nested<'de> {
     /// What is inside of an option that is present. `None` if the option is absent.
-    fn inside(self) -> Option<Self> {
-        match self.0 {
+    fn inside(self) -> Result<Option<Self>, Mismatch> {
+        Ok(match self.0 {
             ValueRef::Nil => None,
+            // Decoders that accept an option around any value would ask for ever.
+            ValueRef::Ext(ABSENT, [0]) => {
+                return Err(Mismatch::custom("an absent value that is within no option"));
+            }
             ValueRef::Ext(ABSENT, [1]) => Some(Self(ValueRef::Nil)),
             ValueRef::Ext(ABSENT, [options]) => {
                 // The numbers are constant, because the value borrows its byte from the message.
                 static NUMBERS: [u8; 256] = numbers();
-                let fewer = usize::from(options.saturating_sub(1));
+                let fewer = usize::from(*options) - 1;
                 Some(Self(ValueRef::Ext(ABSENT, &NUMBERS[fewer..=fewer])))
             }
             value => Some(Self(value)),
-        }
+        })
     }
 }
 
@@ -109,7 +113,7 @@ impl<'de> Deserializer<'de> for Nested<'de> {
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Mismatch> {
-        match self.inside() {
+        match self.inside()? {
             Some(inside) => visitor.visit_some(inside),
             None => visitor.visit_none(),
         }
@@ -180,6 +184,7 @@ mod tests {
     use std::fmt::Debug;
 
     use proptest::prelude::*;
+    use serde::de::IgnoredAny;
     use serde::{Deserialize, Serialize};
 
     use crate::wire::arguments::{Arguments, IntoArguments};
@@ -211,6 +216,14 @@ mod tests {
         #[serde(flatten)]
         tagged: Tagged,
         outer: Unit,
+    }
+
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Untagged {
+        Number(i64),
+        Unit(Unit),
+        Absent(Option<()>),
     }
 
     #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -262,10 +275,41 @@ mod tests {
     }
 
     #[test]
+    fn unit_structs_arrive_in_types_that_are_chosen_by_their_form() {
+        for value in [Untagged::Number(3), Untagged::Unit(Unit), Untagged::Absent(Some(()))] {
+            arrives(value.clone());
+            arrives(Some(value.clone()));
+            arrives(vec![(value.clone(), Some(Some(value)))]);
+        }
+    }
+
+    #[test]
     fn a_value_without_the_second_option_is_a_clear_error() {
         let encoded = encode_to_vec(&Some(None::<u8>)).unwrap();
         let error = decode::<Option<u8>>(&encoded, ValueFormat::MessagePack).unwrap_err();
         assert_eq!(error, "expected an integer, got nil");
+    }
+
+    /// Types that accept an option around any value must not ask for ever.
+    #[test]
+    fn an_absent_value_within_no_option_is_an_error() {
+        let encoded = [0x92, 0xd4, super::ABSENT as u8, 0, 0xa1, b'a'];
+        let expected = Err("an absent value that is within no option".to_owned());
+        let decoded = decode::<(rmpv::Value, u8)>(&encoded, ValueFormat::MessagePack);
+        assert_eq!(decoded.map(|_| ()), expected);
+        let decoded = decode::<(IgnoredAny, u8)>(&encoded, ValueFormat::MessagePack);
+        assert_eq!(decoded.map(|_| ()), expected);
+        let decoded = decode::<(Option<u8>, String)>(&encoded, ValueFormat::MessagePack);
+        assert_eq!(decoded.map(|_| ()), expected);
+        let arguments = Arguments::read(&mut Reader::new(&encoded)).unwrap();
+        let error = arguments.parse::<(rmpv::Value, u8)>().unwrap_err().to_string();
+        assert_eq!(error, "argument 1: an absent value that is within no option");
+    }
+
+    #[test]
+    fn a_type_of_any_values_takes_the_most_options_as_nil() {
+        let decoded = super::decode::<rmpv::Value>(&[0xd4, super::ABSENT as u8, 255]);
+        assert_eq!(decoded, Ok(rmpv::Value::Nil));
     }
 
     fn options() -> impl Strategy<Value = Option<Option<u8>>> {
@@ -307,6 +351,8 @@ mod tests {
             let _ = super::is_in(&bytes);
             let _ = super::decode::<Option<Option<u8>>>(&bytes);
             let _ = super::decode::<Record>(&bytes);
+            let _ = super::decode::<rmpv::Value>(&bytes);
+            let _ = super::decode::<IgnoredAny>(&bytes);
         }
     }
 }

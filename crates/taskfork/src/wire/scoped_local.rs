@@ -5,7 +5,7 @@ use std::thread::LocalKey;
 
 /// Sets `variable` to `value` while `run` runs; returns what it returned and the value at its end. It takes a few
 /// instructions if `T` is as small as a pointer.
-#[taskfork_macros::startup_code]
+#[cfg_attr(feature = "server", taskfork_macros::startup_code)]
 #[inline]
 pub(super) fn with<T, R>(
     variable: &'static LocalKey<Cell<Option<T>>>,

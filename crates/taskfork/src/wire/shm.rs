@@ -107,7 +107,7 @@ impl ShmMessage {
     }
 
     /// Appends the message as a frame.
-    #[taskfork_macros::startup_code]
+    #[cfg_attr(feature = "server", taskfork_macros::startup_code)]
     pub(crate) fn put(&self, out: &mut Vec<u8>) {
         frame::put(out, |out| {
             put_array(out, 2);

@@ -80,7 +80,8 @@ impl<S: 'static> Worker<'_, S> {
         if !telemetry.is_empty() {
             self.prepend(|worker, out| telemetry.write(out, worker.max_answer));
         }
-        result.map_err(ExitReason::from)
+        result?;
+        self.check_announced().map_err(ExitReason::from)
     }
 
     /// Answers a call that must not run.
@@ -105,7 +106,10 @@ impl<S: 'static> Worker<'_, S> {
     ) -> Result<(), WireError> {
         self.out.bytes.clear();
         self.out.bytes.shrink_to(KEPT_BUFFER);
-        let Err(error) = self.try_call(method, interface, args, streaming) else { return Ok(()) };
+        let result = self.try_call(method, interface, args, streaming);
+        let is_unknown = result.as_ref().is_err_and(ErrorReply::is_unknown_method);
+        self.slot.count_call(result.is_err(), is_unknown);
+        let Err(error) = result else { return Ok(()) };
         self.pipeline.set_failed();
         let replace_after =
             self.config.replace_after.unwrap_or_else(|| self.interface.replaced_after());
@@ -152,6 +156,8 @@ impl<S: 'static> Worker<'_, S> {
         if self.state.is_none() {
             let state = self.set_up();
             self.state = Some(state.inspect_err(|error| log_setup_error(self.number, error))?);
+            self.announce_setup()
+                .map_err(|error| ErrorReply::setup(Failure::new(error.to_string())))?;
         }
         let Some(state) = &mut self.state else {
             return Err(ErrorReply::setup(Failure::new("there is no state")));
@@ -183,7 +189,7 @@ impl<S: 'static> Worker<'_, S> {
         let error = match fits {
             Err(reason) => ErrorReply::result(&reason),
             Ok(()) if length - frame::HEADER_LEN <= self.max_answer => return Ok(()),
-            Ok(()) => ErrorReply::result(&WireError::TooLarge { length, limit: self.max_answer }),
+            Ok(()) => WireError::TooLarge { length, limit: self.max_answer }.into(),
         };
         self.out = GatherFrame::default();
         Err(error)
@@ -207,7 +213,7 @@ impl<S: 'static> Worker<'_, S> {
 impl From<WireError> for ErrorReply {
     /// For an answer. The only error in writing a frame is its size.
     fn from(error: WireError) -> Self {
-        Self::result(&error)
+        Self::result(&error.for_sender())
     }
 }
 
@@ -223,6 +229,6 @@ fn write_error(
             Ok(())
         })
     };
-    // An error that is too long is replaced by a short one that says so.
+    // An error that is too long is replaced by one that says so, without advice: it must fit the smallest limit.
     write(out, error).or_else(|error| write(out, &ErrorReply::result(&error)))
 }

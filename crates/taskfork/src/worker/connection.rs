@@ -168,22 +168,31 @@ impl Connection {
     pub(crate) fn read_frame_or_idle(&mut self) -> Result<Option<Frame>, ConnectionError> {
         self.discard_consumed();
         loop {
-            if let Some(frame) = self.take_from_ring()? {
+            if let Some(frame) = self.take_frame()? {
                 return Ok(Some(frame));
-            }
-            if let Some(body) = frame::find(&self.inbox[self.consumed..], self.max_frame)? {
-                let place = self.consumed + body.start..self.consumed + body.end;
-                self.consumed = place.end;
-                if !place.is_empty() || self.rings.is_none() {
-                    return Ok(Some(Frame { place, is_in_ring: false }));
-                }
-                // An empty frame only wakes this side.
-                self.discard_consumed();
-                continue;
             }
             if !self.read()? {
                 return Ok(None);
             }
+        }
+    }
+
+    /// Takes the next frame if all of it has been received. Does not wait.
+    #[inline]
+    pub(super) fn take_frame(&mut self) -> Result<Option<Frame>, ConnectionError> {
+        loop {
+            if let Some(frame) = self.take_from_ring()? {
+                return Ok(Some(frame));
+            }
+            let unread = &self.inbox[self.consumed..];
+            let Some(body) = frame::find(unread, self.max_frame)? else { return Ok(None) };
+            let place = self.consumed + body.start..self.consumed + body.end;
+            self.consumed = place.end;
+            if !place.is_empty() || self.rings.is_none() {
+                return Ok(Some(Frame { place, is_in_ring: false }));
+            }
+            // An empty frame only wakes this side.
+            self.discard_consumed();
         }
     }
 
@@ -232,6 +241,14 @@ impl Connection {
                 Ok(_) | Err(_) => return,
             }
         }
+    }
+
+    /// Reads without waiting, up to `most` bytes more than there are. Removes what has been consumed, so no [`Frame`]
+    /// stays valid: the buffer does not grow, wherever a read ends.
+    pub(super) fn read_ahead(&mut self, most: usize) {
+        self.inbox.drain(..self.consumed);
+        self.consumed = 0;
+        self.read_available(self.inbox.len().saturating_add(most));
     }
 
     /// The bodies of the whole frames behind the last one.
@@ -460,6 +477,76 @@ impl Connection {
         self.handshake_deadline = until;
     }
 
+    /// Waits until more bytes or a message have arrived, until `other` can be read, or until the time has come. Returns whether
+    /// something has arrived. [`take_frame`](Self::take_frame) must have found nothing before.
+    ///
+    /// The stall timeout limits the wait in the middle of a frame.
+    pub(super) fn read_or(
+        &mut self,
+        other: Option<BorrowedFd<'_>>,
+        until: Option<Instant>,
+    ) -> Result<bool, ConnectionError> {
+        self.inbox.drain(..self.consumed);
+        self.consumed = 0;
+        self.inbox.reserve(frame::room_for_next_read(&self.inbox));
+        let may_spin = self.inbox.is_empty() && other.is_none();
+        let waits = until.is_none_or(|until| until > Instant::now());
+        if may_spin && waits && self.spin() || !self.try_sleep() {
+            return Ok(true);
+        }
+        let since = (waits && self.spin_policy.is_adaptive()).then(now);
+        let received = self.receive_or(other, until);
+        self.rings.iter_mut().for_each(|rings| rings.set_awake());
+        if let Some(since) = since {
+            self.spin_policy.record_sleep(now().saturating_sub(since));
+        }
+        received
+    }
+
+    fn receive_or(
+        &mut self,
+        other: Option<BorrowedFd<'_>>,
+        until: Option<Instant>,
+    ) -> Result<bool, ConnectionError> {
+        let begun = !self.inbox.is_empty();
+        let stalled = if begun { self.stall_timeout.after(Instant::now()) } else { None };
+        let end = [until, stalled].into_iter().flatten().min();
+        loop {
+            let left = end.map(|at| timespec(at.saturating_duration_since(Instant::now())));
+            let both = [self.socket, other.unwrap_or(self.socket)];
+            let mut both = both.each_ref().map(|socket| PollFd::new(socket, PollFlags::IN));
+            let count = if other.is_some() { 2 } else { 1 };
+            match poll(&mut both[..count], left.as_ref()) {
+                Ok(0) if end == stalled && end != until => {
+                    return Err(ConnectionError::Stalled(
+                        self.stall_timeout.get().unwrap_or_default(),
+                    ));
+                }
+                Ok(0) => return Ok(false),
+                // The other one first: what comes from there is waited for by somebody.
+                Ok(_) if !both[1].revents().is_empty() && other.is_some() => return Ok(false),
+                Ok(_) => match self.receive(false) {
+                    Ok(0) | Err(Errno::CONNRESET) if begun => {
+                        return Err(ConnectionError::Truncated);
+                    }
+                    Ok(0) | Err(Errno::CONNRESET) => return Err(ConnectionError::Closed),
+                    Ok(_) => return Ok(true),
+                    Err(Errno::AGAIN | Errno::INTR) => {}
+                    Err(errno) => return Err(ConnectionError::of_read(errno)),
+                },
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(io::Error::from(errno).into()),
+            }
+        }
+    }
+
+    /// Prepares for a wait for the socket, elsewhere. Returns `None` if something has arrived.
+    pub(super) fn prepare_wait(&mut self) -> Option<BorrowedFd<'static>> {
+        let unread = &self.inbox[self.consumed..];
+        let is_there = !matches!(frame::find(unread, self.max_frame), Ok(None));
+        (!is_there && self.try_sleep()).then_some(self.socket)
+    }
+
     fn is_readable_within(&self, time: TimeLimit) -> Result<bool, ConnectionError> {
         let deadline = time.after(Instant::now());
         loop {
@@ -472,3 +559,6 @@ impl Connection {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

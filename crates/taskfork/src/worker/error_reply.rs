@@ -1,12 +1,32 @@
 //! The error that a worker sends instead of a result.
 
 use std::error::Error;
+use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::error::{Failure, Panic};
-use crate::wire::error_body::{ErrorBody, MAX_KNOWN_METHODS, kind};
+use crate::error::{Failure, Needs, Panic};
+use crate::wire::error_body::{ErrorBody, MAX_KNOWN_METHODS, MAX_NOTES, kind};
 use crate::wire::values::encode_to_vec;
+
+/// An error that an interpreter has raised, as the interface's own error.
+#[doc(hidden)]
+#[derive(Debug, Default)]
+pub struct Raised {
+    pub message: String,
+    /// The messages of its causes, nearest first.
+    pub causes: Vec<String>,
+    /// How many causes are left out.
+    pub more: u64,
+    /// The stack where it was raised.
+    pub stack: Option<String>,
+    /// The name of its type.
+    pub type_name: Option<String>,
+    /// What the code that it passed has added to it.
+    pub notes: Vec<String>,
+    /// It has interrupted the call because the time was over, and the call had run so long.
+    pub ran_for: Option<Duration>,
+}
 
 /// An error reply. It is boxed to keep the results of frequent functions small.
 #[derive(Debug)]
@@ -24,17 +44,59 @@ struct Details {
     known: Vec<String>,
     /// The stack of an error that a program in another language raised.
     stack: Option<String>,
+    /// What the method streams and the call did not.
+    needs: Needs,
+    /// The type of such an error.
+    type_name: Option<String>,
+    /// What the code that it passed has added to it.
+    notes: Vec<String>,
+    /// The call stopped because its time was over; how many microseconds it had run.
+    timed_out: Option<u64>,
 }
 
 impl ErrorReply {
+    /// An error that an interpreter has raised.
+    pub(crate) fn raised(raised: Raised) -> Self {
+        let Raised { message, causes, more, stack, type_name, notes, ran_for } = raised;
+        let mut reply = Self::new(kind::INTERFACE, Failure::with_causes(&message, causes, more));
+        (reply.0.stack, reply.0.type_name, reply.0.notes) = (stack, type_name, notes);
+        reply.0.timed_out = ran_for.map(|ran| u64::try_from(ran.as_micros()).unwrap_or(u64::MAX));
+        reply
+    }
+
     fn new(kind: &'static str, failure: Failure) -> Self {
         let (value, panic, known, stack) = (None, None, Vec::new(), None);
-        let keeps_worker = false;
-        Self(Box::new(Details { kind, failure, value, keeps_worker, panic, known, stack }))
+        let (keeps_worker, needs) = (false, Needs::default());
+        let (timed_out, type_name, notes) = (None, None, Vec::new());
+        Self(Box::new(Details {
+            kind,
+            failure,
+            value,
+            keeps_worker,
+            panic,
+            known,
+            stack,
+            type_name,
+            notes,
+            timed_out,
+            needs,
+        }))
+    }
+
+    /// Whether the interface has no such method.
+    pub(super) fn is_unknown_method(&self) -> bool {
+        self.0.kind == kind::METHOD
     }
 
     pub(crate) fn arguments(error: &dyn std::fmt::Display) -> Self {
         Self::new(kind::ARGUMENTS, Failure::new(error.to_string()))
+    }
+
+    /// The call must stream what the method does.
+    pub(super) fn needs(needs: Needs, message: String) -> Self {
+        let mut reply = Self::new(kind::ARGUMENTS, Failure::new(message));
+        reply.0.needs = needs;
+        reply
     }
 
     pub(crate) fn result(error: &dyn std::fmt::Display) -> Self {
@@ -116,6 +178,10 @@ impl ErrorReply {
         reply.0.value = body.value.map(<[u8]>::to_vec);
         reply.0.known = body.known.iter().map(|&name| name.to_owned()).collect();
         reply.0.stack = body.stack.map(str::to_owned);
+        reply.0.needs = body.needs;
+        reply.0.type_name = body.type_name.map(str::to_owned);
+        reply.0.notes = body.notes.iter().map(|&note| note.to_owned()).collect();
+        reply.0.timed_out = body.timed_out;
         reply.0.panic = (body.kind == kind::PANIC).then(|| Panic {
             message: body.message.to_owned(),
             location: body.panic_location(),
@@ -159,6 +225,7 @@ impl ErrorReply {
             more_causes,
             value: self.0.value.as_deref(),
             keeps_worker: self.0.keeps_worker,
+            needs: self.0.needs,
             location: self
                 .0
                 .panic
@@ -172,6 +239,9 @@ impl ErrorReply {
                 .as_ref()
                 .and_then(|panic| panic.stack.as_deref())
                 .or(self.0.stack.as_deref()),
+            type_name: self.0.type_name.as_deref(),
+            notes: self.0.notes.iter().map(String::as_str).take(MAX_NOTES).collect(),
+            timed_out: self.0.timed_out,
         }
     }
 }

@@ -6,6 +6,7 @@ use serde::de::DeserializeOwned;
 use super::interface::{Reply, Request};
 use crate::emitter::Emitter;
 use crate::error::BoxError;
+use crate::receiver::Receiver;
 
 /// A function that [`Methods::method`](crate::Methods::method) accepts. `A` represents its parameters.
 ///
@@ -66,6 +67,7 @@ pub trait Stateless<A>: 'static {
 /// A function that [`Methods::stream_method`](crate::Methods::stream_method) accepts. `A` represents its parameters.
 ///
 /// Every `Fn(&mut S, …, &mut Emitter<I>) -> Result<T, BoxError>` with up to eight parameters between the two implements it.
+/// In the place of the emitter there may be a `&mut Receiver<R>`, or a receiver and an emitter.
 ///
 /// ```
 /// use taskfork::worker::StreamMethod;
@@ -84,10 +86,14 @@ pub trait Stateless<A>: 'static {
 #[diagnostic::on_unimplemented(
     message = "this is no function of a worker's state that streams",
     note = "write `|state: &mut State, a: i64, out: &mut Emitter<Item>| Ok(…)`: the state first, then up to \
-            eight deserializable parameters, the emitter last, the result a `Result` of a serializable \
-            value and `taskfork::BoxError`"
+            eight deserializable parameters, then `&mut Receiver<Item>`, `&mut Emitter<Item>`, or both in this \
+            order, the result a `Result` of a serializable value and `taskfork::BoxError`"
 )]
 pub trait StreamMethod<S, A>: 'static {
+    /// What it streams.
+    #[doc(hidden)]
+    const STREAMS: Streams;
+
     /// Runs one request.
     #[doc(hidden)]
     fn run(&self, state: &mut S, request: Request<'_>) -> Reply;
@@ -96,6 +102,7 @@ pub trait StreamMethod<S, A>: 'static {
 /// A function that [`Methods::stream_function`](crate::Methods::stream_function) accepts. `A` represents its parameters.
 ///
 /// Every `Fn(…, &mut Emitter<I>) -> Result<T, BoxError>` with up to eight parameters before the last implements it.
+/// In the place of the emitter there may be a `&mut Receiver<R>`, or a receiver and an emitter.
 ///
 /// ```
 /// use taskfork::worker::StreamStateless;
@@ -113,13 +120,33 @@ pub trait StreamMethod<S, A>: 'static {
 /// ```
 #[diagnostic::on_unimplemented(
     message = "this is no function that a worker can run and that streams",
-    note = "write `|a: i64, out: &mut Emitter<Item>| Ok(…)`: up to eight deserializable parameters, the \
-            emitter last, the result a `Result` of a serializable value and `taskfork::BoxError`"
+    note = "write `|a: i64, out: &mut Emitter<Item>| Ok(…)`: up to eight deserializable parameters, then \
+            `&mut Receiver<Item>`, `&mut Emitter<Item>`, or both in this order, the result a `Result` of a \
+            serializable value and `taskfork::BoxError`"
 )]
 pub trait StreamStateless<A>: 'static {
+    /// What it streams.
+    #[doc(hidden)]
+    const STREAMS: Streams;
+
     /// Runs one request.
     #[doc(hidden)]
     fn run(&self, request: Request<'_>) -> Reply;
+}
+
+/// What a function streams.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Streams {
+    /// It sends items.
+    pub(super) items: bool,
+    /// It takes an input.
+    pub(super) input: bool,
+}
+
+/// The arguments are decoded first, and an input begins last: the caller of a method that does not run streams nothing.
+fn either(reply: Result<Reply, Reply>) -> Reply {
+    reply.unwrap_or_else(|refusal| refusal)
 }
 
 macro_rules! functions {
@@ -160,14 +187,59 @@ macro_rules! functions {
             T: Serialize,
             $($name: DeserializeOwned,)*
         {
+            const STREAMS: Streams = Streams { items: true, input: false };
+
             #[allow(non_snake_case, reason = "each type parameter names its value as well")]
             fn run(&self, state: &mut S, request: Request<'_>) -> Reply {
-                match (request.parse::<($($name,)*)>(), request.emitter()) {
-                    (Ok(($($name,)*)), Ok(mut out)) => {
-                        request.untyped(self(state, $($name,)* &mut out))
-                    }
-                    (Err(reply), _) | (_, Err(reply)) => reply,
-                }
+                let run = || {
+                    let ($($name,)*) = request.parse::<($($name,)*)>()?;
+                    let mut out = request.emitter()?;
+                    Ok(request.untyped(self(state, $($name,)* &mut out)))
+                };
+                either(run())
+            }
+        }
+
+        impl<S, R, T, F, $($name),*> StreamMethod<S, (Receiver<R>, fn($($name,)*) -> T)> for F
+        where
+            F: Fn(&mut S, $($name,)* &mut Receiver<R>) -> Result<T, BoxError> + 'static,
+            T: Serialize,
+            R: DeserializeOwned,
+            $($name: DeserializeOwned,)*
+        {
+            const STREAMS: Streams = Streams { items: false, input: true };
+
+            #[allow(non_snake_case, reason = "each type parameter names its value as well")]
+            fn run(&self, state: &mut S, request: Request<'_>) -> Reply {
+                let run = || {
+                    let ($($name,)*) = request.parse::<($($name,)*)>()?;
+                    let mut input = request.receiver()?;
+                    Ok(request.untyped(self(state, $($name,)* &mut input)))
+                };
+                either(run())
+            }
+        }
+
+        impl<S, R, I, T, F, $($name),*>
+            StreamMethod<S, (Receiver<R>, Emitter<I>, fn($($name,)*) -> T)> for F
+        where
+            F: Fn(&mut S, $($name,)* &mut Receiver<R>, &mut Emitter<I>) -> Result<T, BoxError>
+                + 'static,
+            T: Serialize,
+            R: DeserializeOwned,
+            $($name: DeserializeOwned,)*
+        {
+            const STREAMS: Streams = Streams { items: true, input: true };
+
+            #[allow(non_snake_case, reason = "each type parameter names its value as well")]
+            fn run(&self, state: &mut S, request: Request<'_>) -> Reply {
+                let run = || {
+                    let ($($name,)*) = request.parse::<($($name,)*)>()?;
+                    let mut out = request.emitter()?;
+                    let mut input = request.receiver()?;
+                    Ok(request.untyped(self(state, $($name,)* &mut input, &mut out)))
+                };
+                either(run())
             }
         }
 
@@ -177,12 +249,58 @@ macro_rules! functions {
             T: Serialize,
             $($name: DeserializeOwned,)*
         {
+            const STREAMS: Streams = Streams { items: true, input: false };
+
             #[allow(non_snake_case, reason = "each type parameter names its value as well")]
             fn run(&self, request: Request<'_>) -> Reply {
-                match (request.parse::<($($name,)*)>(), request.emitter()) {
-                    (Ok(($($name,)*)), Ok(mut out)) => request.untyped(self($($name,)* &mut out)),
-                    (Err(reply), _) | (_, Err(reply)) => reply,
-                }
+                let run = || {
+                    let ($($name,)*) = request.parse::<($($name,)*)>()?;
+                    let mut out = request.emitter()?;
+                    Ok(request.untyped(self($($name,)* &mut out)))
+                };
+                either(run())
+            }
+        }
+
+        impl<R, T, F, $($name),*> StreamStateless<(Receiver<R>, fn($($name,)*) -> T)> for F
+        where
+            F: Fn($($name,)* &mut Receiver<R>) -> Result<T, BoxError> + 'static,
+            T: Serialize,
+            R: DeserializeOwned,
+            $($name: DeserializeOwned,)*
+        {
+            const STREAMS: Streams = Streams { items: false, input: true };
+
+            #[allow(non_snake_case, reason = "each type parameter names its value as well")]
+            fn run(&self, request: Request<'_>) -> Reply {
+                let run = || {
+                    let ($($name,)*) = request.parse::<($($name,)*)>()?;
+                    let mut input = request.receiver()?;
+                    Ok(request.untyped(self($($name,)* &mut input)))
+                };
+                either(run())
+            }
+        }
+
+        impl<R, I, T, F, $($name),*>
+            StreamStateless<(Receiver<R>, Emitter<I>, fn($($name,)*) -> T)> for F
+        where
+            F: Fn($($name,)* &mut Receiver<R>, &mut Emitter<I>) -> Result<T, BoxError> + 'static,
+            T: Serialize,
+            R: DeserializeOwned,
+            $($name: DeserializeOwned,)*
+        {
+            const STREAMS: Streams = Streams { items: true, input: true };
+
+            #[allow(non_snake_case, reason = "each type parameter names its value as well")]
+            fn run(&self, request: Request<'_>) -> Reply {
+                let run = || {
+                    let ($($name,)*) = request.parse::<($($name,)*)>()?;
+                    let mut out = request.emitter()?;
+                    let mut input = request.receiver()?;
+                    Ok(request.untyped(self($($name,)* &mut input, &mut out)))
+                };
+                either(run())
             }
         }
     )+};

@@ -14,6 +14,8 @@ type CheckoutDone<S> = Box<dyn Fn(&mut S) -> Result<(), Failure>>;
 
 pub(crate) struct Handlers<S> {
     pub(crate) setup: Setup<S>,
+    /// `setup` is code of the user, or a program, and may take long.
+    pub(crate) has_setup: bool,
     pub(crate) checkout_done: Option<CheckoutDone<S>>,
     pub(crate) confined: Confined,
 }

@@ -31,7 +31,7 @@ impl<S: 'static> Worker<'_, S> {
         // The server has checked that the sender may say so.
         let relayed = client.relayed_peer()?;
         let accepted = check_client(&client, || self.interface.descriptions())?;
-        let number = client.client_number;
+        let (number, awaits_setup) = (client.client_number, client.awaits_setup);
         let (max_frame, files, shared) = (client.max_frame, client.max_files, client.shared_memory);
         self.max_blob = client.max_blob.unwrap_or(DEFAULT_MAX_BLOB);
         match relayed {
@@ -46,6 +46,10 @@ impl<S: 'static> Worker<'_, S> {
             None => {}
         }
         hello.max_files = connection.max_files();
+        if awaits_setup && self.handlers.has_setup && self.state.is_none() {
+            hello.announces_setup = true;
+            self.awaits_setup = Some(connection.socket);
+        }
         frame::write_control(&mut self.out.bytes, |out| match &accepted {
             Ok(()) => hello.put(out),
             Err(error) => native::put_error(out, None, &error.body()),

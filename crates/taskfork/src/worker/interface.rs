@@ -4,18 +4,15 @@ use std::rc::Rc;
 
 use serde::Serialize;
 
-use super::error_reply::ErrorReply;
+use super::error_reply::{ErrorReply, Raised};
 use super::replace_after::ReplaceAfter;
 use crate::blob;
 use crate::emitter::{Emitter, Port};
-use crate::error::{BoxError, Failure};
+use crate::error::{BoxError, Failure, Needs};
 use crate::receiver::{InputPort, Receiver};
 use crate::wire::arguments::{Arguments, ArgumentsError, FromArguments};
 use crate::wire::interface_description::InterfaceDescription;
 use crate::wire::values::encode;
-
-/// Why a method that streams does not run for a call that reads no items.
-pub const READS_NO_ITEMS: &str = "streams items, which this call does not read: make a stream, and no call (clients that speak JSON cannot)";
 
 /// The calls that a server's workers answer: [`Methods`](crate::Methods), a
 /// [`Function`](crate::worker::Function), or the type that [`interface`](macro@crate::interface) defines
@@ -213,6 +210,16 @@ impl<'a> Request<'a> {
         self.port.clone()
     }
 
+    /// Where the items of the input come from, if the caller streams one.
+    pub(crate) fn input(&self) -> Option<Rc<dyn InputPort>> {
+        self.input.clone()
+    }
+
+    /// Whether the caller reads items.
+    pub fn reads_items(&self) -> bool {
+        self.port.is_some()
+    }
+
     /// Decodes the arguments. The error is a reply that says why they do not fit.
     pub fn parse<T: FromArguments>(&self) -> Result<T, Reply> {
         self.args.parse().map_err(|error| Reply(Err(ErrorReply::arguments(&error))))
@@ -227,21 +234,27 @@ impl<'a> Request<'a> {
     /// Where the items of a method that streams go. The error is a reply for a caller that does not read them.
     pub fn emitter<T>(&self) -> Result<Emitter<T>, Reply> {
         let port = self.port().ok_or_else(|| {
-            let reason = format!("{} {READS_NO_ITEMS}", quoted(self.method));
-            Reply(Err(ErrorReply::arguments(&Failure::new(reason))))
+            let method = quoted(self.method);
+            let reason = format!(
+                "{method} streams items, which this call does not read: make a stream, and no call \
+                 (clients that speak JSON cannot)"
+            );
+            let needs = Needs { items: true, ..Needs::default() };
+            Reply(Err(ErrorReply::needs(needs, reason)))
         });
         port.map(Emitter::to_caller)
     }
 
     /// Where the items of the input of a method come from. The error is a reply for a caller that streams none.
     pub fn receiver<T>(&self) -> Result<Receiver<T>, Reply> {
-        let port = self.input.clone().ok_or_else(|| {
+        let port = self.input().ok_or_else(|| {
             let method = quoted(self.method);
             let reason = format!(
                 "{method} takes an input, which this call does not stream: call it by a typed client in \
-                 Rust, or with `call_with_input`"
+                 Rust, with `call_with_input`, or in Python with `input=` (clients that speak JSON cannot)"
             );
-            Reply(Err(ErrorReply::arguments(&Failure::new(reason))))
+            let needs = Needs { input: true, ..Needs::default() };
+            Reply(Err(ErrorReply::needs(needs, reason)))
         });
         port.map(Receiver::from_caller)
     }
@@ -276,6 +289,11 @@ impl<'a> Request<'a> {
                 None => ErrorReply::interface(&*error),
             })),
         }
+    }
+
+    /// Fails the call with the interface's own error, which an interpreter has raised.
+    pub fn failed(self, raised: Raised) -> Reply {
+        Reply(Err(ErrorReply::raised(raised)))
     }
 
     /// Answers that there is no such method.

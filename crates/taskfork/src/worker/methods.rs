@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::functions::{Method, Stateless, StreamMethod, StreamStateless};
+use super::functions::{Method, Stateless, StreamMethod, StreamStateless, Streams};
 use super::interface::{Interface, Reply, Request};
 use crate::error::BoxError;
 use crate::wire::arguments::Arguments;
@@ -15,17 +15,17 @@ type Run<S> = Box<dyn Fn(&mut S, Request<'_>) -> Reply>;
 
 struct Entry<S> {
     run: Run<S>,
-    /// Whether it sends items, so that callers must make a stream.
-    streams: bool,
+    /// What its callers must stream or read.
+    streams: Streams,
 }
 
 impl<S> Entry<S> {
     fn new(run: impl Fn(&mut S, Request<'_>) -> Reply + 'static) -> Self {
-        Self { run: Box::new(run), streams: false }
+        Self::streaming(Streams::default(), run)
     }
 
-    fn streaming(run: impl Fn(&mut S, Request<'_>) -> Reply + 'static) -> Self {
-        Self { run: Box::new(run), streams: true }
+    fn streaming(streams: Streams, run: impl Fn(&mut S, Request<'_>) -> Reply + 'static) -> Self {
+        Self { run: Box::new(run), streams }
     }
 }
 
@@ -108,12 +108,19 @@ impl<S: 'static> Methods<S> {
         self.entry(name.into(), Entry::new(move |_, request| function.run(request)))
     }
 
-    /// Adds a function of the worker's state that streams. Its last parameter is an [`Emitter`](crate::Emitter), by which it sends
-    /// items while it runs. Callers use [`Checkout::stream`](crate::Checkout::stream). It replaces an earlier function with this
-    /// name.
+    /// Adds a function of the worker's state that streams. It replaces an earlier function with this name.
+    ///
+    /// Its last parameter says what it streams:
+    ///
+    /// - an [`Emitter`](crate::Emitter), by which it sends items while it runs. Callers use
+    ///   [`Checkout::stream`](crate::Checkout::stream).
+    /// - a [`Receiver`](crate::Receiver), by which it takes the items that its caller streams to it. Callers use
+    ///   [`Checkout::call_with_input`](crate::Checkout::call_with_input).
+    /// - a receiver and then an emitter. Callers use
+    ///   [`Checkout::stream_with_input`](crate::Checkout::stream_with_input).
     ///
     /// ```
-    /// use taskfork::{Emitter, Methods};
+    /// use taskfork::{Emitter, Methods, Receiver};
     ///
     /// let interface = Methods::new().stream_method("lines", |lines: &mut Vec<String>, out: &mut Emitter<String>| {
     ///     for line in lines.iter() {
@@ -121,14 +128,21 @@ impl<S: 'static> Methods<S> {
     ///     }
     ///     Ok(lines.len())
     /// });
+    /// let interface = interface.stream_method("add", |lines: &mut Vec<String>, input: &mut Receiver<String>| {
+    ///     while let Some(line) = input.next()? {
+    ///         lines.push(line);
+    ///     }
+    ///     Ok(lines.len())
+    /// });
     /// # let _ = interface;
     /// ```
-    pub fn stream_method<A: 'static>(
+    pub fn stream_method<A: 'static, M: StreamMethod<S, A>>(
         self,
         name: impl Into<String>,
-        method: impl StreamMethod<S, A>,
+        method: M,
     ) -> Self {
-        self.entry(name.into(), Entry::streaming(move |state, request| method.run(state, request)))
+        let run = move |state: &mut S, request: Request<'_>| method.run(state, request);
+        self.entry(name.into(), Entry::streaming(M::STREAMS, run))
     }
 
     /// Adds a function that streams and does not use the worker's state. See [`stream_method`](Self::stream_method).
@@ -152,12 +166,13 @@ impl<S: 'static> Methods<S> {
     /// # })?;
     /// # Ok::<(), taskfork::BoxError>(())
     /// ```
-    pub fn stream_function<A: 'static>(
+    pub fn stream_function<A: 'static, F: StreamStateless<A>>(
         self,
         name: impl Into<String>,
-        function: impl StreamStateless<A>,
+        function: F,
     ) -> Self {
-        self.entry(name.into(), Entry::streaming(move |_, request| function.run(request)))
+        let run = move |_: &mut S, request: Request<'_>| function.run(request);
+        self.entry(name.into(), Entry::streaming(F::STREAMS, run))
     }
 
     /// Adds a function that gets its arguments undecoded, of any number and types. It replaces an earlier
@@ -198,6 +213,11 @@ impl<S: 'static> Methods<S> {
         self
     }
 
+    fn streams_of(&self, method: Option<&str>) -> Streams {
+        let entry = method.and_then(|name| self.entries.get(name));
+        entry.map(|entry| entry.streams).unwrap_or_default()
+    }
+
     fn entry(mut self, name: String, entry: Entry<S>) -> Self {
         self.entries.insert(name, entry);
         self
@@ -227,7 +247,11 @@ impl<S: 'static> Interface<S> for Methods<S> {
     }
 
     fn streams(&self, method: Option<&str>, _interface: Option<&str>) -> bool {
-        method.and_then(|name| self.entries.get(name)).is_some_and(|entry| entry.streams)
+        self.streams_of(method).items
+    }
+
+    fn takes_input(&self, method: Option<&str>, _interface: Option<&str>) -> bool {
+        self.streams_of(method).input
     }
 
     fn is_method_name(&self, first: &str) -> bool {

@@ -7,10 +7,11 @@
 //! - In a call: [`context`] returns its deadline and its client, and [`logger`] the log that travels to
 //!   the caller. With the feature `spans`, `tracing_layer` does the same for `tracing`.
 
+pub(crate) mod binding;
 mod call;
 mod confinement;
 mod connection;
-mod error_reply;
+pub(crate) mod error_reply;
 pub(crate) mod executable;
 pub(crate) mod function;
 mod functions;

@@ -52,14 +52,7 @@ pub(crate) fn serve<S, I: Interface<S>>(
     // Reports of panics have their places.
     static HOOK: Once = Once::new();
     HOOK.call_once(install_panic_hook);
-    let connection = Connection::new(stream);
-    let mut worker = Worker {
-        progress: ProgressReports::new(connection.output().clone()),
-        connection: Rc::new(RefCell::new(connection)),
-        made: None,
-        max_answer: DEFAULT_MAX_FRAME,
-        calls: 0,
-    };
+    let mut worker = Worker::new(stream);
     if !worker.handshake(make)? {
         return Ok(());
     }
@@ -70,8 +63,8 @@ pub(crate) fn serve<S, I: Interface<S>>(
                 let answer = blob::within(Some(&message), attachments(), || {
                     worker.answer(make, method, args, &meta)
                 })?;
-                if worker.connection.borrow().write(&answer).is_err() {
-                    // The client does not wait for it any more.
+                if worker.is_unannounced() || worker.connection.borrow().write(&answer).is_err() {
+                    // The client does not wait for it any more, or has no word that it may have run.
                     return Ok(());
                 }
             }
@@ -103,9 +96,23 @@ struct Worker<I, S> {
     max_answer: usize,
     /// How many calls have begun.
     calls: u64,
+    /// The client waits for the message that the interface is made.
+    awaits_setup: bool,
 }
 
 impl<S, I: Interface<S>> Worker<I, S> {
+    fn new(stream: UnixStream) -> Self {
+        let connection = Connection::new(stream);
+        Self {
+            progress: ProgressReports::new(connection.output().clone()),
+            connection: Rc::new(RefCell::new(connection)),
+            made: None,
+            max_answer: DEFAULT_MAX_FRAME,
+            calls: 0,
+            awaits_setup: false,
+        }
+    }
+
     /// Answers the client's hello. Returns whether the client can be served.
     fn handshake(&mut self, make: &dyn Fn() -> (I, S)) -> Result<bool, WireError> {
         if !self.connection.borrow_mut().read_preamble()? {
@@ -127,8 +134,10 @@ impl<S, I: Interface<S>> Worker<I, S> {
             accepts_single_calls: true,
             sends_items: true,
             takes_input: true,
+            announces_setup: client.awaits_setup && self.made.is_none(),
             ..WorkerHello::default()
         };
+        self.awaits_setup = hello.announces_setup;
         frame::write_control(&mut out, |out| match &accepted {
             Ok(()) => hello.put(out),
             Err(error) => native::put_error(out, None, &error.body()),
@@ -188,6 +197,25 @@ impl<S, I: Interface<S>> Worker<I, S> {
         self.made.as_mut().ok_or_else(|| ErrorReply::setup(Failure::new("there is no state")))
     }
 
+    /// Tells a client that waits for it that the interface is made. A worker that cannot do that begins no call.
+    fn announce_setup(&mut self) -> Result<(), ErrorReply> {
+        if !self.awaits_setup {
+            return Ok(());
+        }
+        let mut out = Vec::new();
+        frame::put(&mut out, native::put_set_up);
+        let written = self.connection.borrow().write(&out);
+        written.map_err(|error| ErrorReply::setup(Failure::new(error.to_string())))?;
+        self.awaits_setup = false;
+        Ok(())
+    }
+
+    /// Whether the interface is made and the client could not be told. A call that began nevertheless would be reported as one
+    /// that has not run.
+    fn is_unannounced(&self) -> bool {
+        self.made.is_some() && self.awaits_setup
+    }
+
     /// Runs a call. Returns the frame of its result.
     fn call(
         &mut self,
@@ -200,6 +228,8 @@ impl<S, I: Interface<S>> Worker<I, S> {
         bounds::check(args.encoded(), DEFAULT_MAX_FRAME)
             .map_err(|reason| ErrorReply::arguments(&reason))?;
         let (number, limit) = (Some(self.calls), self.max_answer);
+        self.prepare(make)?;
+        self.announce_setup()?;
         let (interface, state) = self.prepare(make)?;
         let sends = streaming.filter(|streaming| streaming.sends_items());
         let takes = streaming.filter(|streaming| streaming.has_input());
@@ -218,7 +248,7 @@ impl<S, I: Interface<S>> Worker<I, S> {
         let length = out.len();
         match length - frame::HEADER_LEN <= limit {
             true => Ok(out.copy_from(0)),
-            false => Err(ErrorReply::result(&WireError::TooLarge { length, limit })),
+            false => Err(WireError::TooLarge { length, limit }.into()),
         }
     }
 }
@@ -228,4 +258,33 @@ fn deadline(meta: &CallMeta<'_>) -> Option<Duration> {
     let limits = [meta.timeout, meta.run_timeout].into_iter().flatten();
     let limits = limits.map(TimeLimit::from_microseconds);
     limits.filter_map(|limit| limit.after_time(now())).min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::worker::function::Function;
+
+    #[test]
+    fn a_worker_that_cannot_say_that_it_is_made_ends_and_runs_nothing() {
+        let (stream, client) = UnixStream::pair().unwrap();
+        let ran = Rc::new(RefCell::new(0));
+        let count = Rc::clone(&ran);
+        let make = move || {
+            let count = Rc::clone(&count);
+            let count = move |_: &mut (), _: Option<&str>, _: Arguments<'_>| {
+                *count.borrow_mut() += 1;
+                Ok(())
+            };
+            (Function::new(count), ())
+        };
+        let mut worker = Worker::new(stream);
+        worker.awaits_setup = true;
+        drop(client);
+        for _ in 0..2 {
+            worker.answer(&make, None, Arguments::new(0, &[]), &CallMeta::default()).unwrap();
+            assert!(worker.is_unannounced());
+        }
+        assert_eq!(*ran.borrow(), 0);
+    }
 }

@@ -8,7 +8,7 @@ use super::scoreboard::Phase;
 use super::state::{ExitReason, Worker};
 use super::telemetry::{self, RequestedTelemetry};
 use crate::clock::now;
-use crate::error::{CallError, Failure};
+use crate::error::{CallError, Failure, Needs};
 use crate::wire::WireError;
 use crate::wire::arguments::Arguments;
 use crate::wire::frame::{ATOMIC_WRITE, HEADER_LEN};
@@ -50,7 +50,9 @@ impl<S: 'static> Worker<'_, S> {
             FromClient::Call(args) => self.answer_json(&args)?,
             FromClient::Refused(reason) => {
                 let mut answer = Vec::new();
-                let message = CallError::<Failure>::Arguments { message: reason }.to_string();
+                let needs = Needs::default();
+                let message =
+                    CallError::<Failure>::Arguments { message: reason, needs }.to_string();
                 perl::put_error(&mut answer, None, &message);
                 answer
             }
@@ -102,7 +104,9 @@ impl<S: 'static> Worker<'_, S> {
             false => {
                 let (length, limit) = (answer.len(), self.max_answer);
                 answer.clear();
-                Err(WireError::TooLarge { length, limit }.to_string())
+                // Such clients have no option for it, and no `Blob`.
+                let error = WireError::TooLarge { length, limit };
+                Err(error.with_advice("return less at once, or raise `max_frame` of the server"))
             }
         });
         if let Err(message) = written {

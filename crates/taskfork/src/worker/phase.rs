@@ -29,10 +29,12 @@ pub(crate) enum Phase {
     AnsweringLong = 10,
     /// Waiting for a client after `setup`.
     Spare = 11,
+    /// Writing a long item of a stream, of which a part may have been sent. The call goes on behind it.
+    SendingItem = 12,
 }
 
 impl Phase {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Handshake,
         Self::Setup,
         Self::Idle,
@@ -44,6 +46,7 @@ impl Phase {
         Self::Retired,
         Self::AnsweringLong,
         Self::Spare,
+        Self::SendingItem,
     ];
 
     /// The phase with this number.
@@ -58,7 +61,9 @@ impl Phase {
             Self::Handshake | Self::Idle | Self::Held | Self::Retired | Self::Spare => {
                 Some(Activity::Idle)
             }
-            Self::Busy | Self::Answering | Self::AnsweringLong => Some(Activity::Call),
+            Self::Busy | Self::Answering | Self::AnsweringLong | Self::SendingItem => {
+                Some(Activity::Call)
+            }
             Self::CheckoutDone => Some(Activity::CheckoutDone),
             Self::KillPending => None,
         }
@@ -67,7 +72,12 @@ impl Phase {
     /// Whether the time counts from the beginning of this phase. Otherwise it counts from the beginning
     /// of the last call.
     pub(super) fn resets_clock(self) -> bool {
-        !matches!(self, Self::Answering | Self::AnsweringLong | Self::Held)
+        !matches!(self, Self::Answering | Self::AnsweringLong | Self::SendingItem | Self::Held)
+    }
+
+    /// Whether a call runs, whose time is limited.
+    pub(crate) fn is_running(self) -> bool {
+        matches!(self, Self::Busy | Self::SendingItem)
     }
 
     /// Whether user code or a write can take an unlimited time in this phase.
@@ -77,6 +87,7 @@ impl Phase {
             | Self::Busy
             | Self::Answering
             | Self::AnsweringLong
+            | Self::SendingItem
             | Self::CheckoutDone => true,
             Self::Handshake
             | Self::Idle

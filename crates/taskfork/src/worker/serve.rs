@@ -5,6 +5,8 @@ use std::convert::Infallible;
 use std::io;
 
 use bytes::Bytes;
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::{SendFlags, send};
 
 use super::connection::{Connection, ConnectionError};
 use super::handlers::{Handlers, log_setup_error};
@@ -24,11 +26,14 @@ use crate::sys::{self, OccupiedMemory};
 use crate::wire::Protocol;
 use crate::wire::WireError;
 use crate::wire::attachments::{self, Attachments};
-use crate::wire::frame::{ATOMIC_WRITE, DEFAULT_MAX_BLOB};
+use crate::wire::frame::{self, ATOMIC_WRITE, DEFAULT_MAX_BLOB};
 use crate::wire::gather_frame::{self, GatherFrame};
 use crate::wire::hello::WorkerHello;
 use crate::wire::native::{self, CallMode, FromClient, VERSIONS};
 use crate::wire::perl::Scanner;
+
+/// How long the message that `setup` has succeeded is, with its header.
+const SET_UP_LEN: usize = 7;
 
 /// Initializes in the server what every worker would otherwise initialize again. That would copy pages
 /// and look up symbols in each of them.
@@ -45,9 +50,10 @@ pub(crate) fn serve<S: 'static>(
     interface: &dyn Interface<S>,
     handlers: &Handlers<S>,
 ) -> i32 {
-    let sink = init.slot.stack_sink().ok_or_else(|| io::ErrorKind::InvalidData.into());
+    let sinks = init.slot.stack_sink().zip(init.slot.sample_sink());
+    let sinks = sinks.ok_or_else(|| io::ErrorKind::InvalidData.into());
     sys::remember_worker_process();
-    if let Err(error) = sink.and_then(|sink| sys::install_stack_handler(sink, init.wake)) {
+    if let Err(error) = sinks.and_then(|sinks| sys::install_stack_handlers(sinks, init.wake)) {
         tracing::error!(worker = init.number, "a timeout cannot show this worker's stack: {error}");
     }
     context::set_scratch(init.scratch);
@@ -59,6 +65,7 @@ pub(crate) fn serve<S: 'static>(
         interface,
         handlers,
         state: None,
+        awaits_setup: None,
         setup_error: None,
         config: init.config,
         sandbox: init.sandbox,
@@ -86,6 +93,7 @@ pub(crate) fn serve<S: 'static>(
         accepts_single_calls: true,
         sends_items: true,
         takes_input: true,
+        announces_setup: false,
     };
     let Err(reason) = worker.serve_client(init.client, init.buffers.inbox, &mut hello);
     let status = match worker.begin_exit(reason) {
@@ -172,7 +180,10 @@ impl<S: 'static> Worker<'_, S> {
         }
         if self.state.is_none() && self.setup_error.is_none() {
             match self.set_up() {
-                Ok(state) => self.state = Some(state),
+                Ok(state) => {
+                    self.state = Some(state);
+                    self.announce_setup()?;
+                }
                 Err(error) => {
                     log_setup_error(self.number, &error);
                     self.setup_error = Some(error);
@@ -188,6 +199,34 @@ impl<S: 'static> Worker<'_, S> {
                 self.slot.enter(Phase::Retired)?;
                 return Err(ExitReason::Finished);
             }
+        }
+    }
+
+    /// Tells a client that waits for it that `setup` has succeeded. A worker that cannot do that begins no call, because
+    /// the client may have given it up: [`check_announced`](Self::check_announced) fails from then on.
+    pub(super) fn announce_setup(&mut self) -> Result<(), ConnectionError> {
+        let Some(connection) = self.awaits_setup else { return Ok(()) };
+        sys::exit_if_forked();
+        let mut out = Vec::with_capacity(SET_UP_LEN);
+        frame::put(&mut out, native::put_set_up);
+        let mut sent = 0;
+        while sent < out.len() {
+            match retry_on_intr(|| send(connection, &out[sent..], SendFlags::NOSIGNAL)) {
+                Ok(bytes) => sent += bytes,
+                Err(Errno::PIPE | Errno::CONNRESET) => return Err(ConnectionError::Closed),
+                Err(errno) => return Err(io::Error::from(errno).into()),
+            }
+        }
+        self.awaits_setup = None;
+        Ok(())
+    }
+
+    /// Fails if the client waits for the announcement of a `setup` that has succeeded, because it could not be sent. A call
+    /// that began nevertheless would be reported as one that has not run.
+    pub(super) fn check_announced(&self) -> Result<(), ConnectionError> {
+        match self.state.is_some() && self.awaits_setup.is_some() {
+            true => Err(ConnectionError::Closed),
+            false => Ok(()),
         }
     }
 

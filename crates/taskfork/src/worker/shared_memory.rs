@@ -122,6 +122,11 @@ impl SharedMemory {
         self.pool.as_mut().map_or(Ok(Vec::new()), ShmPool::take_received)
     }
 
+    /// See [`ShmPool::apply_releases`].
+    pub(super) fn apply_releases(&mut self) -> Result<(), WireError> {
+        self.pool.as_mut().map_or(Ok(()), ShmPool::apply_releases)
+    }
+
     pub(super) fn handle_message(
         &mut self,
         message: ShmMessage,

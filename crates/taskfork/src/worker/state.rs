@@ -22,6 +22,8 @@ pub(super) struct Worker<'a, S> {
     pub(super) handlers: &'a Handlers<S>,
     /// What `setup` returned, once it has succeeded.
     pub(super) state: Option<S>,
+    /// The connection, while its client waits for the message that `setup` has succeeded.
+    pub(super) awaits_setup: Option<BorrowedFd<'static>>,
     /// Why `setup` failed, until a call has been answered with it.
     pub(super) setup_error: Option<ErrorReply>,
     pub(super) config: WorkerConfig,

@@ -2,9 +2,9 @@
 
 use std::cell::RefCell;
 use std::fmt;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -54,7 +54,24 @@ struct State {
     is_cancelled: bool,
     /// Why the worker must exit once the call has ended.
     failure: Option<ExitReason>,
+    /// When to look for messages of the client again though none is waited for, on the clock of the scoreboard.
+    next_look: Duration,
     out: GatherFrame,
+}
+
+/// What ends a wait for an item, beside the client.
+#[derive(Clone, Copy)]
+struct Interruption<'a> {
+    /// This can be read.
+    other: Option<BorrowedFd<'a>>,
+    /// This time has come.
+    until: Option<Instant>,
+}
+
+impl Interruption<'_> {
+    fn is_late(&self) -> bool {
+        self.until.is_some_and(|until| until <= Instant::now())
+    }
 }
 
 impl<S: 'static> Worker<'_, S> {
@@ -71,6 +88,7 @@ impl<S: 'static> Worker<'_, S> {
         };
         // The placeholder is not used before the connection is back.
         let placeholder = Connection::new(connection.socket, Vec::new(), &self.config, self.slot);
+        let (begun, sent) = times;
         let streaming = Rc::new(Streaming(RefCell::new(Some(State {
             connection: std::mem::replace(connection, placeholder),
             shared_memory: std::mem::take(&mut self.shared_memory),
@@ -88,9 +106,9 @@ impl<S: 'static> Worker<'_, S> {
             announced_files: 0,
             is_cancelled: false,
             failure: None,
+            next_look: begun.saturating_add(LOOK_INTERVAL),
             out: GatherFrame::default(),
         }))));
-        let (begun, sent) = times;
         let served = blob::within(Some(body), files, || {
             self.serve_call(method, args, &meta, begun, sent, Some(&streaming))?;
             attachments::check_blob_limit().map_err(ExitReason::from)
@@ -115,6 +133,37 @@ impl Streaming {
     /// Whether the client streams an input.
     pub(super) fn has_input(&self) -> bool {
         self.0.borrow().as_ref().is_some_and(|state| state.input.is_some())
+    }
+
+    /// Waits for the next item and decodes it. Returns false behind the last one, and `None` if the wait has ended as
+    /// [`State::next_item`] says.
+    fn take_item(
+        &self,
+        or: Option<Interruption<'_>>,
+        decode: &mut dyn FnMut(&[u8]) -> Result<(), String>,
+    ) -> Result<Option<bool>, ReceiveError> {
+        // A process that user code has forked must take no message from its worker.
+        sys::exit_if_forked();
+        let (item, max_frame) = {
+            let mut state = self.0.try_borrow_mut().map_err(|_| {
+                ReceiveError::Item("it is taken while another item is being encoded".to_owned())
+            })?;
+            let state = state.as_mut().ok_or(ReceiveError::Closed)?;
+            match state.next_item(or)? {
+                Next::Item(item, _) => (item, state.connection.max_frame()),
+                Next::End(_) => return Ok(Some(false)),
+                Next::Wait => return Ok(None),
+            }
+        };
+        match item.decode(max_frame, decode) {
+            Ok(decoded) => decoded.map(|()| Some(true)),
+            Err(error) => {
+                if let Some(state) = self.0.borrow_mut().as_mut() {
+                    state.failure = Some(error.into());
+                }
+                Err(ReceiveError::Closed)
+            }
+        }
     }
 
     /// See [`SharedMemory::store`].
@@ -171,34 +220,72 @@ impl InputPort for Streaming {
         &self,
         decode: &mut dyn FnMut(&[u8]) -> Result<(), String>,
     ) -> Result<bool, ReceiveError> {
-        // A process that user code has forked must take no message from its worker.
-        sys::exit_if_forked();
-        let (item, max_frame) = {
-            let mut state = self.0.try_borrow_mut().map_err(|_| {
-                ReceiveError::Item("it is taken while another item is being encoded".to_owned())
-            })?;
-            let state = state.as_mut().ok_or(ReceiveError::Closed)?;
-            let Some(item) = state.next_item()? else { return Ok(false) };
-            (item, state.connection.max_frame())
-        };
-        match item.decode(max_frame, decode) {
-            Ok(decoded) => decoded.map(|()| true),
-            Err(error) => {
-                if let Some(state) = self.0.borrow_mut().as_mut() {
-                    state.failure = Some(error.into());
-                }
-                Err(ReceiveError::Closed)
-            }
-        }
+        // Only a wait that another end is given for ends without an item.
+        self.take_item(None, decode).map(|taken| taken.unwrap_or_default())
+    }
+
+    fn next_or(
+        &self,
+        other: Option<BorrowedFd<'_>>,
+        until: Option<Instant>,
+        decode: &mut dyn FnMut(&[u8]) -> Result<(), String>,
+    ) -> Result<Option<bool>, ReceiveError> {
+        self.take_item(Some(Interruption { other, until }), decode)
+    }
+
+    fn prepare_wait(&self) -> Option<BorrowedFd<'static>> {
+        self.0.try_borrow_mut().ok()?.as_mut()?.connection.prepare_wait()
     }
 }
+
+/// How often a worker that need not wait looks for messages of its client. An item takes about a microsecond, and a look
+/// is a system call.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How many bytes such a look reads at most, and of how many it handles the messages.
+const MOST_AHEAD: usize = 64 << 10;
 
 /// The buffer of items is freed above this size.
 const MAX_KEPT: usize = 1 << 20;
 
 impl State {
+    /// Handles what the client has sent, from time to time: it may not want the call any more. Does not wait. Returns
+    /// whether there was anything.
+    fn look(&mut self) -> bool {
+        let now = now();
+        if self.is_over() || now < self.next_look {
+            return false;
+        }
+        self.next_look = now.saturating_add(LOOK_INTERVAL);
+        self.handle_received(MOST_AHEAD).unwrap_or_else(|reason| {
+            self.failure = Some(reason);
+            true
+        })
+    }
+
+    /// Handles the messages that have been received, up to so many bytes: a client may write to a ring without end. Reads
+    /// once from the socket, when all before is handled. So at most a part of a message and one read are in the buffer.
+    fn handle_received(&mut self, most: usize) -> Result<bool, ExitReason> {
+        let (mut handled, mut has_read) = (0, false);
+        while handled < most && !self.is_cancelled {
+            match self.connection.take_frame()? {
+                Some(frame) => {
+                    handled += HEADER_LEN + frame.place.len();
+                    self.handle_message(&frame)?;
+                }
+                None if has_read => break,
+                None => {
+                    self.connection.read_ahead(most);
+                    has_read = true;
+                }
+            }
+        }
+        Ok(handled > 0)
+    }
+
     /// Waits until an item may be sent.
     fn wait_for_credit(&mut self) -> Result<(), EmitError> {
+        self.look();
         while !self.is_over() && !self.items.as_ref().is_some_and(Allowance::allows) {
             self.read_message();
         }
@@ -208,19 +295,47 @@ impl State {
         }
     }
 
-    /// Waits for an item of the input. Returns `None` behind the last one.
-    fn next_item(&mut self) -> Result<Option<InputItem>, ReceiveError> {
+    /// Waits for an item of the input, or its end. With `or`, the wait also ends as that says.
+    fn next_item(&mut self, or: Option<Interruption<'_>>) -> Result<Next, ReceiveError> {
+        let mut has_read = false;
         loop {
             let next = self.input.as_mut().filter(|_| self.failure.is_none() && !self.is_cancelled);
             match next.ok_or(ReceiveError::Closed)?.next() {
                 Next::Item(item, credit) => {
                     credit.into_iter().for_each(|credit| self.give_credit(credit));
-                    return Ok(Some(item));
+                    return Ok(Next::Item(item, None));
                 }
-                Next::End(None) => return Ok(None),
                 Next::End(Some(error)) => return Err(ReceiveError::Failed(error)),
-                Next::Wait => self.read_message(),
+                Next::End(None) => return Ok(Next::End(None)),
+                Next::Wait => {
+                    let Some(or) = or else {
+                        self.read_message();
+                        continue;
+                    };
+                    // The other end may have something to say at any time, and is heard before the client.
+                    if or.other.is_some() && self.look() {
+                        continue;
+                    }
+                    // A client that sends other messages without end must not prolong the wait.
+                    if has_read && or.is_late() {
+                        return Ok(Next::Wait);
+                    }
+                    match self.read_message_or(or) {
+                        Ok(true) => has_read = true,
+                        Ok(false) => return Ok(Next::Wait),
+                        Err(reason) => self.failure = Some(reason),
+                    }
+                }
             }
+        }
+    }
+
+    /// Handles a message that has arrived as a whole, or waits for more of one. Returns false if the wait has ended as `or`
+    /// says.
+    fn read_message_or(&mut self, or: Interruption<'_>) -> Result<bool, ExitReason> {
+        match self.connection.take_frame()? {
+            Some(frame) => self.handle_message(&frame).map(|()| true),
+            None => Ok(self.connection.read_or(or.other, or.until)?),
         }
     }
 
@@ -254,14 +369,20 @@ impl State {
         let Some(frame) = self.connection.read_frame_or_idle()? else {
             return self.shared_memory.trim(&mut self.connection).map_err(ExitReason::from);
         };
+        self.handle_message(&frame)
+    }
+
+    fn handle_message(&mut self, frame: &Frame) -> Result<(), ExitReason> {
         let files = self.connection.take_files(std::mem::take(&mut self.announced_files))?;
         let mut received = None;
-        match FromClient::decode(self.connection.body(&frame))? {
+        match FromClient::decode(self.connection.body(frame))? {
             FromClient::Credit { call, credit } if Some(call) == self.call => {
                 if let Some(items) = &mut self.items {
                     let granted = items.grant(credit);
                     granted.map_err(|what| WireError::malformed(format!("a client {what}")))?;
                 }
+                // Or the memory of items would be free only behind the stream.
+                self.shared_memory.apply_releases()?;
             }
             FromClient::Item(item) if item.call == self.call => {
                 received = Some((item.value.len(), item.cost));
@@ -289,7 +410,7 @@ impl State {
             }
         }
         if let Some((length, cost)) = received {
-            self.receive_item(&frame, length, cost, files)?;
+            self.receive_item(frame, length, cost, files)?;
         }
         Ok(())
     }
@@ -349,7 +470,7 @@ impl State {
         let (length, limit) = (out.len() - HEADER_LEN, self.client.max_frame);
         match length <= limit {
             true => Ok(cost),
-            false => Err(EmitError::Item(WireError::TooLarge { length, limit }.to_string())),
+            false => Err(EmitError::Item(WireError::TooLarge { length, limit }.for_sender())),
         }
     }
 
@@ -378,7 +499,7 @@ impl State {
         // The server must not report a death behind half a frame.
         let is_long = out.len() > ATOMIC_WRITE;
         if is_long {
-            self.slot.enter(Phase::AnsweringLong)?;
+            self.slot.enter(Phase::SendingItem)?;
         }
         self.connection.write(out)?;
         if is_long {

@@ -135,6 +135,13 @@ pub(super) fn set_output(out: BorrowedFd<'static>) {
     lock().out = Some(out);
 }
 
+/// Shows the server which program the worker runs.
+pub(super) fn set_program(pid: u32) {
+    if let Some(slot) = &lock().slot {
+        slot.set_program(pid);
+    }
+}
+
 /// Sets where the server sees how far a call has got.
 #[taskfork_macros::startup_code]
 pub(super) fn set_slot(slot: WorkerSlot) {

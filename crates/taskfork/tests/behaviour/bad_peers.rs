@@ -240,6 +240,8 @@ trial!(an_oversize_answer_breaks_the_checkout, async || {
     });
     let error = client.call::<()>("nothing", ()).await.unwrap_err();
     assert!(error.to_string().contains("over the limit of 67108864"), "{error}");
+    // The peer knew the limit: no option helps.
+    assert!(!error.to_string().contains("max_frame"), "{error}");
 });
 
 trial!(an_unsolicited_answer_closes_only_its_connection, async || {

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use taskfork::client::Value;
 use taskfork::{Blob, BoxError, Error, Methods, ServerBuilder, ServerError};
 
-use crate::support::{start, trial};
+use crate::support::{start, start_with, trial};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Page {
@@ -117,7 +117,11 @@ trial!(an_answer_over_the_limit_is_an_error_of_the_call, async || {
     let checkout = client.checkout();
     let error = checkout.call::<Blob>("double", (Blob::from(vec![0; 5 << 20]),)).await.unwrap_err();
     assert!(matches!(&error, Error::Call { .. }), "{error}");
-    assert!(error.to_string().contains("over the limit of 8388608"), "{error}");
+    assert!(error.to_string().contains("over the limit of 8388608 (max_frame): "), "{error}");
+    assert!(error.to_string().contains("of both client and server"), "{error}");
+    let (_server, client) = start_with("blobs", |client| client.max_frame(1 << 20));
+    let error = client.call::<Blob>("echo", ("x".repeat(2 << 20),)).await.unwrap_err();
+    assert!(error.to_string().contains("over the limit of 1048576 (max_frame): "), "{error}");
     assert!(checkout.call::<Blob>("echo", (Blob::default(),)).await.unwrap().is_empty());
 });
 

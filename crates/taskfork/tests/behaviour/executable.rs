@@ -3,17 +3,19 @@
 use std::io::{Read, Write};
 use std::os::fd::FromRawFd;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use log_defer::Log;
 use serde_json::{Value, json};
 use taskfork::blob::{BlobMut, OpenFile};
 use taskfork::client::Protocol;
-use taskfork::error::{CallError, End, FatalError};
+use taskfork::error::{CallError, End, FatalError, Stage};
 use taskfork::server::ServerStatus;
 use taskfork::worker::Executable;
-use taskfork::{Client, Error, ServerBuilder, ServerError};
+use taskfork::{Client, Error, Server, ServerBuilder, ServerError};
 
+use crate::setup::timed_out;
 use crate::support::processes::{children, is_gone, signal};
 use crate::support::raw::{Raw, greet_as, map, of_call};
 use crate::support::{address_in, programs, start, start_with, trial, until};
@@ -35,6 +37,14 @@ pub(crate) fn missing(server: ServerBuilder) -> Result<(), ServerError> {
 pub(crate) fn silent(server: ServerBuilder) -> Result<(), ServerError> {
     let script = "echo no such module >&2; exit 3";
     server.executable(Executable::new("sh").arg("-c").arg(script)).run()
+}
+
+/// A program that becomes a worker when a file is there.
+pub(crate) fn waiting(server: ServerBuilder) -> Result<(), ServerError> {
+    let (folder, own): (PathBuf, _) = (server.config()?, std::env::current_exe().unwrap());
+    let script = "while [ ! -e \"$0/go\" ]; do sleep 0.01; done; exec \"$1\"";
+    let shell = Executable::new("env").arg("TASKFORK_TEST_PROGRAM=native_worker").arg("sh");
+    server.executable(shell.arg("-c").arg(script).arg(folder).arg(own)).run()
 }
 
 pub(crate) fn native(server: ServerBuilder) -> Result<(), ServerError> {
@@ -248,6 +258,17 @@ trial!(the_error_of_a_program_that_ends_before_its_hello_has_its_stderr, async |
     assert_eq!(death.stderr.as_deref(), Some("no such module"));
 });
 
+trial!(a_call_whose_time_ends_before_the_programs_hello_has_not_run, async || {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::spawn_with("executable_waits", &folder.path()).unwrap();
+    let client = Client::builder().address(server.address()).min_workers(0).build().unwrap();
+    let short = client.with_timeout(Duration::from_millis(300));
+    assert_eq!(timed_out(short.call::<u64>("right", ()).await), (Stage::Setup, false));
+    let waiting = client.call::<u64>("right", ());
+    std::fs::write(folder.path().join("go"), "").unwrap();
+    assert_eq!(waiting.await.unwrap(), 5);
+});
+
 trial!(a_program_that_breaks_the_protocol_ends, async || {
     let (_server, client) = start("executable");
     let error = client.call::<()>("garbage", ()).await.unwrap_err();
@@ -326,7 +347,7 @@ trial!(a_worker_can_be_dismissed, async || {
     let read = || ServerStatus::read(&status).unwrap();
     until("one idle worker", || read().workers.iter().any(|worker| worker.state == "idle")).await;
     for worker in read().workers {
-        ServerStatus::dismiss(&status, worker.number).unwrap();
+        ServerStatus::dismiss(&status, worker.number, None).unwrap();
     }
     until("the idle one's end", || is_gone(unused)).await;
     assert_eq!(held.call::<u32>("pid", ()).await.unwrap(), in_use);

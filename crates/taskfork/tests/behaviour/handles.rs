@@ -21,7 +21,7 @@ fn sockets_of(pid: u32) -> HashSet<String> {
 trial!(a_spawned_server_is_reached_through_its_handle_only, async || {
     let (server, client) = start("general");
     assert!(server.address().path().is_none());
-    assert_eq!(server.address().to_string(), format!("the server in process {}", server.pid()));
+    assert_eq!(server.address().to_string(), format!("process {}", server.pid()));
     assert_eq!(client.call::<i64>("add", (2, 3)).await.unwrap(), 5);
     let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
     let of_server = sockets_of(server.pid());

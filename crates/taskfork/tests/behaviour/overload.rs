@@ -57,6 +57,18 @@ trial!(without_a_queue_checkouts_fail_at_once, async || {
     }
 });
 
+trial!(checkouts_for_which_workers_are_connected_are_not_in_the_queue, async || {
+    let (_server, client) =
+        start_with("general", |client| client.min_workers(0).max_workers(3).max_queue(1));
+    let held = [(); 3].map(|()| client.checkout());
+    let waits = client.call::<i64>("add", (1, 0));
+    assert_eq!(queued(&client.call::<i64>("add", (2, 0)).await.unwrap_err()), 1);
+    for checkout in held {
+        checkout.call::<()>("nothing", ()).await.unwrap();
+    }
+    assert_eq!(waits.await.unwrap(), 1);
+});
+
 trial!(a_checkout_whose_time_is_over_gets_no_worker, async || {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("ran").display().to_string();

@@ -5,7 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use taskfork::error::FatalError;
-use taskfork::{Client, Error};
+use taskfork::{Client, Error, Server};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::support::processes::is_alive;
@@ -269,21 +269,38 @@ trial!(a_client_dropped_closes_its_workers, async || {
     until("the workers' end", || crate::support::processes::children(pid).is_empty()).await;
 });
 
+// A checkout with a worker, one with an idle worker to take, and one without.
 trial!(a_client_whose_runtime_is_gone_says_so, async || {
-    let (server, _client) = start("general");
-    let address = server.address();
-    let other = tokio::task::spawn_blocking(move || {
-        let runtime = Runtime::new().unwrap();
-        let client =
-            runtime.block_on(async { Client::builder().address(address).build().unwrap() });
-        runtime.shutdown_timeout(Duration::from_secs(5));
-        client
-    });
-    let client = other.await.unwrap();
-    let error = client.call::<()>("nothing", ()).await.unwrap_err();
-    assert!(error.to_string().contains("runtime"), "{error}");
-    assert!(!error.may_have_run());
+    for entry in ["general", "tcp"] {
+        let server = Server::spawn(entry).unwrap();
+        let address = server.address();
+        let other = tokio::task::spawn_blocking(move || {
+            let runtime = Runtime::new().unwrap();
+            let (client, held) = runtime.block_on(async {
+                let client = Client::builder().address(address).max_workers(2).build().unwrap();
+                let held = client.checkout();
+                held.ready().await.unwrap();
+                client.call::<()>("nothing", ()).await.unwrap();
+                assert_eq!(client.stats().idle, 1);
+                (client, held)
+            });
+            runtime.shutdown_timeout(Duration::from_secs(5));
+            (client, held)
+        });
+        let (client, held) = other.await.unwrap();
+        for _ in 0..3 {
+            let error = client.call::<()>("nothing", ()).await.unwrap_err();
+            assert!(is_runtime_error(&error) && !error.may_have_run(), "{error}");
+        }
+        let error = held.call::<()>("nothing", ()).await.unwrap_err();
+        assert!(is_runtime_error(&error), "{error}");
+    }
 });
+
+fn is_runtime_error(error: &Error) -> bool {
+    matches!(error, Error::Fatal { cause: FatalError::Aborted { message }, .. }
+        if message.contains("runtime in which the client was built"))
+}
 
 fn is_closed_error(error: &Error) -> bool {
     matches!(error, Error::Fatal { cause: FatalError::ClientClosed, may_have_run: false, .. })

@@ -62,6 +62,26 @@ trial!(a_worker_answers_through_a_ring_while_the_client_is_awake, async || {
     assert_eq!(rings.0[8].load(SeqCst), 1 + sent.div_ceil(8));
 });
 
+// What only wakes a worker is no message that it could wait for.
+trial!(a_worker_that_streams_does_not_wait_behind_an_empty_frame, async || {
+    let folder = tempfile::tempdir().unwrap();
+    let _program = programs::start(&["serve_streams", &address_in(&folder)]);
+    let (mut raw, agreed) = Raw::sharing(&folder.path().join("s"), 1000, "sent").await;
+    assert!(agreed.is_some());
+    let (rings, file) = Rings::new(WORDS * 8, SEALS);
+    send_with(&raw, &offer(), &[file]);
+    assert_eq!(raw.receive().unwrap().to_string(), "[8, {}]");
+    let items = map(&[("items", u64::MAX.into())]);
+    let call = vec![1.into(), items, text("endless_slowly"), Value::Array(vec![])];
+    raw.send(&[frame(call), vec![0; 8]].concat());
+    // Through a ring as well.
+    let sent = 0;
+    rings.put(0, 0, sent, &[0; 4]);
+    for number in 0..50_u64 {
+        assert_eq!(raw.receive().unwrap().as_array().unwrap()[2], number.into());
+    }
+});
+
 /// Whether the connection ends, and that not by the worker's death.
 fn ends(raw: &mut Raw) -> bool {
     raw.0.set_read_timeout(Some(Duration::from_secs(5))).unwrap();

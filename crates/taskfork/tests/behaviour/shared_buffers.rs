@@ -5,12 +5,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use nix::libc;
 use nix::unistd::{ForkResult, fork};
 use serde_bytes::ByteBuf;
-use taskfork::client::Value;
+use taskfork::client::{Input, Value};
 use taskfork::worker::Arguments;
-use taskfork::{Blob, BoxError, Checkout, Methods, Server, ServerBuilder, ServerError};
+use taskfork::{
+    Blob, BoxError, Checkout, Emitter, Methods, Receiver, Server, ServerBuilder, ServerError,
+};
 
 use crate::files::open_here;
 use crate::support::raw::Raw;
@@ -67,6 +68,17 @@ pub(crate) fn server(server: ServerBuilder) -> Result<(), ServerError> {
         .function("fail", |_: Blob| Err::<(), _>("no".into()))
         .function("abort", |_: Blob| -> Result<(), BoxError> { std::process::abort() })
         .function("mapped", || Ok(mapped()))
+        .stream_function("blobs", |count: usize, out: &mut Emitter<Blob>| {
+            (0..count).try_for_each(|number| out.send(&blob(number as u8)))?;
+            Ok(mapped())
+        })
+        .stream_function("count_lent", |input: &mut Receiver<Blob>| {
+            let mut lent = 0;
+            while let Some(blob) = input.next()? {
+                lent += usize::from(is_lent(&blob));
+            }
+            Ok(lent)
+        })
         .function("open_files", || Ok(open_here()));
     let setup = || Ok::<_, BoxError>(Kept::default());
     server.setup(setup).max_frame(8 << 20).interface(methods).run()
@@ -181,6 +193,23 @@ trial!(buffers_are_reused, async || {
         assert_eq!(made, blob(fill));
     }
     assert_eq!(checkout.call::<usize>("mapped", ()).await.unwrap(), 2);
+});
+
+trial!(the_items_of_a_long_stream_lie_in_the_same_buffers_again_and_again, async || {
+    let (_server, client) = start("shared_buffers");
+    let checkout = client.checkout();
+    warm(&checkout).await;
+    let mut blobs = checkout.stream::<Blob, usize>("blobs", (200,));
+    let mut lent = 0;
+    while let Some(blob) = blobs.next().await.unwrap() {
+        lent += usize::from(is_lent(&blob));
+    }
+    // A side maps 16 buffers of the other at most.
+    assert!(lent > 150, "{lent} of 200 items were lent");
+    assert!(blobs.finish().await.unwrap() < 10, "few buffers are enough");
+    let items = Input::iter((0..200).map(blob));
+    let lent: usize = checkout.call_with_input("count_lent", (), items).await.unwrap();
+    assert!(lent > 150, "{lent} of 200 items of the input were lent");
 });
 
 trial!(a_blob_that_a_worker_keeps_does_not_change, async || {

@@ -64,8 +64,8 @@ trial!(a_killed_server_is_replaced_at_its_address, async || {
         until("the worker's end", || is_gone(worker)).await;
         let (now, was) = (server.address().to_string(), address.to_string());
         match server.address().path() {
-            _ if now.starts_with("the server") => {
-                assert_eq!(now, format!("the server in process {}", server.pid()));
+            _ if now.starts_with("process") => {
+                assert_eq!(now, format!("process {}", server.pid()));
             }
             _ => assert_eq!(now, was),
         }
@@ -95,6 +95,13 @@ fn server_ended(error: &Error) -> (u32, End) {
     let Error::Fatal { cause, may_have_run: false, .. } = error else { panic!("{error}") };
     let FatalError::ServerEnded { pid, end, .. } = cause else { panic!("{error}") };
     (*pid, *end)
+}
+
+/// Its process id, and whether its handle was dropped.
+fn server_shut_down(error: &Error) -> (u32, bool) {
+    let Error::Fatal { cause, may_have_run: false, .. } = error else { panic!("{error}") };
+    let FatalError::ServerShutDown { pid, handle_dropped } = cause else { panic!("{error}") };
+    (*pid, *handle_dropped)
 }
 
 trial!(without_respawn_calls_fail_at_once_and_say_how_the_server_died, async || {
@@ -150,8 +157,38 @@ trial!(a_client_of_an_ended_server_fails_at_once, async || {
     let late = Client::builder().address(address).timeout(None).build().unwrap();
     for client in [client, late] {
         let error = client.call::<()>("nothing", ()).await.unwrap_err();
-        assert_eq!(server_ended(&error), (pid, End::Exited(0)));
+        assert_eq!(server_shut_down(&error), (pid, false));
     }
+});
+
+trial!(calls_fail_at_once_while_a_server_of_this_program_shuts_down, async || {
+    let folder = tempfile::tempdir().unwrap();
+    let at_path = Config { listen: Some(address_in(&folder)), ..Config::new() };
+    let started =
+        [Server::spawn("general").unwrap(), Server::spawn_with("configured", &at_path).unwrap()];
+    for server in started {
+        // An idle worker would run the call.
+        let options = Client::builder().address(server.address()).timeout(None).min_workers(1);
+        let client = options.build().unwrap();
+        // The server waits for this checkout.
+        let checkout = client.checkout();
+        checkout.ready().await.unwrap();
+        server.shutdown();
+        let error = client.call::<()>("nothing", ()).await.unwrap_err();
+        assert_eq!(server_shut_down(&error), (server.pid(), false));
+        assert!(error.to_string().contains("down by its handle"), "{error}");
+    }
+});
+
+trial!(calls_of_a_server_whose_handle_was_dropped_say_so, async || {
+    let (server, client) = start("general");
+    let pid = server.pid();
+    client.call::<()>("nothing", ()).await.unwrap();
+    drop(server);
+    until("the server's end", || is_gone(pid)).await;
+    let error = client.call::<()>("nothing", ()).await.unwrap_err();
+    assert_eq!(server_shut_down(&error), (pid, true));
+    assert!(error.to_string().contains("keep the `ServerHandle`"), "{error}");
 });
 
 trial!(another_server_at_the_same_path_serves_the_old_ones_clients, async || {
@@ -161,7 +198,7 @@ trial!(another_server_at_the_same_path_serves_the_old_ones_clients, async || {
     let client = client_of(&first);
     client.call::<()>("nothing", ()).await.unwrap();
     tokio::task::spawn_blocking(move || first.close()).await.unwrap();
-    server_ended(&client.call::<()>("nothing", ()).await.unwrap_err());
+    server_shut_down(&client.call::<()>("nothing", ()).await.unwrap_err());
     let second = Server::spawn_with("configured", &config).unwrap();
     client.call::<()>("nothing", ()).await.unwrap();
     // It is the one that counts, also while it is being replaced.

@@ -4,9 +4,10 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use taskfork::blob::OpenFile;
 use taskfork::client::{Protocol, Value};
-use taskfork::error::{CallError, FatalError};
+use taskfork::error::{CallError, FatalError, Stage};
 use taskfork::worker::EmitError;
 use taskfork::{Blob, BoxError, Client, Emitter, Error, ServerBuilder, ServerError};
 
@@ -27,6 +28,8 @@ pub(crate) trait Streams {
     fn two_and_then(&mut self, what: String, out: &mut Emitter<u64>) -> Result<(), BoxError>;
     /// Sends numbers until nobody wants them. Returns how many.
     fn endless(&mut self, out: &mut Emitter<u64>) -> u64;
+    /// The same with pauses, so that few numbers are sent in the time that a cancellation takes.
+    fn endless_slowly(&mut self, out: &mut Emitter<u64>) -> u64;
     /// How many numbers the last endless call has sent, once it has ended, and the worker's process id.
     fn sent(&mut self) -> (u64, u32);
     /// Sends a text of this length, and then does nothing for ever.
@@ -112,6 +115,15 @@ impl Streams for State {
             self.sent += 1;
         }
         assert!(matches!(out.send(&0), Err(EmitError::Closed)));
+        self.sent
+    }
+
+    fn endless_slowly(&mut self, out: &mut Emitter<u64>) -> u64 {
+        self.sent = 0;
+        while out.send(&self.sent).is_ok() {
+            self.sent += 1;
+            std::thread::sleep(Duration::from_millis(5));
+        }
         self.sent
     }
 
@@ -350,6 +362,18 @@ trial!(a_dropped_stream_stops_its_call, async || {
     assert_ne!(other, pid);
 });
 
+trial!(a_worker_that_need_not_wait_notices_that_nobody_reads_on, async || {
+    let (_server, client) = single("streams");
+    let checkout = client.checkout();
+    let mut numbers = checkout.endless_slowly();
+    assert_eq!(numbers.next().await.unwrap(), Some(0));
+    drop(numbers);
+    let (sent, _) = checkout.sent().await.unwrap();
+    // Its window holds this many.
+    let window = (256 << 10) / 290;
+    assert!(sent < window, "it has sent {sent} numbers");
+});
+
 trial!(calls_before_and_behind_a_stream_run_in_order, async || {
     let (_server, client) = single("streams");
     let checkout = client.checkout();
@@ -427,7 +451,7 @@ trial!(an_item_that_cannot_be_sent_is_an_error_of_the_emitter, async || {
     assert_eq!(items.next().await.unwrap(), Some(Fussy(7)));
     assert_eq!(items.next().await.unwrap(), Some(Fussy(8)));
     let text = items.finish().await.unwrap();
-    assert!(text.contains("it is nothing") && text.contains("1048576"), "{text}");
+    assert!(text.contains("it is nothing") && text.contains("1048576 (max_frame): "), "{text}");
 });
 
 /// A client by hand that has called `numbers` for 10 items and has given this credit. Gives the items that came.
@@ -471,13 +495,11 @@ trial!(a_worker_follows_the_credit_to_the_byte, async || {
     assert!(answer.to_string().contains("no longer reads"), "{answer}");
 });
 
-trial!(a_deadline_that_passes_while_a_long_item_is_sent_holds_afterwards, async || {
+trial!(a_client_that_reads_nothing_keeps_a_worker_no_longer_than_its_time, async || {
     let folder = tempfile::tempdir().unwrap();
     let _program = programs::start(&["serve_streams", &address_in(&folder)]);
     let (mut raw, _) = Raw::greeted(&folder.path().join("s")).await;
-    // Long enough for a busy machine to begin with the item.
-    let timeout = Duration::from_secs(2);
-    let limits = [("timeout", timeout.as_micros() as u64), ("grace", 1000), ("items", u64::MAX)];
+    let limits = [("timeout", 500_000), ("grace", 1000), ("items", u64::MAX)];
     let limits = limits.map(|(key, value)| (key, value.into()));
     // Longer than what a socket takes without a reader.
     let length = Value::from(8 << 20);
@@ -487,11 +509,33 @@ trial!(a_deadline_that_passes_while_a_long_item_is_sent_holds_afterwards, async 
         text("long_and_hang"),
         Value::Array(vec![length]),
     ]);
-    tokio::time::sleep(timeout + Duration::from_millis(300)).await;
-    let item = raw.receive().unwrap();
-    assert_eq!(item.as_array().unwrap()[0], 11.into());
-    let notice = raw.receive().expect("the server ends the call");
-    assert!(notice.to_string().contains("\"timed_out\": true"), "{notice}");
+    // The end shows though nothing is read.
+    let hung_up = || {
+        let mut socket = [PollFd::new(&raw.0, PollFlags::empty())];
+        poll(&mut socket, Some(&Timespec::default())).unwrap() > 0
+    };
+    until("the end of the worker", hung_up).await;
+    // A part of the item has come, and no notice follows it.
+    assert_eq!(raw.receive(), None);
+});
+
+// The server sends no notice behind a part of an item.
+trial!(a_call_whose_time_is_over_in_the_middle_of_an_item_has_timed_out, async || {
+    let (_server, client) = start_with("streams", |client| {
+        client.max_workers(1).timeout(Duration::from_millis(300)).grace(Duration::ZERO)
+    });
+    let checkout = client.checkout();
+    let (_, worker) = checkout.sent().await.unwrap();
+    let mut items = checkout.long_and_hang(32 << 20);
+    // It is made, and then nothing is read until the worker is gone.
+    assert!(tokio::time::timeout(Duration::ZERO, items.next()).await.is_err());
+    until("the end of the worker", || crate::support::processes::is_gone(worker)).await;
+    let error = items.next().await.unwrap_err();
+    let Error::Fatal { cause: FatalError::TimedOut { stage, after, .. }, .. } = error else {
+        panic!("{error:?}");
+    };
+    assert_eq!((stage, after), (Stage::Running, Duration::from_millis(300)));
+    assert_eq!(client.echo("x").await.unwrap(), "x");
 });
 
 trial!(a_client_that_breaks_the_rules_of_streams_is_disconnected, async || {

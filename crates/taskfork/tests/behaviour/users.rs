@@ -3,7 +3,6 @@
 
 use std::path::Path;
 
-use nix::libc;
 use taskfork::client::Value;
 use taskfork::server::ServerStatus;
 use taskfork::{BoxError, Methods, Server, ServerError};

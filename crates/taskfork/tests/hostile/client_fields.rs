@@ -20,6 +20,7 @@ pub(crate) fn cases() -> Vec<Case> {
         ("client", ""),
         ("interfaces", ""),
         ("peer", ""),
+        ("setup", "bool"),
     ] {
         for (name, value) in wrong(right) {
             let hello = [PREAMBLE, &client_hello(&[(key, value)])].concat();

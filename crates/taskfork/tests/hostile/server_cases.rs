@@ -91,6 +91,21 @@ fn greetings() -> Vec<Case> {
         vec![Send(PREAMBLE.to_vec()), Flood(queued.repeat(1000), 1 << 30)],
         Served,
     );
+    let (set_up, in_setup) = (frame(&[14.into(), map(&[])]), [("setup", true.into())]);
+    for (name, hello, more, end) in [
+        ("setup that is over unannounced", &[][..], set_up.clone(), "which was not due"),
+        ("setup that is over twice", &in_setup, set_up.repeat(2), "which was not due"),
+        ("answer before setup is over", &in_setup, result(5.into()), "said that its setup is over"),
+        ("setup that never ends", &in_setup, Vec::new(), "while its worker ran `setup`"),
+    ] {
+        add(name, called_with(hello, vec![Send(more)]), Fails(end));
+    }
+    add("end in setup", called_with(&in_setup, vec![StopSending]), Served);
+    add(
+        "answer behind setup",
+        called_with(&in_setup, vec![Send(set_up), Send(result(5.into()))]),
+        Served,
+    );
     add("hello twice", called(vec![Send(worker_hello(&[]))]), Fails("sent a second hello"));
     add(
         "notice behind the hello that no worker is free",

@@ -19,6 +19,7 @@ pub(crate) fn cases() -> Vec<Case> {
         ("lent", ""),
         ("rings", "bool"),
         ("alarm", "bool"),
+        ("setup", "bool"),
     ] {
         for (name, value) in wrong(right) {
             let hello = [PREAMBLE, &worker_hello(&[(key, value)])].concat();

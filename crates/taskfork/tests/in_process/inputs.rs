@@ -7,10 +7,10 @@ use std::task::{Context, Poll};
 
 use futures_core::Stream;
 use taskfork::blob::OpenFile;
-use taskfork::client::Input;
+use taskfork::client::{Input, IntoInput, StreamCall};
 use taskfork::error::CallError;
 use taskfork::worker::ReceiveError;
-use taskfork::{Blob, BoxError, Client, Emitter, Error, Receiver};
+use taskfork::{Blob, BoxError, Call, Client, Emitter, Error, Methods, Receiver};
 
 #[taskfork::interface]
 trait Inputs {
@@ -222,4 +222,153 @@ fn threads_without_a_runtime_stream_too() {
     let mut doubled = InputsBlockingCalls::doubled(&client, 0..3);
     let items: Vec<u64> = doubled.by_ref().map(Result::unwrap).collect();
     assert_eq!((items, doubled.finish().unwrap()), (vec![0, 2, 4], 3));
+}
+
+/// Takes the items that are there, and fails for a number above 100.
+struct Mock;
+
+impl InputsCalls for Mock {
+    fn sum(&self, from: u64, input: impl IntoInput<u64>) -> Call<u64> {
+        let numbers = input.into_input().ready_items::<u64>();
+        let sum = numbers.sum::<Result<u64, _>>();
+        match sum {
+            Ok(sum) => Call::ready(Ok(from + sum)),
+            Err(failure) => Call::ready(Ok(failure.message().len() as u64)),
+        }
+    }
+
+    fn first(&self, count: usize, input: impl IntoInput<u64>) -> Call<u64> {
+        let numbers = input.into_input().ready_items::<u64>().take(count);
+        Call::ready(Ok(numbers.map(Result::unwrap).sum()))
+    }
+
+    fn doubled(&self, input: impl IntoInput<u64>) -> StreamCall<u64, u64> {
+        let numbers = input.into_input().ready_items::<u64>();
+        let doubled: Vec<_> = numbers.map(|number| 2 * number.unwrap()).collect();
+        StreamCall::ready(doubled, Ok(0))
+    }
+
+    fn bytes(&self, input: impl IntoInput<Blob>) -> Call<usize> {
+        let blobs = input.into_input().ready_items::<Blob>();
+        Call::ready(Ok(blobs.map(|blob| blob.unwrap().len()).sum()))
+    }
+
+    fn files(&self, input: impl IntoInput<OpenFile>) -> Call<usize> {
+        Call::ready(Ok(input.into_input().ready_items::<OpenFile>().filter(Result::is_err).count()))
+    }
+
+    fn until_the_end(&self, _: impl IntoInput<u64>) -> Call<()> {
+        Call::ready(Ok(()))
+    }
+
+    fn none(&self, _: impl IntoInput<String>) -> Call<()> {
+        Call::ready(Ok(()))
+    }
+
+    fn no_input(&self) -> Call<u64> {
+        Call::ready(Ok(8))
+    }
+}
+
+#[tokio::test]
+async fn a_mock_reads_its_input_and_can_be_a_trait_object() {
+    assert_eq!(Mock.sum(1, iter([2, 3])).await.unwrap(), 6);
+    assert_eq!(Mock.first(2, iter(1..)).await.unwrap(), 3);
+    let doubled: Vec<u64> = {
+        let mut items = Mock.doubled(iter([1, 2]));
+        let mut doubled = Vec::new();
+        while let Some(item) = items.next().await.unwrap() {
+            doubled.push(item);
+        }
+        doubled
+    };
+    assert_eq!(doubled, [2, 4]);
+    let blobs = [3, 2 << 20].map(|length| Blob::from(vec![7; length]));
+    assert_eq!(Mock.bytes(iter(blobs)).await.unwrap(), 3 + (2 << 20));
+    let file = OpenFile::from(std::fs::File::open("/dev/null").unwrap());
+    assert_eq!(Mock.files(iter([file])).await.unwrap(), 1, "a mock is no worker");
+    // The items before an error are there, and nothing behind it.
+    let rows = [Ok(1), Err("the disk is gone"), Ok(2)];
+    assert_eq!(Mock.sum(1, iter(rows)).await.unwrap(), "the disk is gone".len() as u64);
+    let mut rows = IntoInput::<u64>::into_input(iter(rows)).ready_items::<u64>();
+    assert!(rows.next().unwrap().is_ok() && rows.next().unwrap().is_err() && rows.next().is_none());
+    // The methods without an input can be called by any mock.
+    let calls: &dyn InputsCalls = &Mock;
+    assert_eq!(calls.no_input().await.unwrap(), 8);
+}
+
+#[tokio::test]
+async fn functions_of_untyped_interfaces_take_inputs() {
+    let make = || {
+        let methods = Methods::new()
+            .stream_method("add", |words: &mut Vec<String>, input: &mut Receiver<String>| {
+                for word in input {
+                    words.push(word?);
+                }
+                Ok(words.len())
+            })
+            .stream_method(
+                "find",
+                |words: &mut Vec<String>,
+                 most: u64,
+                 input: &mut Receiver<String>,
+                 out: &mut Emitter<bool>| {
+                    let mut count = 0;
+                    while let Some(word) = input.next()? {
+                        count += 1;
+                        if count > most {
+                            return Err("too many".into());
+                        }
+                        out.send(&words.contains(&word))?;
+                    }
+                    Ok(count)
+                },
+            )
+            .stream_function("sum", |from: u64, input: &mut Receiver<u64>| {
+                Ok(from + input.sum::<Result<u64, _>>()?)
+            })
+            .stream_function("doubled", |input: &mut Receiver<u64>, out: &mut Emitter<u64>| {
+                for number in input {
+                    out.send(&(2 * number?))?;
+                }
+                Ok(())
+            })
+            .function("three", || Ok(3));
+        (methods, Vec::<String>::new())
+    };
+    let client = Client::in_process(make).unwrap();
+    let checkout = client.checkout();
+    let words = || Input::iter(["one", "two"].map(str::to_owned));
+    assert_eq!(checkout.call_with_input::<usize>("add", (), words()).await.unwrap(), 2);
+    let asked = Input::iter(["two", "three", "one"]);
+    let mut found = checkout.stream_with_input::<bool, u64>("find", (3,), asked);
+    for expected in [true, false, true] {
+        assert_eq!(found.next().await.unwrap(), Some(expected));
+    }
+    assert_eq!(found.finish().await.unwrap(), 3);
+    let numbers = || Input::iter([1_u64, 2]);
+    assert_eq!(checkout.call_with_input::<u64>("sum", (4,), numbers()).await.unwrap(), 7);
+    let mut doubled = checkout.stream_with_input::<u64, ()>("doubled", (), numbers());
+    assert_eq!((doubled.next().await.unwrap(), doubled.next().await.unwrap()), (Some(2), Some(4)));
+    doubled.finish().await.unwrap();
+
+    let error = checkout.stream_with_input::<bool, u64>("find", (1,), words()).finish().await;
+    assert_eq!(error.unwrap_err().to_string(), "too many");
+    let error = checkout.call_with_input::<u64>("sum", ("x",), numbers()).await.unwrap_err();
+    assert!(error.to_string().contains("bad arguments"), "{error}");
+    let error = checkout.call_with_input::<u64>("three", (), numbers()).await.unwrap_err();
+    assert!(error.to_string().contains("`three` takes no input"), "{error}");
+    // The error says what the call must do, so that a program can.
+    let needs = |error: Error| match error {
+        Error::Call { error: CallError::Arguments { needs, .. }, .. } => (needs.items, needs.input),
+        other => panic!("{other:?}"),
+    };
+    let error = checkout.call::<u64>("sum", (4,)).await.unwrap_err();
+    assert_eq!(needs(error), (false, true));
+    let error = checkout.stream::<bool, u64>("find", (4,)).finish().await.unwrap_err();
+    assert_eq!(needs(error), (false, true));
+    let error = checkout.call_with_input::<u64>("find", (4,), words()).await.unwrap_err();
+    assert_eq!(needs(error), (true, false));
+    let error = checkout.call::<u64>("three", ("x",)).await.unwrap_err();
+    assert_eq!(needs(error), (false, false));
 }

@@ -304,3 +304,24 @@ fn threads_without_a_runtime_use_it_too() {
 async fn _accepts(caller: &impl Caller) -> Result<i64, Error<TooMuch>> {
     caller.add(1).await
 }
+
+#[tokio::test]
+async fn a_call_whose_time_ends_while_the_interface_is_made_has_not_run() {
+    let (go, wait) = mpsc::channel::<()>();
+    let wait = Mutex::new(wait);
+    let make = move || {
+        // Ready for each worker once the sender is dropped.
+        let _ = wait.lock().unwrap().recv();
+        (Methods::new().function("add", |a: i64, b: i64| Ok(a + b)), ())
+    };
+    let client = Client::builder().in_process(make).grace(Duration::ZERO).build().unwrap();
+    let short = client.with_timeout(Duration::from_millis(200));
+    match short.call::<i64>("add", (1, 2)).await.unwrap_err() {
+        Error::Fatal { cause: FatalError::TimedOut { stage, .. }, may_have_run, .. } => {
+            assert_eq!((stage, may_have_run), (Stage::Setup, false));
+        }
+        error => panic!("{error:?}"),
+    }
+    drop(go);
+    assert_eq!(client.call::<i64>("add", (1, 2)).await.unwrap(), 3);
+}

@@ -15,8 +15,9 @@ use taskfork::{Blob, Call, Checkout, Client, Error, StreamCall};
 use tokio::task::JoinHandle;
 use tokio::time::{Sleep, sleep, timeout};
 
-use super::check::{Made, Monitor};
+use super::monitor::Monitor;
 use super::plan::{CallerPlan, Step};
+use super::record::Made;
 
 /// A call whose outcome was not taken.
 enum Pending {

@@ -9,9 +9,10 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
 
-use super::check::{Monitor, Trouble};
 use super::link::Options;
+use super::monitor::Monitor;
 use super::plan::{Fault, Plan, ServerPlan};
+use super::record::Trouble;
 use super::server::ServerProcess;
 use super::slot::{Slot, Wakeup};
 use super::worker::{Connection, Process};

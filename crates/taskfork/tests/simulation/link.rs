@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use bytes::{Bytes, BytesMut};
 
-use super::check::Monitor;
+use super::monitor::Monitor;
 use super::slot::Slot;
 use super::worker::{Exit, MAX_FRAME};
 use crate::client::memory::Memory;

@@ -12,12 +12,16 @@ mod caller;
 #[path = "../faults/cgroup.rs"]
 mod cgroup;
 #[allow(dead_code, reason = "a real run needs only some of it")]
-mod check;
+mod monitor;
 #[allow(dead_code, reason = "a real run needs only some of it")]
 mod plan;
 mod program;
 mod random;
 mod real;
+#[allow(dead_code, reason = "a real run needs only some of it")]
+mod record;
+#[allow(dead_code, reason = "a real run needs only some of it")]
+mod rules;
 #[path = "../faults/server_command.rs"]
 mod server_command;
 mod words;
@@ -26,8 +30,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use check::Counts;
 use plan::Plan;
+use record::Counts;
 
 /// How many plans run at the same time. Most of the time they wait.
 const CONCURRENT: usize = 6;

@@ -11,11 +11,13 @@
 //! ```
 
 mod caller;
-mod check;
 mod kernel;
 mod link;
+mod monitor;
 mod plan;
 mod random;
+mod record;
+mod rules;
 mod run;
 mod server;
 mod shrink;
@@ -27,8 +29,8 @@ mod worker;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use self::check::Counts;
 use self::plan::Plan;
+use self::record::Counts;
 use self::run::{Outcome, run};
 use self::shrink::shrink;
 use crate::sync::lock;

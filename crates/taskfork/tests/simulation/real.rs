@@ -11,9 +11,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::caller::Caller;
-use super::check::{Counts, Monitor, Trouble};
+use super::monitor::Monitor;
 use super::plan::{CallerPlan, ClientPlan, Fault, Plan, Step};
 use super::program::{Program, signal, title};
+use super::record::{Counts, Trouble};
 
 /// No plan takes longer than this, also on a machine that is busy. Nobody waits for ever.
 const MAX_TIME: Duration = Duration::from_secs(120);

@@ -8,9 +8,10 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::caller::Caller;
-use super::check::{Complaint, Counts, Monitor, Trouble};
 use super::kernel::{Event, Kernel};
+use super::monitor::Monitor;
 use super::plan::{ClientPlan, Fault, Plan};
+use super::record::{Complaint, Counts, Trouble};
 use super::worker::MAX_FRAME;
 use crate::address::{Address, AddressKind, MemoryServer};
 use crate::client::{BusyPoll, Client, Overload};

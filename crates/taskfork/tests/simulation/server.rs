@@ -9,10 +9,10 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
-use super::check::Trouble;
 use super::kernel::{Accepted, Child, Event, Kernel, Source};
 use super::plan::ServerPlan;
 use super::random::Random;
+use super::record::Trouble;
 use super::worker::MAX_FRAME;
 use crate::client::memory::Memory;
 use crate::server::supervisor::{
@@ -525,6 +525,7 @@ impl ServerProcess {
         let observed = child.slot.observe();
         let facts = ExitFacts {
             pid: process as u32,
+            program: None,
             end,
             is_alarm: false,
             last: observed.view,

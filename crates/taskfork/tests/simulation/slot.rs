@@ -6,8 +6,9 @@ use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
-use super::check::{Monitor, Trouble};
 use super::kernel::Event;
+use super::monitor::Monitor;
+use super::record::Trouble;
 
 use crate::server::supervisor::Observation;
 use crate::sync::lock;
@@ -117,7 +118,10 @@ impl Slot {
         slot.view.phase = phase;
         slot.long_since = slot.start.elapsed();
         slot.view.calls += u64::from(phase == Phase::Busy);
-        if !matches!(phase, Phase::Answering | Phase::AnsweringLong | Phase::Held) {
+        if !matches!(
+            phase,
+            Phase::Answering | Phase::AnsweringLong | Phase::SendingItem | Phase::Held
+        ) {
             slot.view.since = slot.start.elapsed();
         }
         Ok(())
@@ -172,7 +176,7 @@ impl Slot {
     /// The call that runs ends, or its process does.
     pub(super) fn check_deadline(&self) {
         let slot = lock(&self.contents);
-        let Some(deadline) = slot.hard_deadline.filter(|_| slot.view.phase == Phase::Busy) else {
+        let Some(deadline) = slot.hard_deadline.filter(|_| slot.view.phase.is_running()) else {
             return;
         };
         let jumped = self.monitor.jumped().saturating_sub(slot.jumped);

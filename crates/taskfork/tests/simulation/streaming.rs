@@ -139,7 +139,7 @@ impl Worker {
         let is_long = out.len() > ATOMIC_WRITE;
         if is_long {
             self.process.slot.check_deadline();
-            self.enter(Phase::AnsweringLong).await?;
+            self.enter(Phase::SendingItem).await?;
         }
         self.send(&out).await?;
         self.link.answered(&out);

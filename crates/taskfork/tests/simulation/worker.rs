@@ -9,8 +9,8 @@ use taskfork::blob::OpenFile;
 use tokio::sync::oneshot;
 
 use super::caller::{fill, has_only, write_fill};
-use super::check::Monitor;
 use super::link::{Link, Options};
+use super::monitor::Monitor;
 use super::plan::Fault;
 use super::slot::Slot;
 use super::streaming::Streaming;

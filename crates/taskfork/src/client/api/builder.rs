@@ -63,6 +63,7 @@ pub struct ClientBuilder {
     copy_shared_memory: bool,
     peer: Option<Vec<u8>>,
     pub(super) required: Vec<&'static InterfaceDescription>,
+    pub(super) required_names: Vec<String>,
     #[cfg(feature = "tls")]
     pub(super) tls: TlsOptions,
     #[cfg(feature = "nats")]
@@ -102,6 +103,7 @@ impl Client {
             copy_shared_memory: false,
             peer: None,
             required: Vec::new(),
+            required_names: Vec::new(),
             #[cfg(feature = "tls")]
             tls: Default::default(),
             #[cfg(feature = "nats")]

@@ -16,7 +16,7 @@ use crate::client::io::shared_session::SharedSession;
 use crate::client::io::spin::SpinGuard;
 use crate::client::proto::AnswerAttachments;
 use crate::client::session::calls::{MethodName, Outcome, Seq};
-use crate::error::{CallError, Error, Failure, FatalError};
+use crate::error::{CallError, Error, Failure, FatalError, Needs};
 use crate::report::CallSite;
 use crate::wire::attachments;
 use crate::wire::bounds;
@@ -130,6 +130,9 @@ impl<T, E> Call<T, E> {
     /// [`Context::progress`](crate::worker::Context::progress). There are none once the call is over, from servers that
     /// speak the protocol of AnyEvent::Task, and for [`ready`](Self::ready).
     ///
+    /// A call with an input sends it only while the call itself is polled. So do not wait for reports alone then: use
+    /// `tokio::select!` with `&mut call`.
+    ///
     /// ```no_run
     /// # async fn example(client: taskfork::Client) -> Result<(), taskfork::Error> {
     /// let call = client.call::<u64>("import", ("orders.csv",));
@@ -162,25 +165,44 @@ impl<T: DeserializeOwned, E: InterfaceError> Future for Call<T, E> {
     type Output = Result<T, Error<E>>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.poll_with(context, |session, seq, spin_guard, context| {
+            session.poll(seq, context, spin_guard)
+        })
+    }
+}
+
+impl<T: DeserializeOwned, E: InterfaceError> Call<T, E> {
+    /// Polls the call, and never spins for its answer.
+    pub(super) fn poll_without_spin(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<T, Error<E>>> {
+        self.poll_with(context, |session, seq, _, context| session.poll_once(seq, context.waker()))
+    }
+
+    fn poll_with(
+        &mut self,
+        context: &mut Context<'_>,
+        poll: impl PollOutcome,
+    ) -> Poll<Result<T, Error<E>>> {
         assert!(!self.done, "a call was polled after its result was taken");
-        let this = &mut *self;
-        match &mut this.source {
+        match &mut self.source {
             Source::Session { session, seq, spin_guard, input } => {
                 let polled = match input {
-                    Some(input) => poll_sending(session, *seq, context, spin_guard, input),
-                    None => session.poll(*seq, context, spin_guard),
+                    Some(input) => poll_sending(session, *seq, context, spin_guard, input, poll),
+                    None => poll(session, *seq, spin_guard, context),
                 };
                 let (method, outcome) = ready!(polled);
-                this.done = true;
+                self.done = true;
                 let failure = input.take().and_then(|input| input.into_failure());
-                let site = || CallSite::new(session.client_name(), method.as_deref(), this.made_at);
+                let site = || CallSite::new(session.client_name(), method.as_deref(), self.made_at);
                 Poll::Ready(result_with_input(outcome, failure, session.max_frame(), site))
             }
             Source::Ready(result) => {
-                this.done = true;
+                self.done = true;
                 let result = result.get_mut().unwrap_or_else(PoisonError::into_inner).take();
                 let Some(result) = result else { return Poll::Pending };
-                let site = CallSite::new("ready", None, this.made_at);
+                let site = CallSite::new("ready", None, self.made_at);
                 Poll::Ready(
                     result()
                         .map_err(|error| Error::Call { error: CallError::Interface(error), site }),
@@ -213,6 +235,27 @@ impl<T, E> fmt::Debug for Call<T, E> {
     }
 }
 
+/// Polls the outcome of a call, and may spin for it.
+trait PollOutcome:
+    FnOnce(
+    &Arc<SharedSession>,
+    Seq,
+    &mut Option<SpinGuard>,
+    &mut Context<'_>,
+) -> Poll<(MethodName, Outcome)>
+{
+}
+
+impl<F> PollOutcome for F where
+    F: FnOnce(
+        &Arc<SharedSession>,
+        Seq,
+        &mut Option<SpinGuard>,
+        &mut Context<'_>,
+    ) -> Poll<(MethodName, Outcome)>
+{
+}
+
 /// Polls the outcome of a call, and sends its input meanwhile.
 fn poll_sending(
     session: &Arc<SharedSession>,
@@ -220,6 +263,7 @@ fn poll_sending(
     context: &mut Context<'_>,
     spin_guard: &mut Option<SpinGuard>,
     input: &mut Input,
+    poll: impl PollOutcome,
 ) -> Poll<(MethodName, Outcome)> {
     while !input.is_over() {
         let goes_on = input.send(session, seq, context);
@@ -229,7 +273,7 @@ fn poll_sending(
             return polled;
         }
     }
-    session.poll(seq, context, spin_guard)
+    poll(session, seq, spin_guard, context)
 }
 
 /// The result of a call whose input may have failed.
@@ -276,7 +320,10 @@ where
         Outcome::Ready => {
             decode(&Bytes::from_static(NIL), ValueFormat::MessagePack, None, max_frame)
         }
-        Outcome::Unsendable(message) => Err(Failed::Call(CallError::Arguments { message })),
+        Outcome::Unsendable(message) => {
+            let needs = Needs::default();
+            Err(Failed::Call(CallError::Arguments { message, needs }))
+        }
         Outcome::Dropped { behind } => Err(Failed::Call(CallError::Dropped { behind })),
         Outcome::Fatal { cause, may_have_run } => Err(Failed::Fatal(cause, may_have_run)),
     };

@@ -1,4 +1,4 @@
-//! The handle of a checkout, and the encoding of calls that are made on it.
+//! The handle of a checkout.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -6,30 +6,22 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use log_defer::{Level, Log};
+use log_defer::Log;
 
 use super::call::Call;
+use super::call_options::CallOptions;
 use super::input::Input;
 use super::stream::StreamCall;
-use super::typed_method::TypedMethod;
 use crate::blob::BlobMut;
 use crate::client::config::CheckoutOptions;
 use crate::client::io::core::Core;
 use crate::client::io::effects::Waiter;
-use crate::client::io::shared_session::{CallKind, SharedSession, Streams};
-use crate::client::observe::replay::Replay;
+use crate::client::io::shared_session::{SharedSession, Streams};
 use crate::client::session::calls::{MethodName, Operation, Seq};
 use crate::error::FatalError;
 use crate::time_limit::TimeLimit;
 use crate::trace_context::TraceContext;
-use crate::wire::WireError;
 use crate::wire::arguments::IntoArguments;
-use crate::wire::credit::WINDOW;
-use crate::wire::frame;
-use crate::wire::gather_frame::{GatherFrame, ReceiverLimits};
-use crate::wire::native::{self, CallMeta, DEFAULT_GRACE, FromClient, NO_LIMIT};
-use crate::wire::values::EncodeError;
-use crate::wire::{Protocol, perl};
 
 /// Holds one worker exclusively, or a place in the queue for one.
 ///
@@ -61,21 +53,6 @@ use crate::wire::{Protocol, perl};
 pub struct Checkout {
     session: Arc<SharedSession>,
     options: CallOptions,
-}
-
-/// How calls are encoded.
-struct CallOptions {
-    max_frame: usize,
-    /// The most verbose level that the log of the checkout keeps.
-    log: Option<Level>,
-    /// The trace of the calls. It overrides the span of the caller.
-    trace: Option<TraceContext>,
-    /// Whether calls have a time limit. The field in the message is filled in when the call is
-    /// sent.
-    has_timeout: bool,
-    run_timeout: TimeLimit,
-    grace: TimeLimit,
-    protocol: Protocol,
 }
 
 impl Checkout {
@@ -266,7 +243,13 @@ impl Checkout {
     /// ```
     #[track_caller]
     pub fn ready(&self) -> Call<()> {
-        let seq = self.session.submit(None, Operation::WaitForWorker, None, Streams::default());
+        self.wait_for_worker()
+    }
+
+    #[track_caller]
+    pub(super) fn wait_for_worker<E>(&self) -> Call<(), E> {
+        let seq =
+            self.session.submit(None, Operation::WaitForWorker, None, Streams::default(), None);
         Call::new(self.session.clone(), seq)
     }
 
@@ -330,24 +313,49 @@ impl Checkout {
     }
 
     #[track_caller]
-    fn make<T, E>(
+    pub(super) fn make<T, E>(
         &self,
         method: MethodName,
         interface: Option<&'static str>,
         args: impl IntoArguments,
     ) -> Call<T, E> {
-        let seq = self.submit(method, interface, args, Streams::default());
+        let seq = self.submit(method, interface, args, Streams::default(), None);
         Call::new(self.session.clone(), seq)
     }
 
+    /// Makes a call with a time limit of its own, unless that is `None`.
     #[track_caller]
-    fn make_stream<I, T, E>(
+    pub(super) fn make_within<T, E>(
+        &self,
+        timeout: Option<TimeLimit>,
+        method: MethodName,
+        args: impl IntoArguments,
+    ) -> Call<T, E> {
+        let seq = self.submit(method, None, args, Streams::default(), timeout);
+        Call::new(self.session.clone(), seq)
+    }
+
+    /// Calls a method that streams in the same way.
+    #[track_caller]
+    pub(super) fn make_stream_within<I, T, E>(
+        &self,
+        timeout: Option<TimeLimit>,
+        method: MethodName,
+        args: impl IntoArguments,
+    ) -> StreamCall<I, T, E> {
+        let streams = Streams { items: true, input: false };
+        let seq = self.submit(method, None, args, streams, timeout);
+        StreamCall::new(self.session.clone(), seq)
+    }
+
+    #[track_caller]
+    pub(super) fn make_stream<I, T, E>(
         &self,
         method: MethodName,
         interface: Option<&'static str>,
         args: impl IntoArguments,
     ) -> StreamCall<I, T, E> {
-        let seq = self.submit(method, interface, args, Streams { items: true, input: false });
+        let seq = self.submit(method, interface, args, Streams { items: true, input: false }, None);
         StreamCall::new(self.session.clone(), seq)
     }
 
@@ -360,8 +368,36 @@ impl Checkout {
         args: impl IntoArguments,
         input: Input,
     ) -> Call<T, E> {
-        let seq = self.submit(method, interface, args, Streams { items: false, input: true });
+        let seq = self.submit(method, interface, args, Streams { items: false, input: true }, None);
         Call::with_input(self.session.clone(), seq, input)
+    }
+
+    /// Makes a call with an input, with a time limit of its own.
+    #[track_caller]
+    pub(super) fn make_with_input_within<T, E>(
+        &self,
+        timeout: Option<TimeLimit>,
+        method: MethodName,
+        args: impl IntoArguments,
+        input: Input,
+    ) -> Call<T, E> {
+        let streams = Streams { items: false, input: true };
+        let seq = self.submit(method, None, args, streams, timeout);
+        Call::with_input(self.session.clone(), seq, input)
+    }
+
+    /// Calls a method that streams in the same way.
+    #[track_caller]
+    pub(super) fn make_stream_with_input_within<I, T, E>(
+        &self,
+        timeout: Option<TimeLimit>,
+        method: MethodName,
+        args: impl IntoArguments,
+        input: Input,
+    ) -> StreamCall<I, T, E> {
+        let streams = Streams { items: true, input: true };
+        let seq = self.submit(method, None, args, streams, timeout);
+        StreamCall::with_input(self.session.clone(), seq, input)
     }
 
     /// Makes a call with an input whose method streams too.
@@ -373,7 +409,7 @@ impl Checkout {
         args: impl IntoArguments,
         input: Input,
     ) -> StreamCall<I, T, E> {
-        let seq = self.submit(method, interface, args, Streams { items: true, input: true });
+        let seq = self.submit(method, interface, args, Streams { items: true, input: true }, None);
         StreamCall::with_input(self.session.clone(), seq, input)
     }
 
@@ -384,132 +420,12 @@ impl Checkout {
         interface: Option<&'static str>,
         args: impl IntoArguments,
         streams: Streams,
+        timeout: Option<TimeLimit>,
     ) -> Seq {
-        let (operation, replay) = self.options.encode(method.as_deref(), interface, args, streams);
-        self.session.submit(method, operation, replay, streams)
-    }
-}
-
-/// Makes a call in a checkout of its own. The checkout begins once the arguments are encoded.
-#[track_caller]
-pub(super) fn call_once<T, E>(
-    core: &Arc<Core>,
-    options: CheckoutOptions,
-    method: MethodName,
-    interface: Option<&'static str>,
-    args: impl IntoArguments,
-    retries: u32,
-) -> Call<T, E> {
-    let kind = CallKind { retries, streams: Streams::default() };
-    let (session, seq) = submit_once(core, options, method, interface, args, kind);
-    Call::new(session, seq)
-}
-
-/// As [`call_once`], for a call whose method streams.
-#[track_caller]
-pub(super) fn stream_once<I, T, E>(
-    core: &Arc<Core>,
-    options: CheckoutOptions,
-    method: MethodName,
-    interface: Option<&'static str>,
-    args: impl IntoArguments,
-) -> StreamCall<I, T, E> {
-    let kind = CallKind { retries: 0, streams: Streams { items: true, input: false } };
-    let (session, seq) = submit_once(core, options, method, interface, args, kind);
-    StreamCall::new(session, seq)
-}
-
-/// Makes a call of any kind in a checkout of its own.
-#[track_caller]
-pub(super) fn submit_once(
-    core: &Arc<Core>,
-    options: CheckoutOptions,
-    method: MethodName,
-    interface: Option<&'static str>,
-    args: impl IntoArguments,
-    kind: CallKind,
-) -> (Arc<SharedSession>, Seq) {
-    let options_of_call = CallOptions::of(core, options);
-    let (operation, replay) =
-        options_of_call.encode(method.as_deref(), interface, args, kind.streams);
-    SharedSession::call_once(core.clone(), options, method, operation, replay, kind)
-}
-
-impl CallOptions {
-    fn of(core: &Core, options: CheckoutOptions) -> Self {
-        let config = &core.config;
-        Self {
-            max_frame: config.max_frame,
-            log: None,
-            trace: None,
-            has_timeout: options.timeout != TimeLimit::NEVER,
-            run_timeout: options.run_timeout,
-            grace: config.grace,
-            protocol: config.protocol,
-        }
-    }
-
-    /// Encodes a call, with the first credit for its items if the caller reads them. Its records of `tracing` go to the
-    /// subscriber of the caller, if that wants them.
-    fn encode(
-        &self,
-        method: Option<&str>,
-        interface: Option<&'static str>,
-        args: impl IntoArguments,
-        streams: Streams,
-    ) -> (Operation, Option<Arc<Replay>>) {
-        let of_caller = if self.trace.is_none() { TraceContext::of_caller() } else { None };
-        let trace = self.trace.as_ref().or(of_caller.as_ref());
-        let replay = Replay::for_caller();
-        let has_limit = self.has_timeout || self.run_timeout != TimeLimit::NEVER;
-        let meta = CallMeta {
-            log: self.log.map(Level::rounded_up),
-            trace: replay.as_ref().map(|(level, _)| *level),
-            timeout: self.has_timeout.then_some(0),
-            run_timeout: self.run_timeout.microseconds(),
-            grace: Some(self.grace)
-                .filter(|&grace| has_limit && grace != DEFAULT_GRACE)
-                .map(|grace| grace.microseconds().unwrap_or(NO_LIMIT)),
-            interface,
-            traceparent: trace.map(TraceContext::traceparent),
-            tracestate: trace.and_then(TraceContext::tracestate),
-            items: streams.items.then_some(WINDOW),
-            input: streams.input,
-            ..CallMeta::default()
-        };
-        let mut frame = GatherFrame { bytes: Vec::with_capacity(128), ..GatherFrame::default() };
-        let written = frame.write(self.max_frame, |out| {
-            native::put_call(out, method, meta);
-            args.encode(out)
-        });
-        let written = written.and_then(|()| match self.protocol {
-            Protocol::Native => Ok(()),
-            Protocol::Perl => translate(&mut frame, self.max_frame),
-        });
-        let operation = match written {
-            Ok(()) => Operation::Call(frame, None),
-            Err(EncodeError(reason)) => Operation::Unsendable(reason),
-        };
-        (operation, replay.map(|(_, replay)| replay))
-    }
-}
-
-/// Translates an encoded call of the native protocol to the Perl protocol.
-fn translate(frame: &mut GatherFrame, max_frame: usize) -> Result<(), EncodeError> {
-    if frame.requires_files() {
-        return Err(EncodeError("open files cannot be sent to a server in Perl".to_owned()));
-    }
-    frame.fit(ReceiverLimits { max_frame, max_blob: 0, max_files: 0 }).map_err(EncodeError)?;
-    let body = frame.copy_from(frame::HEADER_LEN);
-    let FromClient::Call { method, args, .. } = FromClient::decode(&body)? else { return Ok(()) };
-    let bytes = perl::encode_call(method, args).map_err(EncodeError)?;
-    *frame = GatherFrame { bytes, ..GatherFrame::default() };
-    Ok(())
-}
-
-impl From<WireError> for EncodeError {
-    fn from(error: WireError) -> Self {
-        Self(error.to_string())
+        let has_timeout = timeout.map_or(self.options.has_timeout, |it| it != TimeLimit::NEVER);
+        let (operation, replay) =
+            self.options.encode(method.as_deref(), interface, args, streams, has_timeout);
+        self.session.submit(method, operation, replay, streams, timeout)
     }
 }
 
@@ -527,137 +443,5 @@ impl fmt::Debug for Checkout {
             .field("state", &state)
             .field("calls", &unfinished)
             .finish_non_exhaustive()
-    }
-}
-
-/// Makes typed calls: implemented by [`Checkout`], and by [`Client`](crate::Client), which makes a
-/// checkout for each call.
-///
-/// ```
-/// #[taskfork::interface]
-/// trait Adder {
-///     fn add(&mut self, a: i64, b: i64) -> i64;
-/// }
-///
-/// // The interface adds its methods to whatever makes calls.
-/// async fn sum<C: taskfork::client::Caller>(caller: &C) -> Result<i64, taskfork::Error> {
-///     caller.add(2, 3).await
-/// }
-/// # let _ = sum::<taskfork::Client>;
-/// ```
-pub trait Caller {
-    /// Calls a method of a typed interface.
-    #[doc(hidden)]
-    #[track_caller]
-    fn typed<T, E>(&self, method: TypedMethod, args: impl IntoArguments) -> Call<T, E>;
-
-    /// Calls a method of a typed interface that streams.
-    #[doc(hidden)]
-    #[track_caller]
-    fn streamed<I, T, E>(
-        &self,
-        method: TypedMethod,
-        args: impl IntoArguments,
-    ) -> StreamCall<I, T, E>;
-
-    /// Calls a method of a typed interface that takes an input.
-    #[doc(hidden)]
-    #[track_caller]
-    fn typed_with_input<T, E>(
-        &self,
-        method: TypedMethod,
-        args: impl IntoArguments,
-        input: Input,
-    ) -> Call<T, E>;
-
-    /// Calls a method of a typed interface that takes an input and streams.
-    #[doc(hidden)]
-    #[track_caller]
-    fn streamed_with_input<I, T, E>(
-        &self,
-        method: TypedMethod,
-        args: impl IntoArguments,
-        input: Input,
-    ) -> StreamCall<I, T, E>;
-}
-
-impl Caller for Checkout {
-    #[track_caller]
-    fn typed<T, E>(&self, method: TypedMethod, args: impl IntoArguments) -> Call<T, E> {
-        self.make(Some(Cow::Borrowed(method.name)), Some(method.interface), args)
-    }
-
-    #[track_caller]
-    fn streamed<I, T, E>(
-        &self,
-        method: TypedMethod,
-        args: impl IntoArguments,
-    ) -> StreamCall<I, T, E> {
-        self.make_stream(Some(Cow::Borrowed(method.name)), Some(method.interface), args)
-    }
-
-    #[track_caller]
-    fn typed_with_input<T, E>(
-        &self,
-        method: TypedMethod,
-        args: impl IntoArguments,
-        input: Input,
-    ) -> Call<T, E> {
-        let name = Some(Cow::Borrowed(method.name));
-        self.make_with_input(name, Some(method.interface), args, input)
-    }
-
-    #[track_caller]
-    fn streamed_with_input<I, T, E>(
-        &self,
-        method: TypedMethod,
-        args: impl IntoArguments,
-        input: Input,
-    ) -> StreamCall<I, T, E> {
-        let name = Some(Cow::Borrowed(method.name));
-        self.make_stream_with_input(name, Some(method.interface), args, input)
-    }
-}
-
-impl Caller for crate::Client {
-    #[track_caller]
-    fn typed<T, E>(&self, method: TypedMethod, args: impl IntoArguments) -> Call<T, E> {
-        let TypedMethod { interface, name, is_idempotent } = method;
-        let retries = if is_idempotent { self.retries() } else { 0 };
-        let name = Some(Cow::Borrowed(name));
-        call_once(self.core(), self.options(), name, Some(interface), args, retries)
-    }
-
-    #[track_caller]
-    fn streamed<I, T, E>(
-        &self,
-        method: TypedMethod,
-        args: impl IntoArguments,
-    ) -> StreamCall<I, T, E> {
-        let name = Some(Cow::Borrowed(method.name));
-        stream_once(self.core(), self.options(), name, Some(method.interface), args)
-    }
-
-    #[track_caller]
-    fn typed_with_input<T, E>(
-        &self,
-        method: TypedMethod,
-        args: impl IntoArguments,
-        input: Input,
-    ) -> Call<T, E> {
-        let retries = if method.is_idempotent { self.retries() } else { 0 };
-        let name = Some(Cow::Borrowed(method.name));
-        self.call_once_with_input(name, Some(method.interface), args, retries, input)
-    }
-
-    #[track_caller]
-    fn streamed_with_input<I, T, E>(
-        &self,
-        method: TypedMethod,
-        args: impl IntoArguments,
-        input: Input,
-    ) -> StreamCall<I, T, E> {
-        let name = Some(Cow::Borrowed(method.name));
-        self.stream_once_with_input(name, Some(method.interface), args, input)
     }
 }

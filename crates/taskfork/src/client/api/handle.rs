@@ -7,7 +7,8 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 
 use super::call::Call;
-use super::checkout::{Checkout, call_once, stream_once};
+use super::checkout::Checkout;
+use super::single_call::{call_once, stream_once};
 use super::stream::StreamCall;
 use crate::client::config::{CheckoutOptions, Config};
 use crate::client::io::core::Core;

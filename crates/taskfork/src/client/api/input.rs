@@ -4,18 +4,21 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use futures_core::Stream;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::items::Items;
-use crate::client::io::shared_session::{PutInput, SharedSession};
+use crate::client::io::session_input::PutInput;
+use crate::client::io::shared_session::SharedSession;
 use crate::client::session::calls::Seq;
 use crate::error::{BoxError, Failure};
-use crate::wire::gather_frame::GatherFrame;
-use crate::wire::native;
-use crate::wire::values::{EncodeError, encode};
+use crate::wire::frame::HEADER_LEN;
+use crate::wire::gather_frame::{GatherFrame, ReceiverLimits};
+use crate::wire::native::{self, FromClient};
+use crate::wire::values::{self, EncodeError, ValueFormat, encode};
 
 /// So many items are sent before other tasks run.
 const ITEMS_OF_A_POLL: usize = 512;
@@ -72,6 +75,28 @@ enum SourceError {
     /// The stream itself has failed.
     Own(Failure),
     Encode(EncodeError),
+}
+
+impl SourceError {
+    fn into_failure(self) -> Failure {
+        match self {
+            Self::Own(failure) => failure,
+            Self::Encode(EncodeError(reason)) => Failure::new(reason),
+        }
+    }
+}
+
+/// Decodes the item in a message for a worker.
+fn decode<T: DeserializeOwned>(mut message: GatherFrame) -> Result<T, Failure> {
+    let everything = ReceiverLimits { max_frame: usize::MAX, max_blob: 0, max_files: 0 };
+    message.fit(everything).map_err(Failure::new)?;
+    let message = message.copy_from(0);
+    match FromClient::decode(&message[HEADER_LEN..]) {
+        Ok(FromClient::Item(item)) => {
+            values::decode(item.value, ValueFormat::MessagePack).map_err(Failure::new)
+        }
+        other => Err(Failure::new(format!("it is no item: {other:?}"))),
+    }
 }
 
 /// A stream whose method wants items of the type `T`.
@@ -153,6 +178,51 @@ impl Input {
         I::Item: Serialize + 'static,
     {
         Self::new(Items::new(items))
+    }
+
+    /// The items that the stream has without waiting, for mocks of methods that take an input. It ends with the stream, where
+    /// that would have to wait, and behind an error. So a stream that is pending looks like its end: pass streams whose items
+    /// are all there, such as those of [`iter`](Self::iter).
+    ///
+    /// ```
+    /// use taskfork::blocking::IntoInput;
+    /// use taskfork::{BoxError, Error, Receiver};
+    ///
+    /// #[taskfork::interface]
+    /// trait Orders {
+    ///     fn import(&mut self, rows: &mut Receiver<String>) -> Result<u64, BoxError>;
+    /// }
+    ///
+    /// struct Mock;
+    ///
+    /// impl OrdersBlockingCalls for Mock {
+    ///     fn import(&self, rows: impl IntoInput<String>) -> Result<u64, Error> {
+    ///         let rows: Result<Vec<String>, _> = rows.into_input().ready_items().collect();
+    ///         Ok(rows.unwrap().len() as u64)
+    ///     }
+    /// }
+    ///
+    /// assert_eq!(Mock.import(["one", "two"].map(String::from)).unwrap(), 2);
+    /// ```
+    ///
+    /// # Errors
+    /// An item is the error of the stream, or says that it is of another type, or that it is an open file, which only a
+    /// worker gets.
+    pub fn ready_items<T: DeserializeOwned>(mut self) -> impl Iterator<Item = Result<T, Failure>> {
+        let mut source = self.sending().source.take();
+        std::iter::from_fn(move || {
+            let mut context = Context::from_waker(Waker::noop());
+            let Poll::Ready(Some(item)) = source.as_mut()?.poll_next(&mut context, usize::MAX)
+            else {
+                source = None;
+                return None;
+            };
+            let item = item.map_err(SourceError::into_failure).and_then(decode);
+            if item.is_err() {
+                source = None;
+            }
+            Some(item)
+        })
     }
 
     pub(crate) fn of<S, T>(items: S) -> Self
@@ -314,7 +384,7 @@ impl<T, E: Into<BoxError>> InputItem<T> for Result<T, E> {
             `futures::stream::iter` makes one of an iterator"
 )]
 pub trait IntoInput<T> {
-    #[doc(hidden)]
+    /// The input. Mocks read it by [`Input::ready_items`].
     fn into_input(self) -> Input;
 }
 

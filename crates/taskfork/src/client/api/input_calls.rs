@@ -3,9 +3,10 @@
 use std::borrow::Cow;
 
 use super::call::Call;
-use super::checkout::{Checkout, submit_once};
+use super::checkout::Checkout;
 use super::handle::Client;
 use super::input::Input;
+use super::single_call::submit_once;
 use super::stream::StreamCall;
 use crate::client::io::shared_session::{CallKind, Streams};
 use crate::client::session::calls::MethodName;

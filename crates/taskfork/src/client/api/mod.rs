@@ -1,7 +1,10 @@
 //! The public types of a client.
 
+pub mod binding;
 pub(super) mod builder;
 pub(super) mod call;
+mod call_options;
+pub(super) mod caller;
 pub(super) mod checkout;
 pub(super) mod config_error;
 pub(super) mod handle;
@@ -19,6 +22,7 @@ mod nats_options;
 mod placement;
 pub(super) mod progress;
 mod resize;
+mod single_call;
 pub(super) mod stream;
 #[cfg(feature = "tls")]
 mod tls;

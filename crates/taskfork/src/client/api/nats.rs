@@ -57,7 +57,8 @@ impl ClientBuilder {
 
     /// Sets how many bytes of a session through NATS may have come and be unread before the node waits.
     ///
-    /// Defaults to 1 MiB. Values below 16 KiB or above 8 MiB are taken as these. A client without an address
+    /// By default the window begins with 1 MiB, and grows up to 8 MiB while the session moves much and all windows
+    /// of the client have at most 16 MiB together. One that is set does not grow. Values below 16 KiB or above 8 MiB are taken as these. A client without an address
     /// `nats://HOST:PORT/SERVICE` is an error of [`build`](Self::build).
     ///
     /// ```

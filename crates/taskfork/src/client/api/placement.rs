@@ -1,5 +1,7 @@
 //! Clients whose workers belong to certain nodes of a service.
 
+use taskfork_nats::Holder;
+
 use super::config_error::ConfigError;
 use super::handle::Client;
 use crate::address::AddressKind;
@@ -78,7 +80,10 @@ impl Client {
         let mut config = self.core().config.clone();
         let others = |address: &&crate::client::Address| !matches!(address.0, AddressKind::Nats(_));
         match (config.addresses.iter().find(others), &mut config.connector.nats) {
-            (None, Some(nats)) => change(&mut nats.placement),
+            (None, Some(nats)) => {
+                nats.placement.holder = Holder::new();
+                change(&mut nats.placement);
+            }
             (Some(address), _) => {
                 let reason = format!(
                     "the server at {address} has no nodes to choose from: only a client with an address \

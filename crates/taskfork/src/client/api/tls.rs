@@ -23,8 +23,8 @@ impl ClientBuilder {
         self
     }
 
-    /// Sets two files in PEM: the certificate by which a gateway recognizes this client, with those
-    /// that lead to its authority, and the certificate's private key. Defaults to none.
+    /// Sets two files in PEM. The first has the certificate by which a gateway recognizes this client, followed by the
+    /// intermediate certificates up to its authority. The second has the certificate's private key. Defaults to none.
     ///
     /// The files are read by [`build`](Self::build). Files that cannot be used, and a key that does not
     /// belong to the certificate, are errors there. So is a client without an address

@@ -147,6 +147,9 @@ fn in_file(option: &'static str, file: &Path, reason: String) -> WrongOption {
 fn text(error: &pem::Error) -> String {
     match error {
         pem::Error::Io(error) => error.to_string(),
+        pem::Error::MissingSectionEnd { .. } => {
+            "the end of a section in PEM is missing: the file may be a part of another".to_owned()
+        }
         error => error.to_string(),
     }
 }

@@ -249,6 +249,12 @@ impl ClientBuilder {
         self.required.push(I::DESCRIPTION);
         self
     }
+
+    /// Requires interfaces of which only the names are known.
+    pub(super) fn requiring_names(mut self, names: Vec<String>) -> Self {
+        self.required_names.extend(names);
+        self
+    }
 }
 
 impl Client {

@@ -115,6 +115,7 @@ async fn connect_and_handshake(
             max_shared: 0,
             copy_shared_memory: false,
             can_lose_answers: stream.can_lose_answers(),
+            announces_setup: false,
         };
         return Ok(NewConnection { stream, config });
     }
@@ -133,7 +134,7 @@ async fn connect_and_handshake(
         match (handshake(&mut *stream, &hello[sent..], on_wait).await, other_way) {
             (Ok((hello, inbox)), other_way) => {
                 if let Some(other_way) = other_way {
-                    other_way.leave();
+                    other_way.leave(&mut *stream);
                 }
                 break (stream, can_lose_answers, hello, inbox);
             }
@@ -155,6 +156,7 @@ async fn connect_and_handshake(
         max_shared,
         copy_shared_memory: config.copy_shared_memory,
         can_lose_answers,
+        announces_setup: hello.announces_setup,
     };
     Ok(NewConnection { stream, config })
 }

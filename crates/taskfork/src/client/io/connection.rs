@@ -8,6 +8,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
+use tokio::runtime::is_rt_shutdown_err;
 use tokio::task::{coop, unconstrained};
 
 use super::spin::{ReplySpin, SpinGuard};
@@ -15,7 +16,7 @@ use super::transport::Transport;
 use super::waker::ConnectionWaker;
 use crate::client::now::Now;
 use crate::client::proto::connection as proto;
-use crate::client::proto::disconnect::Disconnect;
+use crate::client::proto::disconnect::{Disconnect, RuntimeShutDown};
 use crate::client::proto::io_types::{End, Event, Need, Transmit};
 use crate::sys::TOO_MANY_FILES;
 
@@ -140,7 +141,9 @@ impl Link {
             self.stream.enlarge_send_buffer();
         }
         let mut context = Context::from_waker(&self.waker);
-        transmit.with_slices(|slices, files| self.stream.poll_write(&mut context, slices, files))
+        let written = transmit
+            .with_slices(|slices, files| self.stream.poll_write(&mut context, slices, files));
+        written.map_err(named)
     }
 
     /// A call is sent at this time. Watches for room from here on if calls follow each other quickly, and no longer if
@@ -186,8 +189,8 @@ impl Link {
     pub(crate) fn poll_receive(&mut self, proto: &mut proto::Connection) -> Poll<Received> {
         match proto.need() {
             Need::InputStop => {
-                self.stream.shut_down_reading();
-                proto.handle_input_stopped();
+                let mut context = Context::from_waker(&self.waker);
+                proto.handle_input_stopped(self.stream.stop_input(&mut context));
             }
             Need::ArrivedInput => return Poll::Ready(self.receive_arrived(proto)),
             Need::Input => return self.poll_read(proto),
@@ -223,7 +226,7 @@ impl Link {
                 Received::Something
             }
             Err(error) => {
-                proto.handle_end(End::Failed(error));
+                proto.handle_end(End::Failed(named(error)));
                 Received::End
             }
         })
@@ -313,5 +316,13 @@ impl Link {
     /// Records that no task spins any more. A task that waits must poll once more before it sleeps.
     pub(crate) fn clear_spinning(&mut self) {
         self.is_spinning = false;
+    }
+}
+
+/// Marks the error that a reactor returns after its runtime has been shut down.
+fn named(error: io::Error) -> io::Error {
+    match is_rt_shutdown_err(&error) {
+        true => io::Error::other(RuntimeShutDown),
+        false => error,
     }
 }

@@ -19,7 +19,7 @@ use crate::client::now::Now;
 use crate::client::observe::stats::{self, Counters};
 use crate::client::pool::timers::{TimerKey, Timers};
 use crate::client::pool::{Counts, Lease, Loss, Permit, Pool, Released, WorkerKey};
-use crate::client::proto::disconnect::Disconnect;
+use crate::client::proto::disconnect::{Disconnect, runtime_shut_down};
 use crate::client::proto::handshake::PeerLimits;
 use crate::client::proto::io_types::Event;
 use crate::error::{ConnectionError, FatalError};
@@ -347,7 +347,9 @@ impl Core {
                     return Poll::Ready(Disconnect::of_message(FromWorker::decode(&body)));
                 }
                 Event::Ended(disconnect) => return Poll::Ready(disconnect),
-                Event::HandshakeAborted { .. } => return Poll::Ready(Disconnect::Closed),
+                Event::HandshakeAborted { .. } | Event::SetupAborted { .. } => {
+                    return Poll::Ready(Disconnect::Closed);
+                }
                 Event::Handled => {}
             }
         }
@@ -463,15 +465,13 @@ impl Core {
         }
     }
 
-    /// Fails all waiting checkouts, because the driver has stopped.
+    /// Fails all waiting checkouts, because the driver has stopped with its runtime. Connections of that runtime cannot
+    /// be read any more, so no checkout may get one.
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::SeqCst);
+        let idle = self.pool().expire_workers();
+        drop(idle);
         self.fail_waiting(&runtime_shut_down());
         self.drained.notify_waiters();
     }
-}
-
-fn runtime_shut_down() -> FatalError {
-    let message = "the tokio runtime in which the client was built has been shut down";
-    FatalError::Aborted { message: message.to_owned() }
 }

@@ -1,13 +1,15 @@
 //! The driver, the one task of a client: it connects workers, watches connections that no task waits on,
 //! and fires timers. It takes no part in a call that a task awaits.
 
-use std::pin::Pin;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Weak};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use tokio::sync::Notify;
-use tokio::task::{JoinSet, coop};
+use tokio::task::{JoinError, JoinSet, coop};
 use tokio::time::{Sleep, sleep_until};
 
 use super::connect::{NewConnection, connect, connect_without_waiting};
@@ -48,18 +50,46 @@ async fn run(core: Weak<Core>, driver_queue: Arc<DriverQueue>) {
     let mut timer = Timer::default();
     let cancelled = Arc::<Notify>::default();
     while tick(&core, &mut attempts, &cancelled, &mut timer).is_some() {
-        tokio::select! {
-            biased;
-            Some(attempt) = attempts.join_next() => {
-                let (Some(core), Ok(attempt)) = (core.upgrade(), attempt) else { return };
-                finish_attempt(&core, attempt);
-            }
-            () = driver_queue.woken() => {}
-            () = timer.fired() => {}
+        if let Some(attempt) = next_attempt(&mut attempts, &driver_queue, &mut timer).await {
+            let (Some(core), Ok(attempt)) = (core.upgrade(), attempt) else { return };
+            finish_attempt(&core, attempt);
         }
         // A worker that sends without end gives the driver something to do at each tick, so other tasks need this.
         coop::consume_budget().await;
     }
+}
+
+/// Waits for the end of an attempt to connect. Returns `None` when there is an event first, or when the timer fires.
+async fn next_attempt(
+    attempts: &mut JoinSet<Attempt>,
+    driver_queue: &DriverQueue,
+    timer: &mut Timer,
+) -> Option<Result<Attempt, JoinError>> {
+    let (mut woken, mut fired) = (pin!(driver_queue.woken()), pin!(timer.fired()));
+    poll_fn(|context| {
+        // It is `Ready(None)` while there is no attempt, and then this waits for the others.
+        if let Poll::Ready(Some(attempt)) = attempts.poll_join_next(context) {
+            return Poll::Ready(Some(attempt));
+        }
+        if woken.as_mut().poll(context).is_ready() || fired.as_mut().poll(context).is_ready() {
+            return Poll::Ready(None);
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Returns the output of `work`, or `None` if `cancelled` is ready first.
+async fn unless_cancelled<T>(
+    work: impl Future<Output = T>,
+    cancelled: impl Future<Output = ()>,
+) -> Option<T> {
+    let (mut work, mut cancelled) = (pin!(work), pin!(cancelled));
+    poll_fn(|context| match work.as_mut().poll(context) {
+        Poll::Ready(done) => Poll::Ready(Some(done)),
+        Poll::Pending => cancelled.as_mut().poll(context).map(|()| None),
+    })
+    .await
 }
 
 /// Handles events and timers, connects workers, and sets the timer for the next tick. Returns `None` if the client is gone.
@@ -100,11 +130,10 @@ fn tick(
         let id = core.id;
         attempts.spawn(async move {
             let on_wait = move |reason| driver_queue.send(DriverEvent::ServerBusy(reason));
-            let outcome = tokio::select! {
-                biased;
-                outcome = connect(&config, id, &on_wait) => outcome.map_err(AttemptError::Failed),
-                () = cancelled => Err(AttemptError::Cancelled),
-            };
+            let outcome = unless_cancelled(connect(&config, id, &on_wait), cancelled).await;
+            let outcome = outcome.map_or(Err(AttemptError::Cancelled), |connected| {
+                connected.map_err(AttemptError::Failed)
+            });
             (permit, outcome, time::now().saturating_duration_since(now))
         });
     }
@@ -177,6 +206,8 @@ fn connect_optimistically(core: &Arc<Core>, permit: Permit, now: Instant) -> Opt
         max_shared: config.max_shared(files),
         copy_shared_memory: config.copy_shared_memory,
         can_lose_answers: stream.can_lose_answers(),
+        // Its hello will say it.
+        announces_setup: false,
     };
     let proto = proto::Connection::before_handshake(expected, hello, handshake);
     let connection = Connection::new(stream, proto, notifier(core, permit.key()), spin(core));

@@ -7,6 +7,7 @@ pub(super) mod core;
 pub(super) mod driver;
 pub(super) mod driver_queue;
 pub(super) mod effects;
+pub(super) mod session_input;
 pub(super) mod shared_session;
 pub(super) mod spin;
 pub(super) mod time;

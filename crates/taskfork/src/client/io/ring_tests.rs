@@ -46,6 +46,7 @@ fn connect(socket: UnixStream) -> (Connection, Rings) {
         max_shared: 0,
         copy_shared_memory: false,
         can_lose_answers: false,
+        announces_setup: false,
     });
     let (rings, file) = Rings::offer().unwrap();
     proto.activate_rings(rings);

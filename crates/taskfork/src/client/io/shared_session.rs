@@ -31,7 +31,6 @@ use crate::error::{FatalError, Stage, TimeoutOption};
 use crate::shm_pool::ShmBufferMut;
 use crate::sync::lock;
 use crate::time_limit::TimeLimit;
-use crate::wire::gather_frame::GatherFrame;
 
 /// How long a task leaves the lock to others between two reads while its worker floods it.
 const LOCK_PAUSE: Duration = Duration::from_micros(50);
@@ -43,8 +42,8 @@ pub(crate) struct SharedSession {
 }
 
 #[derive(Debug)]
-struct State {
-    session: Session,
+pub(super) struct State {
+    pub(super) session: Session,
     place: Place,
     /// The timer for the session, and its time.
     timer: Option<(Instant, TimerKey)>,
@@ -108,19 +107,6 @@ pub(crate) struct Streams {
     pub(crate) items: bool,
     /// The caller sends an input.
     pub(crate) input: bool,
-}
-
-/// What [`SharedSession::put_input`] has done with an item.
-#[derive(Debug)]
-pub(crate) enum PutInput {
-    /// The worker wants another one.
-    Continue,
-    /// The worker wants no more at the moment.
-    Enough,
-    /// The worker wants none at the moment, so this one must wait.
-    Wait(GatherFrame),
-    /// The worker cannot receive it, for this reason.
-    Unsendable(String),
 }
 
 impl Streams {
@@ -262,10 +248,15 @@ impl SharedSession {
         operation: Operation,
         replay: Option<Arc<Replay>>,
         streams: Streams,
+        timeout: Option<TimeLimit>,
     ) -> Seq {
         let now = now();
         let mut state = self.lock();
+        let before = timeout.map(|timeout| state.session.set_timeout(timeout));
         let seq = state.session.submit(method, operation, replay, &now);
+        if let Some(before) = before {
+            state.session.set_timeout(before);
+        }
         streams.of(seq, &mut state.session);
         if state.session.has_more_than_head() {
             self.set_timer(&mut state);
@@ -384,35 +375,6 @@ impl SharedSession {
             // driver, which enforces the deadline.
             std::thread::sleep(LOCK_PAUSE);
         }
-    }
-
-    /// Whether the worker takes an item of the input of this call now, or its end.
-    pub(crate) fn wants_input(&self, seq: Seq) -> bool {
-        self.lock().session.wants_input(seq)
-    }
-
-    /// Puts an item of the input of a call into the outbox. [`send_input`](Self::send_input) must follow.
-    pub(crate) fn put_input(&self, seq: Seq, item: GatherFrame) -> PutInput {
-        let mut state = self.lock();
-        match state.session.put_input(seq, item) {
-            Ok(None) if state.session.wants_input(seq) => PutInput::Continue,
-            Ok(None) => PutInput::Enough,
-            Ok(Some(item)) => PutInput::Wait(item),
-            Err(reason) => PutInput::Unsendable(reason),
-        }
-    }
-
-    /// Sends the end of the input of a call, and what is before it. `error` is why it ends early. Returns false if the
-    /// worker cannot take it at the moment.
-    pub(crate) fn end_input(self: &Arc<Self>, seq: Seq, error: Option<&str>) -> bool {
-        let mut is_put = false;
-        self.update(|state, _| is_put = state.session.end_input(seq, error));
-        is_put
-    }
-
-    /// Sends the items that were put, as far as that is possible without waiting.
-    pub(crate) fn send_input(self: &Arc<Self>) {
-        self.update(|_, _| {});
     }
 
     /// Starts a spin for the answer of a call, if the call runs and the policy allows it.
@@ -694,12 +656,12 @@ impl SharedSession {
         Arc::downgrade(self) as Weak<dyn Driven>
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }
 
     /// Changes the state, advances the session, and applies the effects.
-    fn update(self: &Arc<Self>, change: impl FnOnce(&mut State, &mut Effects)) {
+    pub(super) fn update(self: &Arc<Self>, change: impl FnOnce(&mut State, &mut Effects)) {
         let mut state = self.lock();
         let mut effects = Effects::default();
         change(&mut state, &mut effects);

@@ -155,6 +155,7 @@ pub(crate) const TIMED_OUT: &str = "timed_out";
 /// The label under which the end of a connection is counted.
 pub(crate) fn death_cause(disconnect: &Disconnect) -> &'static str {
     match disconnect {
+        Disconnect::Late => TIMED_OUT,
         Disconnect::Notified(notice) if notice.timed_out => TIMED_OUT,
         Disconnect::Notified(notice) if notice.reason.is_some() => "killed",
         Disconnect::Notified(notice) => match notice.end {
@@ -163,7 +164,7 @@ pub(crate) fn death_cause(disconnect: &Disconnect) -> &'static str {
             End::Signaled(_) => "signaled",
             End::Unknown => "closed",
         },
-        Disconnect::Closed | Disconnect::Unread => "closed",
+        Disconnect::Closed | Disconnect::Unread | Disconnect::RuntimeShutDown => "closed",
         #[cfg(feature = "nats")]
         Disconnect::Path(PathEnd::NodeLost { .. }) => "node_lost",
         #[cfg(feature = "nats")]

@@ -274,7 +274,10 @@ impl<C, W, E> Pool<C, W, E> {
         if let Some(lease) = self.check_out_idle() {
             return CheckedOut::Worker(lease);
         }
-        let full = self.limits.max_queue.is_some_and(|most| self.waiting.len() >= most);
+        let full = self
+            .limits
+            .max_queue
+            .is_some_and(|most| self.waiting.len() >= most.saturating_add(self.startable()));
         let evicted = match self.limits.overload {
             Overload::DropOldest if full => self.waiting.pop_lowest(priority),
             _ => None,
@@ -284,6 +287,15 @@ impl<C, W, E> Pool<C, W, E> {
         }
         let (waiter, since) = waiter();
         CheckedOut::Queued(self.waiting.push(priority, since, waiter), evicted)
+    }
+
+    /// How many checkouts get a worker that is being connected, or can be: they do not wait for other checkouts. While the
+    /// server does not take connections, the attempts that are being made.
+    fn startable(&self) -> usize {
+        match self.backoff.next {
+            Some(_) => self.connecting,
+            None => self.limits.max_workers.saturating_sub(self.leased),
+        }
     }
 
     /// Leases an idle worker.

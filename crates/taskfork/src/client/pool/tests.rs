@@ -99,7 +99,11 @@ impl Model {
     }
 
     fn is_full(&self) -> bool {
-        self.limits.max_queue.is_some_and(|most| self.waiting.len() >= most)
+        let startable = match self.pool.backoff.next {
+            Some(_) => self.permits.len(),
+            None => self.limits.max_workers.saturating_sub(self.leases.len()),
+        };
+        self.limits.max_queue.is_some_and(|most| self.waiting.len() >= most + startable)
     }
 
     /// How many of those that wait had a worker before. They are the first ones.

@@ -27,6 +27,11 @@ impl Connection {
         Ok((!attachments.is_empty()).then(|| Box::new(attachments)))
     }
 
+    /// Applies what the worker has released, though no message of its own follows that refers to memory.
+    pub(crate) fn apply_releases(&mut self) -> Result<(), Disconnect> {
+        self.shm_pool.apply_releases().map_err(Disconnect::from)
+    }
+
     /// Handles a message that concerns only the transport of others. Returns whether it was one.
     pub(super) fn handle_control(&mut self, message: &[u8]) -> Result<bool, Disconnect> {
         if !native::is_transport_message(message) {
@@ -44,6 +49,7 @@ impl Connection {
             }
             Ok(FromWorker::Files(count)) => self.announced_files = count,
             Ok(FromWorker::Rings) => self.handle_rings_accepted()?,
+            Ok(FromWorker::SetUp) => self.handle_set_up()?,
             Ok(FromWorker::End(end)) => return Err(self.handle_stream_end(end)),
             Ok(FromWorker::Shm(message)) => {
                 self.accept_sharing(message.agreed)?;

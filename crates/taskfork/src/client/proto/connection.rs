@@ -23,8 +23,7 @@ use crate::shm_pool::ShmPool;
 use crate::sys;
 use crate::wire::frame;
 use crate::wire::gather_frame::GatherFrame;
-use crate::wire::native::{self, CallMode, FromWorker, StreamEnd};
-use crate::wire::perl;
+use crate::wire::native::{self, FromWorker, StreamEnd};
 use crate::wire::{Protocol, WireError};
 
 #[derive(Debug)]
@@ -50,7 +49,7 @@ pub(crate) struct Connection {
     /// The item that is sent behind the outbox.
     pub(super) item: Option<Box<UnsentItem>>,
     /// The last call ends its checkout, so no other message has to.
-    is_last_call_single: bool,
+    pub(super) is_last_call_single: bool,
     /// The most files that a call may have, and an answer.
     pub(super) files: usize,
     pub(super) max_files: usize,
@@ -72,7 +71,7 @@ pub(crate) struct Connection {
     /// How many bytes have been sent since the handshake.
     bytes_sent: u64,
     /// The state of reading the protocol of AnyEvent::Task; `None` for the native protocol.
-    perl: Option<Perl>,
+    pub(super) perl: Option<Perl>,
     pub(super) handshake: Handshake,
 }
 
@@ -96,6 +95,8 @@ pub(crate) struct ConnectionConfig {
     pub(crate) copy_shared_memory: bool,
     /// Whether answers that the worker has sent can be lost at the end of the connection.
     pub(crate) can_lose_answers: bool,
+    /// The worker says when its `setup` is over.
+    pub(crate) announces_setup: bool,
 }
 
 /// Whether both sides use shared memory, for long blobs and for rings.
@@ -124,6 +125,7 @@ impl Connection {
             max_shared,
             copy_shared_memory,
             can_lose_answers,
+            announces_setup,
         } = config;
         let PeerLimits {
             max_send,
@@ -166,7 +168,7 @@ impl Connection {
             can_lose_answers,
             bytes_sent: 0,
             perl: (protocol == Protocol::Perl).then(Perl::default),
-            handshake: Handshake::Done,
+            handshake: Handshake::after_hello(announces_setup),
         }
     }
 
@@ -230,9 +232,9 @@ impl Connection {
         self.can_lose_answers = false;
     }
 
-    /// The worker can send no more: [`Need::InputStop`] has been met.
-    pub(crate) fn handle_input_stopped(&mut self) {
-        self.handshake.handle_input_stopped();
+    /// [`Need::InputStop`] has been met. `is_stopped` says whether the worker can send no more.
+    pub(crate) fn handle_input_stopped(&mut self, is_stopped: bool) {
+        self.handshake.handle_input_stopped(is_stopped);
     }
 
     /// Records that `sent` bytes of what [`poll_transmit`](Self::poll_transmit) returned were sent. Returns how
@@ -367,9 +369,16 @@ impl Connection {
     /// Returns what the peer has done next, as far as it has been received.
     #[inline]
     pub(crate) fn poll_event(&mut self, now: &Now) -> Option<Event> {
-        if !self.is_established() {
-            return self.poll_handshake(now);
+        match self.handshake {
+            Handshake::Done => self.poll_message(),
+            Handshake::Setup(_) => self.poll_setup(now),
+            Handshake::Pending(_) => self.poll_handshake(now),
         }
+    }
+
+    /// Returns the next message, or the end of the connection.
+    #[inline]
+    pub(super) fn poll_message(&mut self) -> Option<Event> {
         if self.input.is_over_limits() {
             return self.poll_end();
         }
@@ -439,13 +448,14 @@ impl Connection {
             && native::skipped_call(message) == Some(self.calls.next_answer());
         if is_skipped {
             self.calls.record_answer();
+            self.read_budget.record_answer();
         }
         is_skipped
     }
 
     /// Takes the next received message, translated to the native protocol.
     #[inline]
-    fn take_message(&mut self) -> Result<Option<Bytes>, WireError> {
+    pub(super) fn take_message(&mut self) -> Result<Option<Bytes>, WireError> {
         match &mut self.perl {
             None => self.take_native(),
             Some(perl) => perl.take(&mut self.inbox, self.max_receive),
@@ -454,86 +464,8 @@ impl Connection {
 
     // What this side wants.
 
-    /// Appends a call to the outbox. Returns the call's number.
-    pub(crate) fn put_call(&mut self, frame: &[u8]) -> u64 {
-        self.settle_item();
-        self.is_last_call_single = self.is_single(frame);
-        self.outbox.put_call(frame);
-        self.calls.assign()
-    }
-
-    /// Appends the rest of the partly sent call, which the worker will skip.
-    pub(crate) fn put_rest(&mut self, call: &GatherFrame) {
-        self.outbox.put_call(&call.copy_from(self.calls.partial()));
-        self.outbox.put_socket_only(&[]);
-        self.calls.assign_partial();
-    }
-
-    fn is_single(&self, frame: &[u8]) -> bool {
-        self.accepts_single_calls
-            && frame.get(frame::HEADER_LEN..).and_then(native::call_mode) == Some(CallMode::Single)
-    }
-
-    /// Whether a call may end its checkout. Before its hello, a worker may be one that does not accept this.
-    pub(crate) fn accepts_single_calls(&self) -> bool {
-        self.accepts_single_calls && self.is_established()
-    }
-
-    /// The worker skips all calls that are not answered, because a call before them failed.
-    pub(crate) fn skip_unanswered(&mut self) {
-        self.calls.skip_unanswered();
-    }
-
-    /// Asks the worker to skip a sent call if it has not begun it. Does nothing while another call is partly sent.
-    pub(crate) fn cancel_call(&mut self, call: u64) {
-        // A number is short, so it can always be encoded.
-        if self.calls.partial() == 0 && self.put(|out| native::put_cancel(out, call)).is_ok() {
-            // Through the socket, so that the worker can find it before it has read the calls in front.
-            self.outbox.put_socket_only(&[]);
-        }
-    }
-
-    /// Lets the worker send items of a call until they have used this credit in all.
-    pub(crate) fn put_credit(&mut self, call: u64, credit: u64) {
-        // The worker may reuse its memory that carried the items before.
-        self.put_shm_control();
-        // Numbers are short, so they can always be encoded.
-        let _ = self.put(|out| native::put_credit(out, call, credit));
-    }
-
-    /// Whether the worker streams items.
-    pub(crate) fn sends_items(&self) -> bool {
-        self.sends_items
-    }
-
-    /// Appends the number of waiting checkouts to the outbox.
-    pub(crate) fn put_queue_length(&mut self, checkouts: u64) -> Result<(), Disconnect> {
-        match self.is_native() {
-            true => self.put(|out| native::put_queue_length(out, checkouts)),
-            false => Ok(()),
-        }
-    }
-
-    /// Appends the end of the checkout to the outbox, unless the answer of the last call ended it.
-    pub(crate) fn put_done(&mut self) -> Result<(), Disconnect> {
-        if std::mem::take(&mut self.is_last_call_single) {
-            return Ok(());
-        }
-        if !self.is_native() {
-            perl::put_done(self.outbox.out());
-            return Ok(());
-        }
-        self.put(native::put_done)
-    }
-
-    pub(super) fn put(&mut self, message: impl FnOnce(&mut Vec<u8>)) -> Result<(), Disconnect> {
-        self.settle_item();
-        let written = frame::write_control(self.outbox.out(), |out| message(out));
-        written.map_err(Disconnect::from)
-    }
-
-    /// Prevents the worker from sending its hello, so that it begins no call. An event says whether it had sent the
-    /// hello before. The connection cannot be used after this.
+    /// Prevents the worker from sending its hello, or the message that `setup` is over, so that it begins no call. An
+    /// event says whether it had sent that before. The connection cannot be used after this.
     pub(crate) fn abort_handshake(&mut self) {
         self.handshake.abort();
     }
@@ -550,10 +482,10 @@ impl Connection {
         &mut self.read_budget
     }
 
-    /// Whether a whole turn was too short for what the worker sent while no call runs. Answers of skipped calls
-    /// do not count.
+    /// Whether a whole turn was too short for what the worker sent while no call runs. A turn with an answer does not
+    /// count, nor one in which that of a skipped call is due.
     pub(crate) fn sends_unsolicited(&self) -> bool {
-        !self.calls.is_skipped_answer_due() && self.read_budget.is_over()
+        !self.calls.is_skipped_answer_due() && self.read_budget.is_spent_without_answer()
     }
 
     /// How many calls have been sent in full.
@@ -597,7 +529,7 @@ impl Connection {
         self.read_budget.is_flooding(time)
     }
 
-    /// Whether the connection waits for nothing but what has arrived. Most often it ends then.
+    /// Whether the connection waits for nothing but what has arrived, or for its end. Most often it ends then.
     #[inline]
     pub(crate) fn waits_for_arrived(&self) -> bool {
         matches!(self.input, Input::LastMessage { .. }) || self.handshake.waits_for_arrived()
@@ -605,6 +537,12 @@ impl Connection {
 
     #[inline]
     pub(crate) fn is_established(&self) -> bool {
+        !matches!(self.handshake, Handshake::Pending(_))
+    }
+
+    /// Whether the worker has sent all that comes before it begins calls.
+    #[inline]
+    pub(crate) fn is_started(&self) -> bool {
         matches!(self.handshake, Handshake::Done)
     }
 

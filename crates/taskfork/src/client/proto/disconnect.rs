@@ -4,9 +4,13 @@ use std::io;
 use std::time::Duration;
 
 use crate::error::{Activity, ConnectionError, Death, End, FatalError, Hung};
+use crate::time_limit::TimeLimit;
 use crate::wire::WireError;
 use crate::wire::death_notice::DeathNotice;
 use crate::wire::native::FromWorker;
+
+/// How long the server's notice of a worker's death is waited for: behind the end of a call, or of this side.
+pub(crate) const NOTICE_WAIT: TimeLimit = TimeLimit::new(Duration::from_secs(2));
 
 /// How a connection ended.
 #[derive(Debug)]
@@ -17,14 +21,24 @@ pub(crate) enum Disconnect {
     Closed,
     /// It was closed without a notice, before the worker had read all of the last call that was sent.
     Unread,
+    /// It was closed without a notice when the time of the running call was over, which reads items. The server sends no
+    /// notice behind a part of an item.
+    Late,
     /// The peer broke the protocol, or the system can no longer read from the connection.
     Protocol(ConnectionError),
     /// It ended before the worker sent its hello, so no call has begun.
     NoHandshake(ConnectionError),
+    /// The runtime in which the connection was made has been shut down.
+    RuntimeShutDown,
     /// The way to the worker has ended, and its transport says why.
     #[cfg(feature = "nats")]
     Path(PathEnd),
 }
+
+/// The runtime has been shut down in which a connection was made. It is the source of the error of a read or a write.
+#[derive(Debug, thiserror::Error)]
+#[error("the runtime has been shut down")]
+pub(crate) struct RuntimeShutDown;
 
 /// Why the way to a worker has ended. A transport puts it into the error of a read or a write.
 #[cfg(feature = "nats")]
@@ -68,6 +82,9 @@ impl Disconnect {
         if let Some(end) = error.get_ref().and_then(|source| source.downcast_ref::<PathEnd>()) {
             return Self::Path(end.clone());
         }
+        if error.get_ref().is_some_and(|source| source.is::<RuntimeShutDown>()) {
+            return Self::RuntimeShutDown;
+        }
         Self::Protocol(ConnectionError::system(error))
     }
 
@@ -99,8 +116,8 @@ impl Disconnect {
             Self::Notified(notice) => notice.calls,
             Self::NoHandshake(_) => 0,
             Self::Unread if unanswered <= 1 => first.saturating_sub(1),
-            // A peer that violates the protocol may have begun any call.
-            Self::Protocol(_) => u64::MAX,
+            // A peer that violates the protocol may have begun any call, and the answers are not read any more.
+            Self::Protocol(_) | Self::RuntimeShutDown => u64::MAX,
             // The calls whose answers are lost have begun.
             _ if can_lose_answers => u64::MAX,
             _ => first,
@@ -108,9 +125,9 @@ impl Disconnect {
         begun.min(sent)
     }
 
-    /// Whether the server killed the worker because the call's time was over.
+    /// Whether the worker ended because the call's time was over.
     pub(crate) fn is_timeout(&self) -> bool {
-        self.notice().is_some_and(|notice| notice.timed_out)
+        matches!(self, Self::Late) || self.notice().is_some_and(|notice| notice.timed_out)
     }
 
     /// Whether the worker died, or the way to it ended, before the call's time was over.
@@ -120,7 +137,7 @@ impl Disconnect {
             Self::Closed | Self::Unread => true,
             #[cfg(feature = "nats")]
             Self::Path(_) => true,
-            Self::Protocol(_) | Self::NoHandshake(_) => false,
+            Self::Late | Self::Protocol(_) | Self::NoHandshake(_) | Self::RuntimeShutDown => false,
         }
     }
 
@@ -152,6 +169,7 @@ impl Disconnect {
                 let (stack, no_stack) = (notice.stack, notice.no_stack);
                 FatalError::WorkerDied(Death {
                     pid: notice.pid,
+                    program: notice.program,
                     end: notice.end,
                     reason: notice.reason,
                     during: notice.during,
@@ -160,8 +178,9 @@ impl Disconnect {
                         .map(|ran_for| Box::new(Hung { ran_for, stack, no_stack, stderr: None })),
                 })
             }
-            Self::Closed | Self::Unread => FatalError::WorkerDied(Death {
+            Self::Closed | Self::Unread | Self::Late => FatalError::WorkerDied(Death {
                 pid,
+                program: None,
                 end: End::Unknown,
                 reason: None,
                 during: None,
@@ -175,15 +194,24 @@ impl Disconnect {
             #[cfg(feature = "nats")]
             Self::Path(PathEnd::Closed(reason)) => FatalError::WorkerDied(Death {
                 pid,
+                program: None,
                 end: End::Unknown,
                 reason: Some(reason),
                 during: None,
                 stderr: None,
                 hung: None,
             }),
+            Self::RuntimeShutDown => runtime_shut_down(),
             Self::Protocol(detail) | Self::NoHandshake(detail) => FatalError::Protocol { detail },
         }
     }
+}
+
+/// The error of checkouts whose client's runtime has been shut down.
+pub(crate) fn runtime_shut_down() -> FatalError {
+    let message = "the tokio runtime in which the client was built has been shut down: build a client in each runtime, \
+                   or build it in one that lives as long";
+    FatalError::Aborted { message: message.to_owned() }
 }
 
 impl From<WireError> for Disconnect {

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 
+use super::setup::Setup;
 use crate::client::config::Config;
 use crate::display::seconds;
 use crate::error::ConnectionError;
@@ -120,6 +121,7 @@ pub(crate) fn client_hello(
         shared_memory: max_shared,
         client_number: client,
         interfaces: interfaces.as_deref(),
+        awaits_setup: true,
         peer: config.peer.as_deref(),
     };
     let mut out = PREAMBLE.to_vec();
@@ -175,8 +177,10 @@ impl HandshakeReader {
 /// The handshake on a connection in use.
 #[derive(Debug)]
 pub(super) enum Handshake {
-    /// The worker's hello has come, or none is due.
+    /// The worker's hello has come, or none is due, and its `setup` is over.
     Done,
+    /// The worker's hello has come.
+    Setup(Setup),
     Pending(Box<PendingHandshake>),
 }
 
@@ -229,11 +233,26 @@ impl PendingHandshake {
 }
 
 impl Handshake {
+    /// What is known of the worker behind its hello.
+    pub(super) fn after_hello(announces_setup: bool) -> Self {
+        match announces_setup {
+            true => Self::Setup(Setup::Running),
+            false => Self::Done,
+        }
+    }
+
+    pub(super) fn setup(&self) -> Option<&Setup> {
+        match self {
+            Self::Setup(setup) => Some(setup),
+            Self::Done | Self::Pending(_) => None,
+        }
+    }
+
     #[inline]
     fn stage(&self) -> Option<&Stage> {
         match self {
             Self::Pending(pending) => Some(&pending.stage),
-            Self::Done => None,
+            Self::Done | Self::Setup(_) => None,
         }
     }
 
@@ -241,28 +260,36 @@ impl Handshake {
     pub(super) fn due(&self) -> Option<Instant> {
         match self {
             Self::Pending(pending) => pending.due,
-            Self::Done => None,
+            Self::Setup(Setup::Ending { due, .. }) => *due,
+            Self::Done | Self::Setup(_) => None,
         }
     }
 
-    /// Whether it waits for nothing but what has arrived.
+    /// Whether it waits for nothing but what has arrived, or for the end of the connection.
     #[inline]
     pub(super) fn waits_for_arrived(&self) -> bool {
         self.stage().is_some_and(|stage| !matches!(stage, Stage::Hello))
+            || self.setup().is_some_and(Setup::is_aborted)
     }
 
     #[inline]
     pub(super) fn needs_input_stop(&self) -> bool {
         matches!(self.stage(), Some(Stage::Stopping(_)))
+            || matches!(self.setup(), Some(Setup::Stopping))
     }
 
     #[inline]
     pub(super) fn needs_arrived_input(&self) -> bool {
         matches!(self.stage(), Some(Stage::Leaving { .. } | Stage::Stopped { .. }))
+            || matches!(self.setup(), Some(Setup::Stopped { .. }))
     }
 
     pub(super) fn handle_no_input(&mut self) {
-        let Self::Pending(pending) = self else { return };
+        let pending = match self {
+            Self::Pending(pending) => pending,
+            Self::Setup(setup) => return setup.handle_no_input(),
+            Self::Done => return,
+        };
         match &mut pending.stage {
             Stage::Leaving { is_exhausted, .. } | Stage::Stopped { is_exhausted, .. } => {
                 *is_exhausted = true;
@@ -271,8 +298,12 @@ impl Handshake {
         }
     }
 
-    pub(super) fn handle_input_stopped(&mut self) {
-        let Self::Pending(pending) = self else { return };
+    pub(super) fn handle_input_stopped(&mut self, is_stopped: bool) {
+        let pending = match self {
+            Self::Pending(pending) => pending,
+            Self::Setup(setup) => return setup.handle_input_stopped(is_stopped),
+            Self::Done => return,
+        };
         if let Stage::Stopping(why) = &mut pending.stage {
             let why = std::mem::replace(why, Stop::Aborted);
             pending.stage = Stage::Stopped { why, is_exhausted: false };
@@ -281,16 +312,22 @@ impl Handshake {
 
     /// Aborts a handshake whose time is over, unless the hello has arrived by now.
     pub(super) fn handle_timeout(&mut self) {
-        if let Self::Pending(pending) = self
-            && let Stage::Hello = pending.stage
-        {
-            pending.stage = Stage::Leaving { why: Stop::Aborted, is_exhausted: false };
+        match self {
+            Self::Pending(pending) => {
+                if let Stage::Hello = pending.stage {
+                    pending.stage = Stage::Leaving { why: Stop::Aborted, is_exhausted: false };
+                }
+            }
+            Self::Setup(setup) => setup.handle_timeout(),
+            Self::Done => {}
         }
     }
 
     pub(super) fn abort(&mut self) {
-        if let Self::Pending(pending) = self {
-            pending.stage = Stage::Stopping(Stop::Aborted);
+        match self {
+            Self::Pending(pending) => pending.stage = Stage::Stopping(Stop::Aborted),
+            Self::Setup(setup) => *setup = Setup::Stopping,
+            Self::Done => {}
         }
     }
 }

@@ -26,7 +26,8 @@ pub(crate) enum Need {
     Input,
     /// The bytes that have arrived by now, or the report that there are none.
     ArrivedInput,
-    /// That the worker can send no more: what it has sent can still be read.
+    /// That the worker can send no more: what it has sent can still be read. Where that is impossible, that the worker's
+    /// server learns that this side sends no more.
     InputStop,
 }
 
@@ -43,6 +44,10 @@ pub(crate) enum Event {
     /// have begun calls.
     HandshakeAborted {
         has_hello: bool,
+    },
+    /// The worker was given up before its `setup` was known to be over. It may have begun the calls up to this number.
+    SetupAborted {
+        begun: u64,
     },
     Ended(Disconnect),
 }

@@ -29,15 +29,18 @@ mod call_numbers;
 pub(crate) mod connection;
 pub(crate) mod disconnect;
 pub(crate) mod handshake;
+mod in_setup;
 mod input;
 mod input_items;
 pub(crate) mod io_types;
 mod optimistic;
 mod outbox;
+mod outgoing;
 mod perl;
 mod read_budget;
 pub(crate) mod ring;
 mod ring_offer;
+mod setup;
 mod unsent_item;
 
 use crate::wire::attachments::Attachments;

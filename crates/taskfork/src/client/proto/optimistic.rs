@@ -76,7 +76,8 @@ impl Connection {
     }
 
     fn establish(&mut self, hello: &WorkerHello, now: &Now) -> Event {
-        let handshake = std::mem::replace(&mut self.handshake, Handshake::Done);
+        let handshake =
+            std::mem::replace(&mut self.handshake, Handshake::after_hello(hello.announces_setup));
         let Handshake::Pending(pending) = handshake else { return Event::Handled };
         self.pid = hello.pid;
         let limits = PeerLimits::of(hello, pending.max_frame, pending.files);

@@ -36,11 +36,13 @@ pub(crate) struct ReadBudget {
     charged: usize,
     /// How many messages were received since the last answer, without those that belong to items.
     others: usize,
+    /// An answer was received in this turn.
+    has_answer: bool,
 }
 
 impl ReadBudget {
     pub(super) fn begin(&mut self) {
-        (self.spent, self.charged) = (0, 0);
+        (self.spent, self.charged, self.has_answer) = (0, 0, false);
     }
 
     /// Counts bytes that have been read.
@@ -66,7 +68,7 @@ impl ReadBudget {
 
     /// Records an answer.
     pub(super) fn record_answer(&mut self) {
-        self.others = 0;
+        (self.others, self.has_answer) = (0, true);
     }
 
     /// Records an item of a stream, which was received or sent.
@@ -77,6 +79,12 @@ impl ReadBudget {
     /// Whether the turn is over, so that further messages wait for the next one.
     pub(crate) fn is_over(&self) -> bool {
         self.spent >= TURN
+    }
+
+    /// Whether a whole turn was spent on what belongs to no answer. A long answer may spend one alone, and leaves none for
+    /// what follows it.
+    pub(super) fn is_spent_without_answer(&self) -> bool {
+        self.is_over() && !self.has_answer
     }
 
     /// Whether the worker has sent more messages since its last answer than it has reason to in this time.
@@ -118,6 +126,19 @@ mod tests {
         assert!(turn.is_over());
         turn.charge();
         assert!(!turn.is_charge_due());
+    }
+
+    #[test]
+    fn a_turn_with_an_answer_accuses_nobody() {
+        let mut turn = ReadBudget::default();
+        turn.count_bytes(TURN);
+        assert!(turn.is_spent_without_answer());
+        turn.record_answer();
+        assert!(turn.is_over() && !turn.is_spent_without_answer());
+        turn.begin();
+        assert!(!turn.is_spent_without_answer());
+        turn.count_bytes(TURN);
+        assert!(turn.is_spent_without_answer());
     }
 
     #[test]

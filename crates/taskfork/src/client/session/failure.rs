@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use super::calls::{Entry, Outcome};
 use super::{Assignment, Ending, Event, Handle, Return, Session, Usage};
+use crate::client::now::Now;
 use crate::client::observe::stats;
 use crate::client::pool::Loss;
 use crate::client::proto::disconnect::Disconnect;
 use crate::client::proto::handshake::handshake_timeout;
 use crate::error::{Death, FatalError, Hung, Stage, TimeoutOption};
+use crate::time_limit::TimeLimit;
+use crate::wire::call_error::AnswerError;
 
 /// After this many deaths in `setup` a checkout fails instead of getting another worker.
 const MAX_SETUP_DEATHS: u32 = 3;
@@ -18,6 +21,23 @@ const MAX_SETUP_DEATHS: u32 = 3;
 const MAX_UNSTARTED_DEATHS: u32 = 10;
 
 impl Session {
+    /// Whether the connection has ended without a notice because the time of the running call was over. Then its server
+    /// has killed the worker, while that was sending an item.
+    pub(super) fn is_late_end(&mut self, disconnect: &Disconnect, now: &Now) -> bool {
+        if !disconnect.is_without_notice() || self.server_end.is_some() {
+            return false;
+        }
+        self.calls.head().is_some_and(|(_, head)| {
+            // If the worker had not read all that it was sent, only the stream shows that it has begun the call.
+            let is_running = match disconnect {
+                Disconnect::Unread => has_streamed(head),
+                _ => head.number().is_some(),
+            };
+            let is_over = || head.ends_at().is_some_and(|end| end <= now.get());
+            head.items.is_some() && is_running && is_over()
+        })
+    }
+
     /// Handles the end of the worker's connection. If the worker has begun nothing for this checkout, another one
     /// replaces it, and so it does for a call that may be made again; otherwise the checkout fails.
     pub(super) fn handle_disconnect(&mut self, disconnect: Disconnect) {
@@ -30,10 +50,7 @@ impl Session {
             self.events.push(Some(Event::WorkerLost(cause)));
         }
         let head = self.calls.head().map(|(_, head)| head);
-        let has_streamed = head.as_ref().is_some_and(|head| {
-            head.items.as_ref().is_some_and(|items| items.has_begun())
-                || head.input.as_ref().is_some_and(|input| input.has_begun())
-        });
+        let has_streamed = head.as_deref().is_some_and(has_streamed);
         let first = head.and_then(|head| head.number());
         let last_started = first.map_or(0, |first| {
             let last = disconnect.last_started(
@@ -42,6 +59,10 @@ impl Session {
                 connection.calls_sent(),
                 connection.can_lose_answers(),
             );
+            let last = match connection.has_begun_nothing() && disconnect.is_without_notice() {
+                true => first.saturating_sub(1),
+                false => last,
+            };
             // A call that has sent an item, or asked for one, has begun, whatever the notice says.
             if has_streamed { last.max(first) } else { last }
         });
@@ -103,10 +124,8 @@ impl Session {
     pub(super) fn handle_handshake_aborted(&mut self, has_hello: bool) {
         match std::mem::replace(&mut self.assignment, Assignment::None) {
             Assignment::Ending(ending) => {
-                let Ending { connection, cause, loss } = *ending;
-                let begun = if has_hello { connection.calls_sent() } else { 0 };
-                self.assignment = Assignment::Worker(connection);
-                self.end_with(cause, loss, begun);
+                let begun = if has_hello { ending.connection.calls_sent() } else { 0 };
+                self.end_aborted(*ending, begun);
             }
             assignment => {
                 self.assignment = assignment;
@@ -119,6 +138,27 @@ impl Session {
         }
     }
 
+    /// It is known which calls a worker has begun that was given up during its `setup`.
+    pub(super) fn handle_setup_aborted(&mut self, begun: u64) {
+        let Assignment::Ending(ending) = std::mem::replace(&mut self.assignment, Assignment::None)
+        else {
+            return;
+        };
+        self.end_aborted(*ending, begun);
+    }
+
+    /// Ends a session that has waited until it was known which calls its worker has begun.
+    fn end_aborted(&mut self, ending: Ending, begun: u64) {
+        let Ending { connection, mut cause, loss } = ending;
+        if let FatalError::TimedOut { stage, .. } = &mut cause
+            && begun > 0
+        {
+            *stage = Stage::Running;
+        }
+        self.assignment = Assignment::Worker(connection);
+        self.end_with(cause, loss, begun);
+    }
+
     /// Ends the session because the time of its first call is over.
     pub(super) fn time_out(&mut self) {
         let is_run =
@@ -126,13 +166,35 @@ impl Session {
         let (after, limit) = self.limit(self.calls.first().is_some_and(is_run));
         match &self.assignment {
             Assignment::Worker(connection) if connection.is_established() => {
+                let stage = if connection.is_started() { Stage::Running } else { Stage::Setup };
                 self.emit(Event::WorkerLost(stats::TIMED_OUT));
-                let stage = Stage::Running;
                 self.end(FatalError::TimedOut { after, limit, stage, hung: None }, Loss::Used);
             }
             // No call has begun to run, so this is its `timeout`.
             _ => self.emit(Event::WaitTimedOut { after }),
         }
+    }
+
+    /// Whether an answer says that the time of the first call was over. The worker may have a limit of its own.
+    pub(super) fn is_timeout(&self, error: &AnswerError) -> bool {
+        let has_limit =
+            |head: &Entry| head.timeout != TimeLimit::NEVER || head.run_timeout != TimeLimit::NEVER;
+        matches!(error, AnswerError::TimedOut { .. }) && self.calls.first().is_some_and(has_limit)
+    }
+
+    /// Ends the session because the worker's code was interrupted at the deadline of the first call. Its state may be that
+    /// in the middle of a call.
+    pub(super) fn time_out_in_worker(&mut self, error: AnswerError) {
+        let AnswerError::TimedOut { stack, ran_for, .. } = error else { return };
+        let hung = Box::new(Hung { ran_for, stack, no_stack: None, stderr: None });
+        let is_run = |head: &Entry| match (head.run_timeout.get(), head.deadline) {
+            (Some(most), Some(_)) => ran_for >= most,
+            (most, _) => most.is_some(),
+        };
+        let (after, limit) = self.limit(self.calls.first().is_some_and(is_run));
+        self.emit(Event::WorkerLost(stats::TIMED_OUT));
+        let (stage, hung) = (Stage::Running, Some(hung));
+        self.end(FatalError::TimedOut { after, limit, stage, hung }, Loss::Used);
     }
 
     /// The time limit for which the server has killed the worker of the first call. It kills when the grace is over
@@ -224,4 +286,10 @@ impl Session {
             Assignment::None | Assignment::Replacing { .. } | Assignment::Failed(_) => {}
         }
     }
+}
+
+/// Whether a call has sent an item, or asked for one, so that it has begun.
+fn has_streamed(call: &Entry) -> bool {
+    call.items.as_ref().is_some_and(|items| items.has_begun())
+        || call.input.as_ref().is_some_and(|input| input.has_begun())
 }

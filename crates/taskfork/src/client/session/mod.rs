@@ -23,6 +23,7 @@
 
 pub(crate) mod calls;
 mod failure;
+mod inputs;
 pub(crate) mod items;
 mod pipeline;
 mod process;
@@ -38,7 +39,6 @@ use log_defer::Log;
 use smallvec::SmallVec;
 
 use self::calls::{Calls, Entry, MethodName, Operation, Outcome, Progress, Seq};
-use self::items::{CallInput, Item};
 use self::pipeline::Pipeline;
 pub(crate) use self::process::Step;
 use crate::client::now::Now;
@@ -48,15 +48,12 @@ use crate::client::observe::progress::ProgressCell;
 use crate::client::observe::replay::Replay;
 use crate::client::pool::Loss;
 use crate::client::proto::connection::Connection;
+use crate::client::proto::disconnect::NOTICE_WAIT;
 use crate::client::proto::handshake::PeerLimits;
 use crate::client::proto::io_types::Transmit;
 use crate::error::{ConnectionError, FatalError};
 use crate::shm_pool::ShmBufferMut;
 use crate::time_limit::TimeLimit;
-use crate::wire::gather_frame::GatherFrame;
-
-/// How long after its end a call waits for the notice of its worker's death.
-const NOTICE_WAIT: TimeLimit = TimeLimit::new(Duration::from_secs(2));
 
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -124,7 +121,8 @@ enum Assignment {
     None,
     Waiting,
     Worker(Box<Connection>),
-    /// The session ends once it is known whether the worker, whose hello is due, has begun a call.
+    /// The session ends once it is known whether the worker, whose hello or the end of whose `setup` is due, has begun a
+    /// call.
     Ending(Box<Ending>),
     /// Its worker was lost, and [`Event::NeedsWorker`] asks for another.
     Replacing {
@@ -245,8 +243,8 @@ impl Session {
     /// answered the calls before it.
     ///
     /// The worker itself knows better, and its server ends the call. This is for servers that do not, and for peers
-    /// that are lost. Before the first call of a checkout the worker may run `setup`, or `checkout_done` of the
-    /// checkout before. It does not say when that ends, so the time of such a call is known to the server only.
+    /// that are lost. Before the first call of a checkout the worker may run `checkout_done` of the checkout before. It
+    /// does not say when that ends, so the time of such a call is known to the server only.
     #[inline]
     pub(crate) fn begin_run(&mut self, now: &Now) {
         let Assignment::Worker(connection) = &self.assignment else { return };
@@ -257,9 +255,7 @@ impl Session {
         let is_known =
             self.options.time_keeper != TimeKeeper::Server || self.usage != Usage::Unused;
         let sent = connection.calls_sent();
-        if is_known
-            && connection.is_established()
-            && head.number().is_some_and(|number| number <= sent)
+        if is_known && connection.is_started() && head.number().is_some_and(|number| number <= sent)
         {
             head.run_deadline = head.run_timeout.after(now.get());
             self.watch_deadline();
@@ -331,6 +327,9 @@ impl Session {
             connection.handle_timeout(now);
             if connection.waits_for_arrived() {
                 // What has arrived by now counts, also as the end of a call whose time is over too.
+                if let Assignment::Ending(..) = self.assignment {
+                    self.check_at = None;
+                }
                 return;
             }
         }
@@ -346,8 +345,8 @@ impl Session {
         let time = limits.into_iter().flatten().max().unwrap_or_default();
         let can_hang = self
             .connection()
-            .is_some_and(|connection| connection.is_established() && !connection.is_flooding(time));
-        // A worker that has the call may go on for the grace period. Then its server kills it, and the notice says
+            .is_some_and(|connection| connection.is_started() && !connection.is_flooding(time));
+        // A worker that has begun the call may go on for the grace period. Then its server kills it, and the notice says
         // where it was. A worker that floods this side with messages does not hang.
         let is_running = can_hang && has_number;
         let wait = match self.options.time_keeper {
@@ -446,8 +445,9 @@ impl Session {
 
     // What the user wants.
 
-    pub(crate) fn set_timeout(&mut self, timeout: TimeLimit) {
-        self.timeout = timeout;
+    /// Sets the time limit of later calls. Returns the one before.
+    pub(crate) fn set_timeout(&mut self, timeout: TimeLimit) -> TimeLimit {
+        std::mem::replace(&mut self.timeout, timeout)
     }
 
     pub(crate) fn set_run_timeout(&mut self, timeout: TimeLimit) {
@@ -514,81 +514,6 @@ impl Session {
         seq
     }
 
-    /// The caller of a call that has just been submitted reads the items that it streams.
-    pub(crate) fn read_items(&mut self, seq: Seq) {
-        if let Some(entry) = self.calls.get_mut(seq) {
-            entry.items = Some(Box::default());
-        }
-    }
-
-    /// The caller of a call that has just been submitted streams an input to it.
-    pub(crate) fn stream_input(&mut self, seq: Seq) {
-        if let Some(entry) = self.calls.get_mut(seq) {
-            entry.input = Some(Box::default());
-        }
-    }
-
-    /// Whether the worker takes an item of the input of this call now, or its end.
-    pub(crate) fn wants_input(&mut self, seq: Seq) -> bool {
-        let Assignment::Worker(connection) = &self.assignment else { return false };
-        connection.has_room_for_item()
-            && self.calls.running_input(seq).is_some_and(|(_, input)| input.is_wanted())
-    }
-
-    /// Sends an item of the input of a call, which [`wants_input`](Self::wants_input). If it no longer does, the item
-    /// comes back.
-    ///
-    /// # Errors
-    /// If the worker cannot receive such an item.
-    pub(crate) fn put_input(
-        &mut self,
-        seq: Seq,
-        item: GatherFrame,
-    ) -> Result<Option<GatherFrame>, String> {
-        if !self.wants_input(seq) {
-            return Ok(Some(item));
-        }
-        if let Some((connection, number, input)) = self.running_input(seq) {
-            input.spend(connection.put_item(number, item)?);
-            // Another worker could not get all of the input.
-            self.mark_used();
-        }
-        Ok(None)
-    }
-
-    /// Sends the end of the input of a call, which [`wants_input`](Self::wants_input). Returns false if it no longer does.
-    pub(crate) fn end_input(&mut self, seq: Seq, error: Option<&str>) -> bool {
-        if !self.wants_input(seq) {
-            return false;
-        }
-        if let Some((connection, number, input)) = self.running_input(seq) {
-            input.end();
-            // It is short, so it can always be encoded.
-            let _ = connection.put_input_end(number, error);
-            // As for an item: the stream is over.
-            self.mark_used();
-        }
-        true
-    }
-
-    fn running_input(&mut self, seq: Seq) -> Option<(&mut Connection, u64, &mut CallInput)> {
-        let Assignment::Worker(connection) = &mut self.assignment else { return None };
-        let (number, input) = self.calls.running_input(seq)?;
-        Some((connection, number, input))
-    }
-
-    /// Takes the next item of a call, if there is one. Its worker gets more credit.
-    pub(crate) fn take_item(&mut self, seq: Seq) -> Option<Item> {
-        let entry = self.calls.get_mut(seq)?;
-        let (item, credit) = entry.items.as_mut()?.take()?;
-        if let (Some(credit), Some(number)) = (credit, entry.number())
-            && let Assignment::Worker(connection) = &mut self.assignment
-        {
-            connection.put_credit(number, credit);
-        }
-        Some(item)
-    }
-
     /// Looks at the deadline of the first call in time.
     fn watch_deadline(&mut self) {
         if let Some(deadline) = self.calls.first().and_then(Entry::ends_at)
@@ -635,6 +560,11 @@ impl Session {
         let is_partly_sent = self.connection().is_some_and(Connection::is_call_partly_sent);
         let replay = self.calls.abandon(seq, is_partly_sent);
         self.emit_replay(replay);
+        // Without a checkout its worker is lost, and must not answer the cancellation before that.
+        let is_streaming = self.calls.head().is_some_and(|(_, head)| head.streams());
+        if is_streaming && self.handle == Handle::Dropped {
+            self.finish_if_done();
+        }
     }
 
     /// The user has dropped the checkout.
@@ -645,7 +575,7 @@ impl Session {
     /// Fails the checkout with all of its calls, also later ones.
     pub(crate) fn end(&mut self, cause: FatalError, loss: Loss) {
         match std::mem::replace(&mut self.assignment, Assignment::None) {
-            Assignment::Worker(mut connection) if !connection.is_established() => {
+            Assignment::Worker(mut connection) if !connection.is_started() => {
                 connection.abort_handshake();
                 self.assignment = Assignment::Ending(Box::new(Ending { connection, cause, loss }));
             }

@@ -97,7 +97,7 @@ impl Session {
             None => Step::Input,
             Some(io_types::Event::Message(body)) => self.handle_message(body),
             Some(event) => {
-                self.handle_connection_event(event);
+                self.handle_connection_event(event, now);
                 Step::Changed
             }
         }
@@ -119,13 +119,17 @@ impl Session {
         }
     }
 
-    fn handle_connection_event(&mut self, event: io_types::Event) {
+    fn handle_connection_event(&mut self, event: io_types::Event, now: &Now) {
         match event {
             io_types::Event::Established(limits, took) => {
                 self.emit(Event::Established(limits, took));
             }
             io_types::Event::HandshakeAborted { has_hello } => {
                 self.handle_handshake_aborted(has_hello)
+            }
+            io_types::Event::SetupAborted { begun } => self.handle_setup_aborted(begun),
+            io_types::Event::Ended(disconnect) if self.is_late_end(&disconnect, now) => {
+                self.handle_disconnect(Disconnect::Late);
             }
             io_types::Event::Ended(disconnect) => self.handle_disconnect(disconnect),
             io_types::Event::Handled | io_types::Event::Message(_) => {}
@@ -178,7 +182,10 @@ impl Session {
                 return Step::Changed;
             }
             // The connection has handled the right answer of a skipped call.
-            Ok(FromWorker::Skipped { call }) if entry.abandoned || is_skipped_due => (call, None),
+            Ok(FromWorker::Skipped { call }) if entry.abandoned || is_skipped_due => {
+                connection.record_answer();
+                (call, None)
+            }
             Ok(FromWorker::Telemetry(telemetry @ Telemetry { log, trace, .. }))
                 if connection.is_next_call_sent() && !is_skipped_due =>
             {
@@ -282,6 +289,8 @@ impl Session {
             ));
         };
         connection.read_budget().count_other();
+        // Or the memory of items would be free only behind the call.
+        connection.apply_releases()?;
         input.grant(credit).map_err(Disconnect::violation)?;
         // It waits for the answer too.
         if let Some(waker) = entry.waker.clone() {
@@ -294,6 +303,9 @@ impl Session {
     #[inline]
     pub(crate) fn handle_answer(&mut self, outcome: Outcome) {
         match outcome {
+            Outcome::Error { error, .. } if self.is_timeout(&error) => {
+                self.time_out_in_worker(*error)
+            }
             Outcome::Error { keeps_worker, .. } => {
                 match keeps_worker {
                     true => self.mark_used(),

@@ -101,7 +101,7 @@ impl<S> ServerBuilder<S> {
     /// gateway: a connection that names no client is refused. The permissions of the socket apply as well: set a
     /// [`socket_mode`](Self::socket_mode) that admits this user.
     ///
-    /// A client of a gateway has the rights of a client on TCP, whoever relays it. It speaks
+    /// A client of a gateway has the rights of a client on TCP. It speaks
     /// [`Protocol::Native`] only, gets details of failures only with [`share_details`](Self::share_details),
     /// and passes neither files nor shared memory. The server shares its workers fairly among the clients of a
     /// gateway, as among processes of this machine.

@@ -73,6 +73,7 @@ impl ServerBuilder {
     pub(crate) fn with(options: Options) -> Self {
         let handlers = Handlers {
             setup: Box::new(|_| Ok(())),
+            has_setup: false,
             checkout_done: None,
             confined: Confined::Worker,
         };
@@ -107,6 +108,7 @@ impl ServerBuilder {
         let done = self.handlers.checkout_done;
         let handlers = Handlers {
             setup: Box::new(move |_| setup().map_err(failure)),
+            has_setup: true,
             checkout_done: done.map(|done| Box::new(move |_: &mut S| done(&mut ())) as _),
             confined: Confined::Worker,
         };
@@ -131,6 +133,7 @@ impl ServerBuilder {
         let interface = executable.interface();
         let handlers = Handlers {
             setup: Box::new(move |sandbox| executable.start(sandbox).map_err(failure)),
+            has_setup: true,
             checkout_done: Some(Box::new(Program::checkout_done)),
             confined: Confined::Program,
         };

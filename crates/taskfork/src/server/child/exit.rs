@@ -6,11 +6,12 @@ use rustix::process::{Signal, WaitId, WaitIdOptions, waitid};
 
 use super::{Child, Role};
 use crate::clock::now;
-use crate::error::End;
+use crate::error::{Activity, End};
 use crate::server::log_limit::LogLimit;
 use crate::server::process;
+use crate::server::status::DeathStatus;
 use crate::server::stderr::{StderrOutput, StderrTail};
-use crate::server::supervisor::{Exit, ExitFacts};
+use crate::server::supervisor::{Exit, ExitFacts, Explanation};
 use crate::server::worker_exit::{
     DeathNotification, ExitLogEntry, WorkerExit, WorkerRules, cause, classify_exit, has_peer_closed,
 };
@@ -28,11 +29,13 @@ impl Child {
         let status = waitid(WaitId::Pid(self.pid), WaitIdOptions::EXITED).ok().flatten();
         let end = status.as_ref().map(process::end_of).unwrap_or_default();
         let pid = self.pid();
-        let stderr = self.stderr.take().map(|stderr| stderr.finish(pid, output));
+        let writer = self.writer();
+        let stderr = self.stderr.take().map(|stderr| stderr.finish(writer, output));
         let StderrTail { text: stderr, allocation_failed } = stderr.unwrap_or_default();
         let corruption = self.slot.read().err();
         let facts = ExitFacts {
             pid,
+            program: writer.program,
             end,
             is_alarm: end == End::Signaled(Signal::ALARM.as_raw()),
             last: self.slot.last_read(),
@@ -45,6 +48,9 @@ impl Child {
         };
         let classify = || match self.role.setup_failure() {
             Some(failure) => (cause::SETUP_FAILED, failure),
+            None if self.is_killed_on_request && end == End::Signaled(Signal::KILL.as_raw()) => {
+                (cause::SIGNALED, "it was killed through the status socket".to_owned())
+            }
             None => {
                 let (cause, text) = classify_exit(end, &self.slot, allocation_failed, rules);
                 (cause, text.into_owned())
@@ -70,11 +76,35 @@ impl Child {
             .log();
         }
         let cause = explained.cause;
+        let death = (!is_regular).then(|| self.death(&facts, &explained));
         let spare_failure = explained.spare_failure.take();
         let stack = explained.has_hung().then(|| self.slot.stack()).flatten();
         let notice = explained.notice(facts);
         let (Role::Client(connection) | Role::Spare(connection)) = self.role;
         let notification = DeathNotification { connection, notice };
-        WorkerExit { slot: self.slot, notification, stack, cause, spare_failure }
+        WorkerExit { slot: self.slot, notification, stack, cause, spare_failure, death }
+    }
+
+    /// What is kept of a worker that did not leave in order. Its number, its time and its stack are added later.
+    fn death(&self, facts: &ExitFacts, explained: &Explanation) -> DeathStatus {
+        let reason = explained.reason.as_deref();
+        let reason = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+        let activity = explained.phase.activity();
+        let during = activity.map(|activity| format!(" {activity}")).unwrap_or_default();
+        let method = Some(self.slot.method()).filter(|_| activity == Some(Activity::Call));
+        DeathStatus {
+            number: 0,
+            at: 0.0,
+            worker: self.number,
+            pid: facts.pid,
+            program: facts.program,
+            cause: explained.cause.to_owned(),
+            text: format!("{}{during}{reason}", facts.end),
+            method: method.filter(|method| !method.is_empty()),
+            calls: facts.last.calls,
+            peer: self.peer(),
+            stderr: facts.stderr.clone(),
+            stack: None,
+        }
     }
 }

@@ -11,8 +11,9 @@ use rustix::process::{
     Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid,
 };
 
+use super::log;
 use super::status::{self, WorkerStatus};
-use super::stderr::{CapturedStderr, ReadOutcome, StderrOutput};
+use super::stderr::{CapturedStderr, ReadOutcome, StderrOutput, Writer};
 use super::supervisor::Observation;
 use crate::peer::Peer;
 use crate::sys;
@@ -32,6 +33,10 @@ pub(crate) struct Child {
     stderr: Option<CapturedStderr>,
     /// Whose connection a gateway relays. Most workers have no gateway.
     relayed_peer: Option<Box<Peer>>,
+    /// The call during which the worker was asked for a sample of its stack.
+    sampled_call: Option<u64>,
+    /// A request at the status socket has killed it.
+    is_killed_on_request: bool,
 }
 
 /// What a worker is for, with the server's own descriptor.
@@ -68,7 +73,8 @@ impl Child {
         stderr: Option<CapturedStderr>,
         relayed_peer: Option<Box<Peer>>,
     ) -> Self {
-        Self { pid, role, slot, number, stderr, relayed_peer }
+        let (sampled_call, is_killed_on_request) = (None, false);
+        Self { pid, role, slot, number, stderr, relayed_peer, sampled_call, is_killed_on_request }
     }
 
     /// The descriptors that another new worker must close.
@@ -117,6 +123,11 @@ impl Child {
         self.pid.as_raw_nonzero().get().unsigned_abs()
     }
 
+    /// Whose lines its standard error has.
+    fn writer(&self) -> Writer {
+        Writer { pid: self.pid(), program: self.slot.program() }
+    }
+
     pub(crate) fn has_exited(&self) -> bool {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         matches!(waitid(WaitId::Pid(self.pid), options), Ok(Some(_)))
@@ -138,22 +149,42 @@ impl Child {
         }
     }
 
-    /// Its status, without its memory, which takes long to find out.
+    /// Its status, without its memory, which takes long to find out, and without the queue of its client.
     pub(crate) fn status(&self, observed: &Observation, now: Duration) -> WorkerStatus {
         let view = observed.view;
         WorkerStatus {
             number: self.number,
             pid: self.pid(),
+            program: self.slot.program(),
             state: status::state_name(view.phase).to_owned(),
             seconds: now.saturating_sub(view.since).as_secs_f64(),
             method: Some(self.slot.method()).filter(|method| !method.is_empty()),
-            progress: self.slot.progress().filter(|_| view.phase == Phase::Busy),
+            progress: self.slot.progress().filter(|_| view.phase.is_running()),
             calls: view.calls,
             checkouts: observed.checkouts,
             memory: None,
             peak_memory: None,
+            cpu_seconds: None,
             peer: self.peer(),
+            client: self.slot.reported_queue().map(|(client, _, _)| client),
+            client_queued: None,
+            stack: None,
         }
+    }
+
+    /// Where the worker's call was, if the worker has shown that since it was asked during this call. Asks it otherwise, once
+    /// during each call, because a signal interrupts system calls.
+    pub(crate) fn sample_stack(&mut self, view: SlotView) -> Option<Vec<u64>> {
+        if !view.phase.is_running() {
+            return None;
+        }
+        if self.sampled_call == Some(view.calls) {
+            return self.slot.sample();
+        }
+        self.slot.clear_sample();
+        self.sampled_call = Some(view.calls);
+        let _ = kill_process(self.pid, Signal::URG);
+        None
     }
 
     /// Sends a client's connection to a spare worker. Its setup must be done unless `may_be_in_setup`.
@@ -183,8 +214,8 @@ impl Child {
         output: &mut StderrOutput,
         limit: usize,
     ) -> Option<ReadOutcome> {
-        let pid = self.pid();
-        Some(self.stderr.as_mut()?.forward(pid, output, limit))
+        let writer = self.writer();
+        Some(self.stderr.as_mut()?.forward(writer, output, limit))
     }
 
     /// Reports how many lines of standard error were omitted, if it is time. Returns the time until it
@@ -194,8 +225,8 @@ impl Child {
         output: &mut StderrOutput,
         now: Instant,
     ) -> Option<Duration> {
-        let pid = self.pid();
-        self.stderr.as_mut()?.report_omitted(pid, output, now)
+        let writer = self.writer();
+        self.stderr.as_mut()?.report_omitted(writer, output, now)
     }
 
     /// Informs the worker that its client has closed the connection, and observes it after that.
@@ -239,6 +270,14 @@ impl Child {
     pub(crate) fn request_stack(&self) {
         self.slot.clear_stack();
         let _ = kill_process(self.pid, Signal::ALARM);
+    }
+
+    /// Kills the worker because a request at the status socket wants that. Its death says so.
+    pub(crate) fn kill_on_request(&mut self) {
+        let (number, pid) = (self.number, self.pid);
+        log::warn!("worker {number} (process {pid}) is killed by a request at the status socket");
+        self.is_killed_on_request = true;
+        self.kill_group();
     }
 
     /// Kills the worker and the processes that it has started, as far as they are in its group.

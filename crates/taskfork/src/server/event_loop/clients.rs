@@ -8,16 +8,22 @@ use rustix::net::{SendFlags, send};
 
 use super::EventLoop;
 use crate::clock::now;
+use crate::peer::Peer;
 use crate::server::error::ServerError;
 use crate::server::refusal::Refusal;
+use crate::server::status::WaitingClientStatus;
 use crate::server::supervisor::{ClientId, ClientKey};
 use crate::server::watched_set::WatchedSet;
+use crate::sys;
 use crate::wire::frame::{self, PREAMBLE};
 use crate::wire::{Protocol, native};
 use crate::worker::AcceptedClient;
 
 /// How long the rest of a long first message may take after its client has waited in the queue.
 const GREETING_REST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How many clients in the queue a status shows.
+const MAX_SHOWN: usize = 50;
 
 /// The clients that have sent their first message, and have no worker.
 #[derive(Debug)]
@@ -34,6 +40,18 @@ pub(super) struct WaitingClients {
 pub(super) struct WaitingClient {
     pub(super) client: AcceptedClient,
     pub(super) protocol: Protocol,
+    /// When its first message was complete.
+    pub(super) since: Duration,
+}
+
+impl WaitingClient {
+    /// Who is at its other end. `None` on TCP.
+    fn peer(&self) -> Option<Peer> {
+        match &self.client.relayed_peer {
+            Some(peer) => Some(Peer::clone(peer)),
+            None => sys::peer_credentials(&self.client.socket).map(Peer::from),
+        }
+    }
 }
 
 impl AsFd for WaitingClient {
@@ -89,6 +107,16 @@ impl WaitingClients {
         Some(waiting)
     }
 
+    /// Those in the queue that have waited longest.
+    pub(super) fn status(&self, now: Duration) -> Vec<WaitingClientStatus> {
+        let longest = self.queued.iter().take(MAX_SHOWN);
+        let status = longest.map(|(_, client)| WaitingClientStatus {
+            peer: client.peer(),
+            seconds: now.saturating_sub(client.since).as_secs_f64(),
+        });
+        status.collect()
+    }
+
     /// Gives back a client that a spare worker has not taken.
     pub(super) fn give_back(&mut self, key: ClientKey, client: WaitingClient) {
         self.current = Some((key, client));
@@ -109,7 +137,8 @@ impl EventLoop {
         protocol: Protocol,
         id: ClientId,
     ) {
-        let key = self.connections.waiting.set_current(WaitingClient { client, protocol });
+        let key =
+            self.connections.waiting.set_current(WaitingClient { client, protocol, since: now() });
         self.supervisor.handle_client(key, id);
         self.carry_out_actions();
     }
@@ -136,7 +165,7 @@ impl EventLoop {
 
     /// Returns whether the client is there and is watched.
     fn watch_waiting(&mut self, key: ClientKey, mut waiting: WaitingClient) -> bool {
-        let WaitingClient { client, protocol } = &mut waiting;
+        let WaitingClient { client, protocol, .. } = &mut waiting;
         if *protocol == Protocol::Native {
             if !send_wait(&client.socket, &self.all_in_use()) {
                 // The client is gone, or does not read.
@@ -146,7 +175,7 @@ impl EventLoop {
         }
         match self.connections.waiting.queued.insert_as(key.0, waiting, EventFlags::RDHUP) {
             Ok(()) => true,
-            Err((WaitingClient { client, protocol }, errno)) => {
+            Err((WaitingClient { client, protocol, .. }, errno)) => {
                 let refusal = Refusal::busy(protocol, format!("it cannot be watched: {errno}"));
                 let refusal = refusal.with_client(&client);
                 self.refuse(client.socket, refusal);
@@ -157,7 +186,7 @@ impl EventLoop {
 
     /// Refuses a client because the queue is full.
     pub(super) fn refuse_busy(&mut self, key: ClientKey) {
-        if let Some(WaitingClient { client, protocol }) = self.connections.waiting.take(key) {
+        if let Some(WaitingClient { client, protocol, .. }) = self.connections.waiting.take(key) {
             let refusal = Refusal::busy(protocol, self.all_in_use()).with_client(&client);
             self.refuse(client.socket, refusal);
         }
@@ -173,7 +202,7 @@ impl EventLoop {
         let Some(waiting) = self.connections.waiting.take(key) else {
             return self.supervisor.handle_assign_failed(number);
         };
-        let WaitingClient { client, protocol } = waiting;
+        let WaitingClient { client, protocol, since } = waiting;
         let assigned = match self.children.get_mut(number) {
             Some(child) => child.assign_client(client, may_be_in_setup),
             None => Err(client),
@@ -185,11 +214,13 @@ impl EventLoop {
                     process.partial_forks.move_up(child.role_descriptor_mut());
                 }
                 children.note_low(number, |descriptor| process.partial_forks.is_low(descriptor));
-                self.supervisor.handle_assigned(number, now());
+                let now = now();
+                self.status.counters.waits.add(now.saturating_sub(since));
+                self.supervisor.handle_assigned(number, now);
                 self.watch_client(number);
             }
             Err(client) => {
-                self.connections.waiting.give_back(key, WaitingClient { client, protocol });
+                self.connections.waiting.give_back(key, WaitingClient { client, protocol, since });
                 self.supervisor.handle_assign_failed(number);
             }
         }

@@ -69,7 +69,8 @@ struct InheritedFds {
 impl EventLoop {
     /// Forks a worker for `client`. Refuses the client if that fails.
     pub(super) fn fork_for_client(&mut self, number: u64, key: ClientKey) {
-        let Some(WaitingClient { client, protocol }) = self.connections.waiting.take(key) else {
+        let Some(WaitingClient { client, protocol, since }) = self.connections.waiting.take(key)
+        else {
             return self.supervisor.handle_fork_failed();
         };
         let failed = match client.socket.try_clone() {
@@ -78,6 +79,9 @@ impl EventLoop {
             }
             Err(error) => Some((ClientSource::Accepted(client), ForkError::Kernel(error))),
         };
+        if failed.is_none() {
+            self.status.counters.waits.add(now().saturating_sub(since));
+        }
         if let Some((source, error)) = failed {
             self.supervisor.handle_fork_failed();
             let refusal = Refusal::busy(protocol, error.to_string());
@@ -230,7 +234,7 @@ impl EventLoop {
     fn fork_child(&self, needed: impl Iterator<Item = RawFd>) -> Result<ForkSide, ForkError> {
         let Self { process, children, supervisor, .. } = self;
         let (stderr, writer) = match self.options.stderr {
-            Stderr::Capture | Stderr::Log => {
+            Stderr::Capture | Stderr::Log | Stderr::Hide => {
                 let (captured, writer) = CapturedStderr::new()?;
                 (Some(captured), Some(writer))
             }

@@ -9,6 +9,7 @@ use super::EventLoop;
 use super::state::Descendants;
 use crate::clock::now;
 use crate::server::child::Child;
+use crate::server::recent_deaths::RecentDeath;
 use crate::server::scratch::ScratchFolder;
 use crate::server::worker_exit::{WorkerExit, WorkerRules};
 use crate::server::worker_groups::WorkerGroups;
@@ -100,7 +101,7 @@ impl EventLoop {
             self.replace_guardian();
         }
         let is_relayed = child.is_relayed();
-        let WorkerExit { slot, mut notification, mut stack, cause, spare_failure } = child.reap(
+        let exit = child.reap(
             &known,
             &mut self.logs.stderr,
             &mut self.logs.limits.deaths,
@@ -115,6 +116,17 @@ impl EventLoop {
                     .is_some_and(|groups| groups.is_memory_exceeded(number)),
             },
         );
+        let WorkerExit { slot, mut notification, mut stack, cause, spare_failure, death } = exit;
+        if last.calls > 0 {
+            self.status.counters.calls.add(slot.counted_calls(), &self.options.methods);
+        }
+        if let Some(status) = death {
+            let at = now().saturating_sub(self.status.started_at);
+            self.status
+                .counters
+                .recent_deaths
+                .add(RecentDeath { status, stack: stack.clone() }, at);
+        }
         // The client's user is asked for only if that decides anything: it is a system call.
         let has_details = stack.is_some() || notification.has_details();
         let shares_details = self.options.access.details;

@@ -55,12 +55,21 @@ struct State {
     process: Process,
     since: Instant,
     last_end: Option<(Instant, ServerExit)>,
-    /// Its program has requested a shutdown, so it is not replaced.
-    is_shut_down: bool,
+    /// How its program has requested its end. It is not replaced then.
+    shutdown: Option<EndRequest>,
     /// A thread waits for its end.
     has_watcher: bool,
     /// Why it could not be started again.
     restart_failure: Option<String>,
+}
+
+/// How a program has requested the end of its server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EndRequest {
+    /// By a method of the handle.
+    Requested,
+    /// It has dropped the handle.
+    Dropped,
 }
 
 enum Process {
@@ -77,6 +86,8 @@ pub(crate) struct ServerExit {
     pub(crate) end: End,
     /// The error that it has reported.
     pub(crate) reason: Option<Failure>,
+    /// How this program had requested it before.
+    pub(crate) shutdown: Option<EndRequest>,
 }
 
 static SERVERS: Mutex<Vec<Weak<Shared>>> = Mutex::new(Vec::new());
@@ -98,7 +109,7 @@ fn close_channels() {
         if let Some(server) = server.upgrade() {
             let mut state = lock(&server.state);
             state.channel = None;
-            let end = ServerExit { pid: state.pid, end: End::Unknown, reason: None };
+            let end = ServerExit::unknown(state.pid, None);
             // This closes the pidfd.
             state.process = Process::Ended(end);
         }
@@ -116,7 +127,7 @@ impl SpawnedServer {
             process: Process::Runs(Arc::new(pidfd)),
             since: Instant::now(),
             last_end: None,
-            is_shut_down: false,
+            shutdown: None,
             has_watcher: false,
             restart_failure: None,
         };
@@ -165,11 +176,19 @@ impl SpawnedServer {
         matches!(self.0.lock_refreshed().process, Process::Runs(_))
     }
 
-    /// How the server has ended for good. `None` if it has not, or is being replaced.
+    /// How the server has ended for good, or is about to because this program has requested that. `None` if it
+    /// serves, or is being replaced.
     pub(crate) fn end(&self) -> Option<ServerExit> {
-        match &self.0.lock_refreshed().process {
+        let state = self.0.lock_refreshed();
+        match &state.process {
             Process::Ended(end) => Some(end.clone()),
-            Process::Runs(_) | Process::Restarting => None,
+            Process::Runs(_) => state.requested_end(),
+            // It died before it was asked to end, and is not replaced any more.
+            Process::Restarting => state
+                .last_end
+                .as_ref()
+                .filter(|_| state.shutdown.is_some())
+                .map(|(_, end)| end.clone()),
         }
     }
 
@@ -219,8 +238,12 @@ impl SpawnedServer {
 
     /// Asks the server to shut down gracefully. It is not replaced.
     pub(crate) fn shut_down(&self) {
+        self.request_end(EndRequest::Requested);
+    }
+
+    fn request_end(&self, shutdown: EndRequest) {
         let mut state = self.0.lock_refreshed();
-        state.is_shut_down = true;
+        state.shutdown.get_or_insert(shutdown);
         state.close_channel();
         self.0.changed.notify_all();
     }
@@ -228,7 +251,7 @@ impl SpawnedServer {
     /// Kills the server. It is not replaced.
     pub(crate) fn kill(&self) {
         let mut state = self.0.lock_refreshed();
-        state.is_shut_down = true;
+        state.shutdown.get_or_insert(EndRequest::Requested);
         if let Process::Runs(pidfd) = &state.process {
             // It may have ended already.
             let _ = pidfd_send_signal(&**pidfd, Signal::KILL);
@@ -239,7 +262,7 @@ impl SpawnedServer {
     /// Shuts down the server after its handle was dropped, and has a thread reap it. If no thread
     /// can be started, a zombie stays until this program ends.
     pub(crate) fn release(&self) {
-        self.shut_down();
+        self.request_end(EndRequest::Dropped);
         if self.0.lock_refreshed().is_process_left() {
             self.watch();
         }
@@ -280,14 +303,22 @@ impl State {
     /// The channel to the server.
     fn open_channel(&self) -> io::Result<&OwnedFd> {
         let down = || io::Error::new(io::ErrorKind::NotConnected, self.describe_down());
-        self.channel.as_ref().filter(|_| !self.is_shut_down).ok_or_else(down)
+        self.channel.as_ref().filter(|_| self.shutdown.is_none()).ok_or_else(down)
     }
 
     fn is_process_left(&self) -> bool {
         !matches!(self.process, Process::Ended(_))
     }
 
+    /// The end that this program has requested.
+    fn requested_end(&self) -> Option<ServerExit> {
+        self.shutdown.is_some().then(|| ServerExit::unknown(self.pid, self.shutdown))
+    }
+
     fn describe_down(&self) -> String {
+        if let (Process::Runs(_), Some(end)) = (&self.process, self.requested_end()) {
+            return end.to_string();
+        }
         match (&self.process, &self.last_end, &self.restart_failure) {
             (Process::Ended(end), ..) => end.to_string(),
             (Process::Restarting, Some((_, end)), None) => format!("{end}, and is being replaced"),
@@ -324,14 +355,14 @@ impl Shared {
         let Process::Runs(pidfd) = &state.process else { return };
         let Some(end) = reap(pidfd, WaitIdOptions::EXITED | WaitIdOptions::NOHANG) else { return };
         let message = state.channel.take().and_then(|socket| last_message(&socket));
-        let is_intended = state.is_shut_down
+        let is_intended = state.shutdown.is_some()
             || end == End::Exited(0)
             || matches!(message, Some(ServerMessage::Ended(_)));
         let reason = match message {
             Some(ServerMessage::Failed(reason) | ServerMessage::Ended(reason)) => Some(reason),
             _ => None,
         };
-        let ended = ServerExit { pid: state.pid, end, reason };
+        let ended = ServerExit { pid: state.pid, end, reason, shutdown: state.shutdown };
         state.last_end = Some((Instant::now(), ended.clone()));
         state.restart_failure = None;
         if self.launch.is_some() && !is_intended {
@@ -369,9 +400,21 @@ fn last_message(socket: &OwnedFd) -> Option<ServerMessage> {
     last
 }
 
+impl ServerExit {
+    fn unknown(pid: u32, shutdown: Option<EndRequest>) -> Self {
+        Self { pid, end: End::Unknown, reason: None, shutdown }
+    }
+}
+
 impl From<ServerExit> for FatalError {
-    fn from(ServerExit { pid, end, reason }: ServerExit) -> Self {
-        Self::ServerEnded { pid, end, reason }
+    fn from(ServerExit { pid, end, reason, shutdown }: ServerExit) -> Self {
+        match (shutdown, reason) {
+            (Some(shutdown), None) => {
+                let handle_dropped = shutdown == EndRequest::Dropped;
+                Self::ServerShutDown { pid, handle_dropped }
+            }
+            (_, reason) => Self::ServerEnded { pid, end, reason },
+        }
     }
 }
 

@@ -53,19 +53,20 @@ impl Shared {
             let name = launch.name();
             tracing::info!(name, "the server is started again after {}", seconds(pause));
             let state = lock(&self.state);
-            let waited = self.changed.wait_timeout_while(state, pause, |state| !state.is_shut_down);
+            let waited =
+                self.changed.wait_timeout_while(state, pause, |state| state.shutdown.is_none());
             let (mut state, _) = ignore_poison(waited);
-            if state.is_shut_down {
+            if state.shutdown.is_some() {
                 return self.cancel_restart(&mut state);
             }
             let previous = state.address.clone();
             drop(state);
-            let is_shut_down = || lock(&self.state).is_shut_down;
+            let is_shut_down = || lock(&self.state).shutdown.is_some();
             let started = launch.start(previous.as_ref(), &is_shut_down);
             let mut state = lock(&self.state);
             let RunningServer { pid, pidfd, channel, address } = match started {
                 Ok(started) => started,
-                Err(_) if state.is_shut_down => return self.cancel_restart(&mut state),
+                Err(_) if state.shutdown.is_some() => return self.cancel_restart(&mut state),
                 Err(error) => {
                     state.restart_failure = Some(error.to_string());
                     drop(state);
@@ -84,10 +85,10 @@ impl Shared {
                 since: Instant::now(),
                 restart_failure: None,
                 last_end: state.last_end.take(),
-                is_shut_down: state.is_shut_down,
+                shutdown: state.shutdown,
                 has_watcher: true,
             };
-            if state.is_shut_down {
+            if state.shutdown.is_some() {
                 state.close_channel();
             }
             self.changed.notify_all();

@@ -25,6 +25,8 @@ pub(crate) struct Exit {
 #[derive(Debug)]
 pub(crate) struct ExitFacts {
     pub(crate) pid: u32,
+    /// The process id of the program that was the worker.
+    pub(crate) program: Option<u32>,
     pub(crate) end: End,
     /// SIGALRM has ended it.
     pub(crate) is_alarm: bool,
@@ -127,10 +129,15 @@ impl Explanation {
         match self.phase {
             // A spare worker has no client.
             _ if self.is_spare || !facts.is_reportable => None,
-            // The client would take a notice in the middle of an answer for the rest of that answer.
-            Phase::AnsweringLong | Phase::Handshake | Phase::Spare if !is_corrupt => None,
+            // The client would take a notice in the middle of a message for the rest of that message.
+            Phase::AnsweringLong | Phase::SendingItem | Phase::Handshake | Phase::Spare
+                if !is_corrupt =>
+            {
+                None
+            }
             phase => Some(DeathNotice {
                 pid: facts.pid,
+                program: facts.program,
                 end: facts.end,
                 reason: self.reason,
                 during: phase.activity().filter(|_| !is_corrupt),
@@ -160,6 +167,7 @@ mod tests {
     fn facts(phase: Phase, calls: u64) -> ExitFacts {
         ExitFacts {
             pid: 1,
+            program: None,
             end: End::Exited(3),
             is_alarm: false,
             last: SlotView { phase, calls, since: NOW },
@@ -210,7 +218,7 @@ mod tests {
 
     #[test]
     fn there_is_no_notice_where_it_would_be_taken_for_something_else() {
-        for phase in [Phase::AnsweringLong, Phase::Handshake, Phase::Spare] {
+        for phase in [Phase::AnsweringLong, Phase::SendingItem, Phase::Handshake, Phase::Spare] {
             assert_eq!(notice(&exit(None), facts(phase, 1)), None);
         }
         let facts_of_json = ExitFacts { is_reportable: false, ..facts(Phase::Busy, 1) };

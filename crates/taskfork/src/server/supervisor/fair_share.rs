@@ -99,7 +99,7 @@ pub(crate) fn choose_eviction(all: &[AssignedWorker], waiting: ClientId) -> Opti
         let is_new = in_client(waiting) == 0;
         assigned.client != waiting
             && (assigned.is_idle() || assigned.is_used && assigned.age >= MIN_EVICTION_AGE)
-            && theirs >= if is_new { own.max(1) } else { own + 2 }
+            && theirs >= own + if is_new { 1 } else { 2 }
     };
     let chosen = all.iter().filter(may_lose).max_by_key(|assigned| {
         let is_idle = assigned.is_idle();

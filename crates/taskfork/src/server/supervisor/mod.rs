@@ -47,7 +47,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 pub(crate) use action::{Action, ClientKey, Config, ConnectionKey, HandshakeFailure, Purpose};
-pub(crate) use exit::{Exit, ExitFacts};
+pub(crate) use exit::{Exit, ExitFacts, Explanation};
 pub(crate) use fair_share::{ClientId, PeerId};
 use handshakes::Handshakes;
 #[cfg(test)]

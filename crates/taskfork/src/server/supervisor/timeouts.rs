@@ -208,7 +208,8 @@ impl Worker {
         let kill = match self.fate {
             Fate::Living => None,
             // If it has gone on meanwhile, the limit has nothing to do with its end.
-            Fate::Suspected(suspicion) => (suspicion.view == last).then_some(suspicion.reason),
+            Fate::Suspected(suspicion) => (!last.has_gone_on_since(suspicion.view))
+                .then_some(KillReason { view: Some(last), ..suspicion.reason }),
             Fate::Stopping(reason) | Fate::Killed(reason) => Some(*reason),
         };
         let Self { role, leaving, alarmed_call, forked_at, .. } = self;
@@ -302,9 +303,11 @@ impl Worker {
         actions: &mut Actions,
     ) -> Option<Duration> {
         let view = observed.view;
-        match &self.fate {
+        match &mut self.fate {
             Fate::Stopping(_) | Fate::Killed(_) => return None,
-            Fate::Suspected(suspicion) if suspicion.view == view => {
+            Fate::Suspected(suspicion) if !view.has_gone_on_since(suspicion.view) => {
+                // The kill holds only for exactly what the worker does.
+                suspicion.view = view;
                 if observed.has_stack {
                     let reason = suspicion.reason;
                     actions.push_back(self.stop(number, reason, view));
@@ -323,7 +326,7 @@ impl Worker {
         if !view.phase.can_hang() {
             return timeout.map(|timeout| now.saturating_add(timeout));
         }
-        let call_deadline = observed.hard_deadline.filter(|_| view.phase == Phase::Busy);
+        let call_deadline = observed.hard_deadline.filter(|_| view.phase.is_running());
         let hang_deadline = timeout.map(|timeout| view.since.saturating_add(timeout));
         let due = earlier(call_deadline, hang_deadline)?;
         if due > now {

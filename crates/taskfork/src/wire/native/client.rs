@@ -95,7 +95,7 @@ pub(crate) struct CallMeta<'a> {
     pub(crate) input: bool,
 }
 
-#[taskfork_macros::startup_code]
+#[cfg_attr(feature = "server", taskfork_macros::startup_code)]
 impl<'a> FromClient<'a> {
     pub(crate) fn decode(body: &'a [u8]) -> Result<Self, WireError> {
         let mut reader = Reader::new(body);

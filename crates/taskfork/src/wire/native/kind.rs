@@ -28,6 +28,7 @@ pub(in crate::wire) const DEATH: u64 = 3;
 pub(super) const TELEMETRY: u64 = 4;
 pub(in crate::wire) const SKIPPED: u64 = 5;
 pub(super) const QUEUED: u64 = 9;
+pub(super) const SET_UP: u64 = 14;
 
 // From a gateway, behind what the worker and the server have sent.
 pub(super) const END: u64 = 10;

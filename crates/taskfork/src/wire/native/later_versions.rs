@@ -57,7 +57,8 @@ fn from_worker() -> Vec<Vec<Value>> {
         vec![9.into(), map(&[("reason", "all are busy".into())])],
         vec![10.into(), end],
         vec![11.into(), answer, "item".into()],
-        vec![12.into(), none, 1.into(), 2.into()],
+        vec![12.into(), none.clone(), 1.into(), 2.into()],
+        vec![14.into(), none],
     ]
 }
 
@@ -114,7 +115,8 @@ fn later_keys_of_errors_change_nothing() {
 fn later_kinds_and_other_numbers_of_elements_are_violations() {
     for kind in 14..300 {
         let message = [kind.into(), map(&[])];
-        assert!(read(true, &message).is_err() && read(false, &message).is_err(), "{kind}");
+        assert!(read(true, &message).is_err(), "{kind}");
+        assert!(kind == 14 || read(false, &message).is_err(), "{kind}");
     }
     for (is_from_client, message) in messages() {
         let more = [&message[..], &[Value::Nil]].concat();

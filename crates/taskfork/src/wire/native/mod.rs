@@ -20,8 +20,8 @@ pub(crate) use transport::{is_transport_message, put_rings};
 #[cfg(feature = "spans")]
 pub(crate) use worker::put_trace_header;
 pub(crate) use worker::{
-    FromWorker, StreamEnd, Telemetry, put_error, put_log, put_ok, put_progress, put_queued,
-    put_skipped, skipped_call,
+    FromWorker, StreamEnd, Telemetry, is_of_begun_call, put_error, put_log, put_ok, put_progress,
+    put_queued, put_set_up, put_skipped, skipped_call,
 };
 pub(in crate::wire) use worker::{put_end, put_log_with};
 

@@ -28,7 +28,13 @@ impl<'a> Item<'a> {
             }
             Ok(true)
         })?;
-        Ok(Self { call, cost, value: reader.rest() })
+        let value = reader.rest();
+        let mut behind = Reader::new(value);
+        // What is no value is the error of the item; the decoder says what is wrong with it.
+        if behind.value().is_ok() && !behind.rest().is_empty() {
+            return Err(WireError::malformed("an item has more than one value"));
+        }
+        Ok(Self { call, cost, value })
     }
 }
 
@@ -140,6 +146,19 @@ mod tests {
         let expected = Item { call: Some(3), cost: u64::MAX, value: &[7] };
         assert!(matches!(FromWorker::decode(&out), Ok(FromWorker::Item(item)) if item == expected));
         assert!(matches!(FromClient::decode(&out), Ok(FromClient::Item(item)) if item == expected));
+    }
+
+    #[test]
+    fn an_item_is_one_value() {
+        let mut out = Vec::new();
+        put_item(&mut out);
+        out.extend([0x92, 7, 8]);
+        assert!(FromWorker::decode(&out).is_ok() && FromClient::decode(&out).is_ok());
+        out.push(7);
+        let refusals = [FromWorker::decode(&out).err(), FromClient::decode(&out).err()];
+        for error in refusals.map(Option::unwrap) {
+            assert!(error.to_string().contains("more than one value"), "{error}");
+        }
     }
 
     #[test]

@@ -1,14 +1,15 @@
 //! Messages about how the next message is transported. Both sides send them.
 
-use super::kind::{END, FILES, RINGS, SHM, kind_of};
+use super::kind::{END, FILES, RINGS, SET_UP, SHM, kind_of};
 use crate::wire::WireError;
 use crate::wire::fields::skip_map;
 use crate::wire::frame;
 use crate::wire::msgpack::{Reader, put_array, put_map, put_uint};
 
-/// Whether a message concerns the transport of others, or the end of the stream, and is neither a call nor an answer.
+/// Whether a message concerns the transport of others, the worker itself or the end of the stream, and is neither a call
+/// nor an answer.
 pub(crate) fn is_transport_message(message: &[u8]) -> bool {
-    kind_of(message).is_some_and(|kind| [FILES, SHM, RINGS, END].contains(&kind))
+    kind_of(message).is_some_and(|kind| [FILES, SHM, RINGS, END, SET_UP].contains(&kind))
 }
 
 /// Appends a frame that announces the descriptors of the next message.

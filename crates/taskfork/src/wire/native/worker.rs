@@ -3,7 +3,7 @@
 use log_defer::Message;
 
 use super::kind::{
-    CREDIT, DEATH, END, ERROR, FILES, HELLO, ITEM, JSON, OK, QUEUED, RINGS, SHM, SKIPPED,
+    CREDIT, DEATH, END, ERROR, FILES, HELLO, ITEM, JSON, OK, QUEUED, RINGS, SET_UP, SHM, SKIPPED,
     TELEMETRY, kind_of,
 };
 use super::stream::{self, CALL_NUMBER, Item};
@@ -14,7 +14,7 @@ use crate::wire::death_notice::DeathNotice;
 use crate::wire::error_body::ErrorBody;
 use crate::wire::fields::{MapWriter, read_map, skip_map};
 use crate::wire::hello::WorkerHello;
-use crate::wire::msgpack::{Reader, put_array, put_nil, put_str, put_uint};
+use crate::wire::msgpack::{Reader, put_array, put_map, put_nil, put_str, put_uint};
 use crate::wire::shm::ShmMessage;
 use crate::wire::values::ValueFormat;
 
@@ -45,6 +45,8 @@ pub(crate) enum FromWorker<'a> {
     Telemetry(Telemetry<'a>),
     /// From the server: this connection waits for a worker, for this reason. The hello follows later.
     Queued(&'a str),
+    /// `setup` has succeeded: calls may have begun from here on.
+    SetUp,
     /// The call with this number was not begun, because an earlier one failed or because it was cancelled.
     Skipped {
         call: Option<u64>,
@@ -112,6 +114,7 @@ impl<'a> FromWorker<'a> {
                 })?;
                 Ok(Self::Queued(reason))
             }
+            (SET_UP, 2) => skip_map(&mut reader).map(|()| Self::SetUp),
             (END, 2) => StreamEnd::read(&mut reader).map(Self::End),
             (SKIPPED, 2) => Ok(Self::Skipped { call: AnswerMeta::read(&mut reader)?.call }),
             (kind, fields) => Err(WireError::malformed(format!(
@@ -198,8 +201,21 @@ pub(crate) fn skipped_call(message: &[u8]) -> Option<u64> {
     }
 }
 
+/// Whether a message can only come from a call that has begun.
+pub(crate) fn is_of_begun_call(message: &[u8]) -> bool {
+    kind_of(message).is_some_and(|kind| [OK, ITEM, CREDIT].contains(&kind))
+}
+
+/// Appends the message that `setup` has succeeded.
+#[cfg_attr(feature = "server", taskfork_macros::startup_code)]
+pub(crate) fn put_set_up(out: &mut Vec<u8>) {
+    put_array(out, 2);
+    put_uint(out, SET_UP);
+    put_map(out, 0);
+}
+
 /// Appends the beginning of an answer. The caller appends the result, which was first encoded in `format`.
-#[taskfork_macros::startup_code]
+#[cfg_attr(feature = "server", taskfork_macros::startup_code)]
 pub(crate) fn put_ok(out: &mut Vec<u8>, call: Option<u64>, format: ValueFormat) {
     put_array(out, 3);
     put_uint(out, OK);

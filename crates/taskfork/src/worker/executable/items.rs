@@ -6,6 +6,7 @@ use crate::blob;
 use crate::emitter::{EmitError, Port};
 use crate::wire::attachments::Attachments;
 use crate::wire::credit::Window;
+use crate::wire::gather_frame::GatherFrame;
 use crate::wire::native::{self, Item};
 use crate::wire::values::EncodeError;
 use crate::wire::{WireError, frame};
@@ -21,6 +22,15 @@ pub(super) struct Items {
     window: Window,
     /// Why no further item is passed on.
     end: Option<EmitError>,
+}
+
+/// What the program must learn when an item has been passed on.
+pub(super) enum Passed {
+    Nothing,
+    /// The frame that gives it further credit.
+    Credit(GatherFrame),
+    /// No further items are wanted.
+    Unwanted,
 }
 
 impl Items {
@@ -47,36 +57,27 @@ impl Items {
         self.window.receive(item.cost, length, files)
     }
 
-    /// Passes an item on. Waits while the client is behind. Returns a frame for the program, if it must learn something:
-    /// further credit, or once that no further items are wanted.
+    /// Passes an item on. Waits while the client is behind. Returns what the program must learn.
     pub(super) fn pass_on(
         &mut self,
         item: &Item<'_>,
         files: Attachments,
-    ) -> Result<Option<Vec<u8>>, WireError> {
+    ) -> Result<Passed, WireError> {
         if self.end.is_some() {
             // The program has not seen the cancellation yet.
-            return Ok(None);
+            return Ok(Passed::Unwanted);
         }
         let sent = blob::within(None, files, || {
             self.port.send(&mut |out| blob::pass_on(item.value, out).map_err(EncodeError))
         });
-        let mut out = Vec::new();
-        match sent {
-            Ok(()) => match self.window.take(item.cost) {
-                None => return Ok(None),
-                Some(credit) => {
-                    frame::write_control(&mut out, |out| {
-                        native::put_credit(out, self.call, credit)
-                    })?;
-                }
-            },
-            Err(error) => {
-                self.end = Some(error);
-                frame::write_control(&mut out, |out| native::put_cancel(out, self.call))?;
-            }
+        if let Err(error) = sent {
+            self.end = Some(error);
+            return Ok(Passed::Unwanted);
         }
-        Ok(Some(out))
+        let Some(credit) = self.window.take(item.cost) else { return Ok(Passed::Nothing) };
+        let mut out = GatherFrame::default();
+        frame::write_control(&mut out.bytes, |out| native::put_credit(out, self.call, credit))?;
+        Ok(Passed::Credit(out))
     }
 
     /// The error of the call if one of its items could not be sent to the client.

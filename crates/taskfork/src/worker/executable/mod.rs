@@ -4,6 +4,7 @@
 //! the server and to the real client, it is a worker like any other: it has a slot of the scoreboard,
 //! deadlines and limits. It exits as the program exits.
 
+mod input;
 mod items;
 mod program;
 mod translate;
@@ -136,6 +137,11 @@ impl Interface<Program> for ProgramInterface {
 
     /// The program knows which of its methods stream, and answers calls of others with an error.
     fn streams(&self, _method: Option<&str>, _interface: Option<&str>) -> bool {
+        true
+    }
+
+    /// As for [`streams`](Self::streams).
+    fn takes_input(&self, _method: Option<&str>, _interface: Option<&str>) -> bool {
         true
     }
 

@@ -1,24 +1,27 @@
 //! A running program and the worker's connection to it.
 
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, FdFlags, retry_on_intr};
 use rustix::net::{RecvFlags, SendFlags, recv};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::Executable;
-use super::items::Items;
+use super::input::{Input, Next};
+use super::items::{Items, Passed};
 use super::translate;
 use crate::blob;
 use crate::context::context;
 use crate::error::BoxError;
 use crate::error::Failure;
 use crate::sys;
+use crate::time_limit::timespec;
 use crate::wire::attachments::Attachments;
 use crate::wire::frame::{self, PREAMBLE};
 use crate::wire::gather_frame::GatherFrame;
@@ -29,6 +32,7 @@ use crate::wire::{Protocol, WireError};
 use crate::worker::WorkerSandbox;
 use crate::worker::error_reply::ErrorReply;
 use crate::worker::interface::{Reply, Request};
+use crate::worker::telemetry;
 
 /// The environment variable with the number of the program's descriptor.
 const FD_VARIABLE: &str = "TASKFORK_FD";
@@ -42,6 +46,12 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The exit status of a worker whose program broke the protocol: `EX_PROTOCOL` of sysexits.
 const PROTOCOL_STATUS: i32 = 76;
+
+/// While the program is sent a message during a call, at most so much more than its longest message is received from it.
+const RECEIVED_AHEAD: usize = 1 << 20;
+
+const NO_INPUT: &str =
+    "the workers of this server are programs that take no input: make a call without one";
 
 const NO_ITEMS: &str =
     "the workers of this server are programs that stream no items: make a call, and no stream";
@@ -63,6 +73,44 @@ pub(crate) struct Program {
     pending_answer: Option<Vec<u8>>,
     /// How many calls the program has been sent.
     calls: u64,
+    /// It knows that nobody wants the call that runs.
+    is_cancelled: bool,
+}
+
+/// The signal that the program gets at the deadline of a call.
+#[derive(Debug, Default)]
+struct Alarm {
+    /// `None` if it gets none, or has got it.
+    time: Option<Instant>,
+}
+
+/// What a read from the program has shown.
+#[derive(Debug, PartialEq, Eq)]
+enum Received {
+    /// The program may say more.
+    Open,
+    /// It has closed its end.
+    End,
+}
+
+impl Alarm {
+    fn at_deadline(program: &WorkerHello) -> Self {
+        Self { time: context().deadline().filter(|_| program.wants_alarm) }
+    }
+
+    /// When it must be sent.
+    fn time(&self) -> Option<Instant> {
+        self.time
+    }
+
+    fn send_if_due(&mut self, program: &Child) {
+        if self.time.take_if(|at| *at <= Instant::now()).is_some()
+            && let Some(pid) = Pid::from_raw(program.id().cast_signed())
+        {
+            // This fails only if the program has exited, which the next read shows.
+            let _ = kill_process(pid, Signal::ALARM);
+        }
+    }
 }
 
 impl Program {
@@ -96,6 +144,7 @@ impl Program {
             format!("cannot start the program {}: {error}{hint}", executable.program.display())
         })?;
         drop(theirs);
+        telemetry::set_program(child.id());
         sys::defer_mirroring(true);
         sys::disable_stack_capture();
         sys::mirror_exit_of(child.id(), &ours)?;
@@ -111,6 +160,7 @@ impl Program {
             announced_files: 0,
             pending_answer: None,
             calls: 0,
+            is_cancelled: false,
         };
         if executable.protocol == Protocol::Native {
             program.handshake(&executable.name)?;
@@ -132,10 +182,10 @@ impl Program {
         frame::write_control(&mut out, |out| hello.put(out))?;
         self.send(&out);
         while !frame::take_preamble(&mut self.inbox)? {
-            self.receive(false)?;
+            self.receive(true);
         }
         let max_frame = std::mem::replace(&mut self.max_frame, MAX_HELLO);
-        let body = self.read_message()?;
+        let body = self.read_message(&mut Alarm::default(), None)?;
         self.max_frame = max_frame;
         match FromWorker::decode(&body)? {
             FromWorker::Hello(hello) => match hello.incompatibility() {
@@ -167,13 +217,19 @@ impl Program {
         if request.port().is_some() && !self.hello.sends_items {
             return Reply(Err(ErrorReply::arguments(&NO_ITEMS)));
         }
+        if request.input().is_some() && !self.hello.takes_input {
+            return Reply(Err(ErrorReply::arguments(&NO_INPUT)));
+        }
         let mut items = request.port().map(|port| Items::new(port, self.calls + 1));
-        if let Err(reason) = self.send_call(&request, items.as_ref()) {
+        let mut input = request.input().map(|port| Input::new(port, self.calls + 1));
+        if let Err(reason) = self.send_call(&request, items.as_ref(), input.is_some()) {
             return Reply(Err(ErrorReply::arguments(&reason)));
         }
         self.calls += 1;
+        self.is_cancelled = false;
+        let mut alarm = Alarm::at_deadline(&self.hello);
         loop {
-            let body = match self.read_message() {
+            let body = match self.read_message(&mut alarm, input.as_mut()) {
                 Ok(body) => body,
                 Err(error) => self.fail(&error),
             };
@@ -181,7 +237,8 @@ impl Program {
                 Ok(FromWorker::Ok { call, value, .. }) => {
                     self.check_number(call);
                     let files = self.take_files();
-                    if let Some(error) = items.and_then(|items| items.error()) {
+                    let error = items.and_then(|items| items.error());
+                    if let Some(error) = error.or_else(|| input.and_then(|input| input.error())) {
                         return Reply(Err(error));
                     }
                     return blob::within(None, files, || request.forward(value));
@@ -191,12 +248,21 @@ impl Program {
                     let Some(items) = &mut items else {
                         self.fail(&"it streams items, which this call does not read");
                     };
-                    self.pass_on(items, &item, body.len());
+                    self.pass_on(items, &item, body.len(), &mut alarm);
                 }
                 Ok(FromWorker::Files(count)) => self.announced_files = count,
+                Ok(FromWorker::Credit { call, credit }) => {
+                    self.check_number(Some(call));
+                    match input.as_mut().map(|input| input.grant(credit)) {
+                        Some(Ok(())) => {}
+                        Some(Err(what)) => self.fail(&format!("it {what}")),
+                        None => self.fail(&"it gives credit for an input, which this call has not"),
+                    }
+                }
                 Ok(FromWorker::Error { call, body }) => {
                     self.check_number(call);
-                    return Reply(Err(ErrorReply::received(&body)));
+                    let error = input.and_then(|input| input.error());
+                    return Reply(Err(error.unwrap_or_else(|| ErrorReply::received(&body))));
                 }
                 Ok(FromWorker::Telemetry(telemetry)) => translate::merge(&telemetry),
                 Ok(other) => self.fail(&format!("{other:?} is no answer")),
@@ -216,28 +282,88 @@ impl Program {
     }
 
     /// Passes an item on, whose message has this length.
-    fn pass_on(&mut self, items: &mut Items, item: &Item<'_>, length: usize) {
+    fn pass_on(&mut self, items: &mut Items, item: &Item<'_>, length: usize, alarm: &mut Alarm) {
         let files = self.take_files();
         if let Err(violation) = items.check(item, length, files.files.len()) {
             self.fail(&format!("it sent {violation}"));
         }
         match items.pass_on(item, files) {
             // This fails only if the program has ended. What it said before is still read.
-            Ok(Some(frame)) => drop(self.socket.write_all(&frame)),
-            Ok(None) => {}
+            Ok(Passed::Credit(frame)) => _ = self.send_while_receiving(&frame, alarm),
+            Ok(Passed::Unwanted) => self.cancel(alarm),
+            Ok(Passed::Nothing) => {}
             Err(error) => self.fail(&error),
         }
     }
 
-    /// Sends a call, whose items are read if there are `items`. Fails if the program does not accept its arguments.
-    fn send_call(&mut self, request: &Request<'_>, items: Option<&Items>) -> Result<(), String> {
+    /// Tells the program once that nobody wants the call that runs.
+    fn cancel(&mut self, alarm: &mut Alarm) {
+        if std::mem::replace(&mut self.is_cancelled, true) {
+            return;
+        }
+        let mut message = GatherFrame::default();
+        frame::put(&mut message.bytes, |out| native::put_cancel(out, self.calls));
+        // As for credit.
+        let _ = self.send_while_receiving(&message, alarm);
+    }
+
+    /// Waits for an item of the input and sends it to the program. Returns earlier if the program says something.
+    fn send_input(&mut self, input: &mut Input, alarm: &mut Alarm) {
+        // There may be an item at any time, so that nothing is waited for.
+        alarm.send_if_due(&self.child);
+        let limits = translate::limits(&self.hello);
+        match input.next(self.socket.as_fd(), alarm.time(), limits) {
+            Next::Message(message) => {
+                if !self.send_while_receiving(&message, alarm) {
+                    input.end();
+                }
+            }
+            Next::Cancelled => self.cancel(alarm),
+            Next::Nothing => self.receive(false),
+        }
+    }
+
+    /// Sends a message while a call runs. Receives meanwhile, because the program may write a long message, and reads
+    /// nothing before that is gone. Returns false if the program has ended: what it said before is still read.
+    fn send_while_receiving(&mut self, message: &GatherFrame, alarm: &mut Alarm) -> bool {
+        let mut sent = 0;
+        while sent < message.len() {
+            let (slices, count) = message.slices(sent);
+            let files = if sent == 0 { &message.files[..] } else { &[] };
+            match sys::send_files(&self.socket, &slices[..count], files, SendFlags::DONTWAIT) {
+                Ok(bytes) => sent += bytes,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => {
+                    let has_room = self.inbox.len() < self.max_frame.saturating_add(RECEIVED_AHEAD);
+                    let read = if has_room { PollFlags::IN } else { PollFlags::empty() };
+                    self.wait(read | PollFlags::OUT, alarm);
+                    // Its answer may be among what it said before it ended.
+                    if has_room && self.try_receive(false) == Received::End {
+                        return false;
+                    }
+                }
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+
+    /// Sends a call, whose items are read if there are `items`, and which may have an input. Fails if the program does not
+    /// accept its arguments.
+    fn send_call(
+        &mut self,
+        request: &Request<'_>,
+        items: Option<&Items>,
+        has_input: bool,
+    ) -> Result<(), String> {
         let (method, args) = (request.method(), request.args());
         if self.scanner.is_some() {
             self.check_no_input();
             let call = translate::json_call(method, args, self.max_frame)?;
             self.send(&call);
         } else {
-            let call = translate::native_call(method, args, items.map(Items::credit), &self.hello)?;
+            let credit = items.map(Items::credit);
+            let call = translate::native_call(method, args, credit, has_input, &self.hello)?;
             self.send_gathered(&call);
         }
         Ok(())
@@ -285,64 +411,79 @@ impl Program {
         }
     }
 
-    /// Waits for a message. Returns its body in the encoding of the native protocol.
+    /// Waits for a message. Returns its body in the encoding of the native protocol. Sends the program meanwhile what it
+    /// takes of the input.
     ///
-    /// At the deadline of the current call, the program gets SIGALRM if its hello asks for that.
-    fn read_message(&mut self) -> Result<Vec<u8>, WireError> {
-        let deadline = context().deadline().filter(|_| self.hello.wants_alarm);
-        let mut is_alarm_sent = false;
-        if let Some(answer) = self.pending_answer.take() {
-            return Ok(answer);
-        }
+    /// At the deadline of the call, the program gets SIGALRM if its hello asks for that.
+    fn read_message(
+        &mut self,
+        alarm: &mut Alarm,
+        mut input: Option<&mut Input>,
+    ) -> Result<Vec<u8>, WireError> {
         loop {
-            match &mut self.scanner {
+            if let Some(message) = self.take_message()? {
+                return Ok(message);
+            }
+            match input.as_deref_mut().filter(|input| input.is_wanted()) {
+                Some(input) => self.send_input(input, alarm),
                 None => {
-                    if let Some(body) = frame::take(&mut self.inbox, self.max_frame)? {
-                        return Ok(body.into());
-                    }
-                }
-                Some(scanner) => {
-                    if let Some(place) = scanner.find(&self.inbox, self.max_frame)? {
-                        let message = self.inbox.split_to(place.end);
-                        let (log, answer) =
-                            perl::from_worker(&message[place.start..], self.max_frame)?;
-                        let Some(log) = log else { return Ok(answer) };
-                        self.pending_answer = Some(answer);
-                        return Ok(log);
-                    }
+                    self.wait(PollFlags::IN, alarm);
+                    self.receive(false);
                 }
             }
-            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-            if !is_alarm_sent && left.is_some_and(|left| left.is_zero()) {
-                is_alarm_sent = true;
-                if let Some(pid) = Pid::from_raw(self.child.id().cast_signed()) {
-                    // This fails only if the program has exited, which the next read shows.
-                    let _ = kill_process(pid, Signal::ALARM);
-                }
-            }
-            // The worker's own SIGALRM may arrive just before the wait. The read timeout ends the wait
-            // then.
-            let wait = left.filter(|left| !is_alarm_sent && !left.is_zero());
-            let _ = self.socket.set_read_timeout(wait);
-            self.receive(wait.is_some())?;
         }
     }
 
-    /// Waits for bytes and receives them. With `has_timeout`, none may arrive.
-    fn receive(&mut self, has_timeout: bool) -> Result<(), WireError> {
+    /// The next message that has arrived as a whole, if there is one.
+    fn take_message(&mut self) -> Result<Option<Vec<u8>>, WireError> {
+        if let Some(answer) = self.pending_answer.take() {
+            return Ok(Some(answer));
+        }
+        let Some(scanner) = &mut self.scanner else {
+            return Ok(frame::take(&mut self.inbox, self.max_frame)?.map(Into::into));
+        };
+        let Some(place) = scanner.find(&self.inbox, self.max_frame)? else { return Ok(None) };
+        let message = self.inbox.split_to(place.end);
+        let (log, answer) = perl::from_worker(&message[place.start..], self.max_frame)?;
+        let Some(log) = log else { return Ok(Some(answer)) };
+        self.pending_answer = Some(answer);
+        Ok(Some(log))
+    }
+
+    /// Waits until the socket is ready. Sends the program its SIGALRM meanwhile.
+    fn wait(&mut self, flags: PollFlags, alarm: &mut Alarm) {
+        loop {
+            alarm.send_if_due(&self.child);
+            let left = alarm.time().map(|at| at.saturating_duration_since(Instant::now()));
+            match poll(&mut [PollFd::new(&self.socket, flags)], left.map(timespec).as_ref()) {
+                Ok(ready) if ready > 0 => return,
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => self.fail(&errno),
+            }
+        }
+    }
+
+    /// Receives bytes. With `wait`, waits for the first. Otherwise none may be there. Exits as the program if it has ended.
+    fn receive(&mut self, wait: bool) {
+        if self.try_receive(wait) == Received::End {
+            self.exit_with_program();
+        }
+    }
+
+    /// The same, but returns at the end of what the program has said.
+    fn try_receive(&mut self, wait: bool) -> Received {
         let room = frame::room_for_next_read(&self.inbox).max(self.inbox.len().min(1 << 20));
         self.inbox.reserve(room);
-        match sys::receive_files(&self.socket, &mut self.inbox, &mut self.files, true) {
-            Ok(length) if length > 0 => {}
-            Err(Errno::INTR) => {}
-            Err(Errno::AGAIN) if has_timeout => {}
+        match sys::receive_files(&self.socket, &mut self.inbox, &mut self.files, wait) {
+            Ok(length) if length > 0 => Received::Open,
+            Err(Errno::INTR) => Received::Open,
+            Err(Errno::AGAIN) if !wait => Received::Open,
             Err(errno) => match WireError::of_read(&errno.into()) {
                 Some(error) => self.fail(&error),
-                None => self.exit_with_program(),
+                None => Received::End,
             },
-            Ok(_) => self.exit_with_program(),
+            Ok(_) => Received::End,
         }
-        Ok(())
     }
 
     /// Exits as the program exits, after the program has closed its end.

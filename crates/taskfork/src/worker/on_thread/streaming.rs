@@ -2,7 +2,9 @@
 
 use std::cell::RefCell;
 use std::fmt;
+use std::os::fd::BorrowedFd;
 use std::rc::Rc;
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -141,6 +143,20 @@ impl InputPort for Streaming {
             }
         }
     }
+
+    /// Nothing else is read in such a worker, which is no program's.
+    fn next_or(
+        &self,
+        _other: Option<BorrowedFd<'_>>,
+        _until: Option<Instant>,
+        decode: &mut dyn FnMut(&[u8]) -> Result<(), String>,
+    ) -> Result<Option<bool>, ReceiveError> {
+        self.next(decode).map(Some)
+    }
+
+    fn prepare_wait(&self) -> Option<BorrowedFd<'static>> {
+        None
+    }
 }
 
 impl State {
@@ -255,7 +271,7 @@ impl State {
         out.fit(self.client).map_err(EmitError::Item)?;
         match out.len() - HEADER_LEN {
             length if length > limit => {
-                Err(EmitError::Item(WireError::TooLarge { length, limit }.to_string()))
+                Err(EmitError::Item(WireError::TooLarge { length, limit }.for_sender()))
             }
             _ => Ok((out.copy_from(0), cost)),
         }

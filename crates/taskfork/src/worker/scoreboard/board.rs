@@ -4,11 +4,8 @@ use std::io;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
-use super::layout::{
-    CHECKOUTS, CLIENT, CLIENT_GONE, DEADLINE, DEATH_UNREPORTABLE, HARD_DEADLINE, METHOD, PROGRESS,
-    RETIRE, SINCE, SKIPPED, STACK_READY, STATE, VIOLATION, WAITING, WAITING_AT, WAKEUP, WORKERS,
-    pack,
-};
+use super::layout::{CALLS, SINCE, STACK, STATE, TABLE_WORDS, WAKEUP, WORKERS, pack};
+use super::method_table;
 use super::server_slot::ServerSlot;
 use super::worker_slot::WorkerSlot;
 use crate::clock::now;
@@ -62,12 +59,10 @@ impl Scoreboard {
             return Err(error);
         }
         let words = self.pages.page(index);
-        let counters = [CLIENT_GONE, RETIRE, HARD_DEADLINE, STACK_READY, CHECKOUTS, SKIPPED];
-        let rest = [METHOD, DEADLINE, DEATH_UNREPORTABLE, CLIENT, WAITING, WAITING_AT];
-        let rest = rest.into_iter().chain([VIOLATION, PROGRESS]);
-        for word in counters.into_iter().chain(rest) {
-            words[word].store(0, SeqCst);
-        }
+        // All of them, so that no word of a dead worker is ever forgotten. Stacks have words in front that say whether they are
+        // there.
+        words[..STACK].iter().for_each(|word| word.store(0, SeqCst));
+        method_table::clear(&words[CALLS..CALLS + TABLE_WORDS]);
         let since = now();
         words[SINCE].store(nanoseconds(since), SeqCst);
         words[STATE].store(pack(Phase::Handshake, 0), SeqCst);

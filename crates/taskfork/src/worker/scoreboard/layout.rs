@@ -1,6 +1,8 @@
 //! What the words of a slot and of the published page mean. Times are in nanoseconds on the clock of
 //! [`now`](super::now).
 
+use crate::histogram::Histogram;
+use crate::sys::MAX_STACK_FRAMES;
 use crate::worker::phase::Phase;
 
 /// See [`pack`].
@@ -22,6 +24,8 @@ pub(super) const SKIPPED: usize = 7;
 /// The first 64 bytes of the method that runs or has run last.
 pub(super) const METHOD: usize = 8;
 pub(super) const METHOD_WORDS: usize = 8;
+/// The same in bytes.
+pub(crate) const METHOD_BYTES: usize = METHOD_WORDS * 8;
 /// When the timeout of the current call is over, or 0 for never.
 pub(super) const DEADLINE: usize = 16;
 /// 1 if the client's protocol has no message that reports a worker's death.
@@ -43,8 +47,27 @@ pub(super) const PROGRESS_TOTAL: usize = 24;
 /// What is done: text of 64 bytes, filled up with zeros.
 pub(super) const PROGRESS_TEXT: usize = 25;
 pub(super) const PROGRESS_TEXT_WORDS: usize = 8;
+/// The number of addresses at [`SAMPLE`] plus 1, or 0 if there is no sample of the stack.
+pub(super) const SAMPLE_READY: usize = 34;
+/// The process id of the program that the worker runs, or 0.
+pub(super) const PROGRAM: usize = 35;
 /// The addresses of the worker's stack.
 pub(super) const STACK: usize = 64;
+/// The addresses of the worker's stack when the server asked for a sample.
+pub(super) const SAMPLE: usize = STACK + MAX_STACK_FRAMES;
+/// The calls by method, see [`method_table`](super::method_table).
+pub(super) const CALLS: usize = SAMPLE + MAX_STACK_FRAMES;
+/// The most methods that have an entry of their own in that table. The last entry is for all others.
+pub(super) const COUNTED_METHODS: usize = 8;
+/// How many words an entry has before the method's name, and in all: one for each range of time stands behind the name.
+pub(super) const ENTRY_NAME: usize = 3;
+pub(super) const ENTRY: usize = ENTRY_NAME + METHOD_WORDS + Histogram::RANGES;
+/// How many words the table has.
+pub(super) const TABLE_WORDS: usize = (COUNTED_METHODS + 1) * ENTRY;
+/// How many words of the slot are used.
+const END: usize = CALLS + TABLE_WORDS;
+// The smallest page of any kernel.
+const _: () = assert!(END * size_of::<u64>() <= 4096);
 
 /// In the published page: when the server scans the slots next.
 pub(super) const WAKEUP: usize = 0;

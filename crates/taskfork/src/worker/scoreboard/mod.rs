@@ -3,11 +3,12 @@
 //! judged. So a late kill cannot hit the next call.
 //!
 //! A worker can write any value to its slot at any time. So the server reads the state in one place,
-//! [`ServerSlot::read`], and rejects impossible values there. No value in a slot names another process
-//! or another slot.
+//! [`ServerSlot::read`], and rejects impossible values there. No value in a slot names another slot, or a process for
+//! anything but texts.
 
 mod board;
 mod layout;
+mod method_table;
 mod server_slot;
 mod stop;
 #[cfg(test)]
@@ -16,7 +17,8 @@ mod worker_slot;
 
 pub(crate) use super::phase::Phase;
 pub(crate) use board::Scoreboard;
-pub(crate) use layout::MAX_COUNT;
+pub(crate) use layout::{MAX_COUNT, METHOD_BYTES};
+pub(crate) use method_table::{CountedCalls, UNKNOWN_METHOD};
 pub(crate) use server_slot::{Corruption, ServerSlot, SlotView};
 pub(crate) use stop::{Retirement, StopRequest};
 pub(crate) use worker_slot::WorkerSlot;

@@ -6,11 +6,12 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use super::layout::{
-    CHECKOUTS, CLIENT, CLIENT_GONE, DEADLINE, DEATH_UNREPORTABLE, HARD_DEADLINE, MAX_COUNT,
-    MAX_WAITING, METHOD, METHOD_WORDS, PROGRESS, PROGRESS_DONE, PROGRESS_TEXT, PROGRESS_TEXT_WORDS,
-    PROGRESS_TOTAL, RETIRE, SINCE, SKIPPED, STACK, STACK_READY, STATE, VIOLATION, WAITING,
-    WAITING_AT, pack,
+    CALLS, CHECKOUTS, CLIENT, CLIENT_GONE, DEADLINE, DEATH_UNREPORTABLE, HARD_DEADLINE, MAX_COUNT,
+    MAX_WAITING, METHOD, METHOD_WORDS, PROGRAM, PROGRESS, PROGRESS_DONE, PROGRESS_TEXT,
+    PROGRESS_TEXT_WORDS, PROGRESS_TOTAL, RETIRE, SAMPLE, SAMPLE_READY, SINCE, SKIPPED, STACK,
+    STACK_READY, STATE, TABLE_WORDS, VIOLATION, WAITING, WAITING_AT, pack,
 };
+use super::method_table::{self, CountedCalls};
 use super::stop::{Retirement, StopRequest};
 use crate::clock::now;
 use crate::progress::Progress;
@@ -42,6 +43,17 @@ pub(crate) struct SlotView {
     pub(crate) calls: u64,
     /// When the worker entered the phase, or began the call that it answers or has answered.
     pub(crate) since: Duration,
+}
+
+impl SlotView {
+    /// Whether a worker that shows this has gone on since it showed `before`. One that only sends items of a call has not.
+    pub(crate) fn has_gone_on_since(self, before: Self) -> bool {
+        let is_same_call = self.calls == before.calls
+            && self.since == before.since
+            && self.phase.is_running()
+            && before.phase.is_running();
+        self != before && !is_same_call
+    }
 }
 
 /// A value in a slot that an intact worker cannot have written.
@@ -208,14 +220,39 @@ impl ServerSlot {
 
     /// The addresses on the worker's stack, once the worker has reported them.
     pub(crate) fn stack(&self) -> Option<Vec<u64>> {
-        let length = self.words[STACK_READY].load(SeqCst).checked_sub(1)?;
+        self.addresses(STACK_READY, STACK)
+    }
+
+    /// Removes an earlier sample of the worker's stack.
+    pub(crate) fn clear_sample(&self) {
+        self.words[SAMPLE_READY].store(0, SeqCst);
+    }
+
+    /// The addresses on the worker's stack when it was asked for a sample, once the worker has reported them.
+    pub(crate) fn sample(&self) -> Option<Vec<u64>> {
+        self.addresses(SAMPLE_READY, SAMPLE)
+    }
+
+    fn addresses(&self, ready: usize, at: usize) -> Option<Vec<u64>> {
+        let length = self.words[ready].load(SeqCst).checked_sub(1)?;
         let length = usize::try_from(length).unwrap_or(MAX_STACK_FRAMES).min(MAX_STACK_FRAMES);
-        Some(self.words[STACK..STACK + length].iter().map(|word| word.load(SeqCst)).collect())
+        Some(self.words[at..at + length].iter().map(|word| word.load(SeqCst)).collect())
+    }
+
+    /// The calls that the worker has counted, by method.
+    pub(crate) fn counted_calls(&self) -> Vec<CountedCalls> {
+        method_table::read(&self.words[CALLS..CALLS + TABLE_WORDS], load_text)
     }
 
     /// The number of the system call for which the worker says that its sandbox killed it.
     pub(crate) fn violation(&self) -> Option<u64> {
         self.words[VIOLATION].load(SeqCst).checked_sub(1)
+    }
+
+    /// The process id of the program that the worker says it runs. It is for people only, because it may be any.
+    pub(crate) fn program(&self) -> Option<u32> {
+        let pid = u32::try_from(self.words[PROGRAM].load(SeqCst)).ok()?;
+        (1..=i32::MAX as u32).contains(&pid).then_some(pid)
     }
 
     /// The first 64 bytes of the method that runs or has run last.

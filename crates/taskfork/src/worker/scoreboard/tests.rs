@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering::SeqCst;
 use proptest::prelude::*;
 
 use super::layout::{
-    MAX_WAITING, METHOD_WORDS, PROGRESS, PROGRESS_TEXT, RETIRE, SINCE, SKIPPED, STACK_READY, STATE,
-    pack,
+    MAX_WAITING, METHOD_WORDS, PROGRESS, PROGRESS_TEXT, RETIRE, SINCE, SKIPPED, STACK, STACK_READY,
+    STATE, pack,
 };
 use super::server_slot::{CLOCK_TOLERANCE, Corruption};
 use super::*;
@@ -46,14 +46,31 @@ fn a_condemned_worker_begins_nothing() {
 }
 
 #[test]
+fn a_worker_shows_nothing_of_the_one_that_had_its_slot_before() {
+    let mut board = Scoreboard::new().unwrap();
+    let (server, worker) = slot(&mut board);
+    worker.set_program(77);
+    assert_eq!(server.program(), Some(77));
+    // A worker can write to all of them.
+    worker.words[..STACK].iter().for_each(|word| word.store(7, SeqCst));
+    let index = server.index();
+    board.quarantine(server);
+    board.release_quarantined();
+    let (server, worker) = slot(&mut board);
+    assert_eq!((server.index(), server.program()), (index, None));
+    let left = |at: &usize| ![STATE, SINCE].contains(at) && worker.words[*at].load(SeqCst) != 0;
+    assert_eq!((0..STACK).find(left), None);
+}
+
+#[test]
 fn a_call_goes_on_after_a_long_item_unless_the_server_has_stopped_it() {
     let (mut server, worker) = slot(&mut Scoreboard::new().unwrap());
     worker.enter(Phase::Busy).unwrap();
     let begun = server.read().unwrap();
-    worker.enter(Phase::AnsweringLong).unwrap();
+    worker.enter(Phase::SendingItem).unwrap();
     assert_eq!(worker.resume_call(), Ok(()));
     assert_eq!(server.read(), Ok(begun));
-    worker.enter(Phase::AnsweringLong).unwrap();
+    worker.enter(Phase::SendingItem).unwrap();
     let view = server.read().unwrap();
     assert!(server.try_stop(view, StopRequest::Kill));
     assert_eq!(worker.resume_call(), Err(StopRequest::Kill));

@@ -5,11 +5,12 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
 use super::layout::{
-    CHECKOUTS, CLIENT, CLIENT_GONE, DEADLINE, DEATH_UNREPORTABLE, HARD_DEADLINE, MAX_WAITING,
-    METHOD, METHOD_WORDS, PROGRESS, PROGRESS_DONE, PROGRESS_TEXT, PROGRESS_TEXT_WORDS,
-    PROGRESS_TOTAL, RETIRE, SINCE, SKIPPED, STACK, STACK_READY, STATE, VIOLATION, WAITING,
-    WAITING_AT, WAKEUP, WORKERS, pack,
+    CALLS, CHECKOUTS, CLIENT, CLIENT_GONE, DEADLINE, DEATH_UNREPORTABLE, HARD_DEADLINE,
+    MAX_WAITING, METHOD, METHOD_WORDS, PROGRAM, PROGRESS, PROGRESS_DONE, PROGRESS_TEXT,
+    PROGRESS_TEXT_WORDS, PROGRESS_TOTAL, RETIRE, SAMPLE, SAMPLE_READY, SINCE, SKIPPED, STACK,
+    STACK_READY, STATE, TABLE_WORDS, VIOLATION, WAITING, WAITING_AT, WAKEUP, WORKERS, pack,
 };
+use super::method_table;
 use super::stop::{Retirement, StopRequest};
 use crate::clock::now;
 use crate::progress::Progress;
@@ -46,6 +47,23 @@ impl WorkerSlot {
         Some(StackSink { stack, ready: &self.words[STACK_READY] })
     }
 
+    /// Where the handler of SIGURG writes a sample of the stack.
+    pub(crate) fn sample_sink(&self) -> Option<StackSink> {
+        let stack = self.words[SAMPLE..].first_chunk::<MAX_STACK_FRAMES>()?;
+        Some(StackSink { stack, ready: &self.words[SAMPLE_READY] })
+    }
+
+    /// Counts the call that runs, and ends now. Its method does not exist if it `is_unknown`.
+    pub(crate) fn count_call(&self, has_failed: bool, is_unknown: bool) {
+        let time = now().saturating_sub(Duration::from_nanos(self.words[SINCE].load(Relaxed)));
+        let table = &self.words[CALLS..CALLS + TABLE_WORDS];
+        let name = match is_unknown {
+            true => &method_table::UNKNOWN_METHOD_WORDS[..],
+            false => &self.words[METHOD..METHOD + METHOD_WORDS],
+        };
+        method_table::count(table, name, time, has_failed);
+    }
+
     /// Where the handler of SIGSYS writes the number of a system call.
     pub(crate) fn violation_word(&self) -> &'static AtomicU64 {
         &self.words[VIOLATION]
@@ -60,6 +78,11 @@ impl WorkerSlot {
     /// Sets whether the client's protocol has a message that reports the worker's death.
     pub(crate) fn set_death_reportable(&self, is_reportable: bool) {
         self.words[DEATH_UNREPORTABLE].store(u64::from(!is_reportable), SeqCst);
+    }
+
+    /// Shows which program the worker runs.
+    pub(crate) fn set_program(&self, pid: u32) {
+        self.words[PROGRAM].store(u64::from(pid), SeqCst);
     }
 
     /// Sets the client's number.
@@ -153,15 +176,15 @@ impl WorkerSlot {
         }
     }
 
-    /// Runs the call on that has sent a part of its results. Fails if the server has stopped the worker. The server
+    /// Runs the call on that has sent a long item. Fails if the server has stopped the worker. The server
     /// enforces deadlines only while a call runs, so the caller wakes it if one has passed meanwhile.
     pub(crate) fn resume_call(&self) -> Result<(), StopRequest> {
         let calls = self.calls();
-        let (sending, running) = (pack(Phase::AnsweringLong, calls), pack(Phase::Busy, calls));
+        let (sending, running) = (pack(Phase::SendingItem, calls), pack(Phase::Busy, calls));
         match self.words[STATE].compare_exchange(sending, running, SeqCst, SeqCst) {
             Ok(_) => Ok(()),
             // The server has changed it, so this returns what it wants.
-            Err(_) => self.enter(Phase::AnsweringLong),
+            Err(_) => self.enter(Phase::SendingItem),
         }
     }
 

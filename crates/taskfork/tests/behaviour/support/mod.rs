@@ -3,6 +3,7 @@
 pub(crate) mod access_control;
 #[cfg(feature = "spans")]
 pub(crate) mod capture;
+pub(crate) mod inputs;
 pub(crate) mod logged;
 pub(crate) mod processes;
 pub(crate) mod programs;

@@ -93,7 +93,7 @@ pub(crate) fn run_requested() -> bool {
             print_error(crate::streams::server(Server::builder().listen(address)));
         }
         ["serve_inputs", address] => {
-            print_error(crate::inputs::server(Server::builder().listen(address)));
+            print_error(crate::support::inputs::server(Server::builder().listen(address)));
         }
         ["serve_slow_setup", address] => print_error(crate::time_limits::serve_slow_setup(address)),
         // Also on a service manager's socket, at the address `-`.

@@ -115,7 +115,7 @@ impl ClientBuilder {
             shared_memory: self.shared_memory,
             copy_shared_memory: self.copy_shared_memory,
             peer: self.peer,
-            required: RequiredInterfaces::new(self.required),
+            required: RequiredInterfaces::new(self.required, self.required_names),
         })
     }
 }

@@ -46,9 +46,10 @@ impl ClientBuilder {
         self
     }
 
-    /// Sets how many checkouts may wait for a worker. `None` means any number.
+    /// Sets how many checkouts may wait for a worker that another one holds. `None` means any number.
     ///
-    /// Defaults to `None`. With the queue full, one checkout fails at once with
+    /// Defaults to `None`. A checkout for which a worker is being connected does not count, up to
+    /// [`max_workers`](Self::max_workers), as long as the server takes connections. With the queue full, one checkout fails at once with
     /// [`FatalError::Overloaded`](crate::error::FatalError::Overloaded): which one,
     /// [`overload`](Self::overload) says. With 0 no checkout waits.
     ///

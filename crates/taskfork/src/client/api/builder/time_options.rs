@@ -40,10 +40,10 @@ impl ClientBuilder {
     /// calls at once, each of which has its own time.
     ///
     /// The worker and its server keep the time, as they do for `timeout`: at the limit the worker is told, and
-    /// killed after [`grace`](Self::grace). The client ends a call by itself if the server has not done so 2
-    /// seconds later. For that it takes a call to run when the worker has all of it and has answered the calls before
-    /// it. For the first call of a checkout it relies on `timeout`, because it does not learn when `setup`, or
-    /// `checkout_done` of the checkout before, has ended. A server in Perl keeps no time. There the client ends
+    /// killed after [`grace`](Self::grace). If the server has not killed it 2 seconds later, the client ends the call. The
+    /// client counts from when the worker has all of the call and has answered the calls before it. It does not end the
+    /// first call of a checkout in this way, because it does not learn when `setup`, or `checkout_done` of the checkout
+    /// before, has ended. There it relies on `timeout`. A server in Perl keeps no time. There the client ends
     /// each call at the limit.
     ///
     /// ```

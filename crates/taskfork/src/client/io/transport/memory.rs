@@ -468,8 +468,9 @@ impl Transport for Memory {
         false
     }
 
-    fn shut_down_reading(&self) {
+    fn stop_input(&mut self, _: &mut Context<'_>) -> bool {
         self.end_reading();
+        true
     }
 }
 

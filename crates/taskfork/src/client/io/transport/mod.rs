@@ -75,11 +75,16 @@ pub(crate) trait Transport: fmt::Debug + Send {
         false
     }
 
-    /// Prevents the other side from sending. What it has sent can still be read.
-    fn shut_down_reading(&self) {}
+    /// Prevents the other side from sending, and returns true. What it has sent can still be read. If this transport cannot
+    /// do that, the other side learns instead that this one sends no more, and returns false.
+    fn stop_input(&mut self, context: &mut Context<'_>) -> bool;
 
     /// Prepares for long messages.
     fn enlarge_send_buffer(&mut self) {}
+
+    /// Keeps this until the stream is dropped.
+    #[cfg(all(feature = "nats", feature = "tls"))]
+    fn hold(&mut self, _held: taskfork_nats::HeldSession) {}
 
     /// Watches for room, or not. It is worth it while answers follow soon.
     fn watch_writable(&mut self, _watches: bool) {}
@@ -112,7 +117,7 @@ pub(crate) enum OtherWay {}
 #[cfg(not(all(feature = "nats", feature = "tls")))]
 impl OtherWay {
     /// The worker's hello has come.
-    pub(crate) fn leave(self) {
+    pub(crate) fn leave(self, _: &mut dyn Transport) {
         match self {}
     }
 

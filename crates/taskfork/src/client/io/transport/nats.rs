@@ -1,9 +1,10 @@
 //! Connections through NATS, to a node of a service.
 
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::panic::{RefUnwindSafe, UnwindSafe};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -11,18 +12,27 @@ use std::time::Duration;
 use bytes::BytesMut;
 use rustix::io::Errno;
 use taskfork_nats::async_nats::ConnectOptions;
-use taskfork_nats::{Acquired, Error, Fleet, FleetOptions, Label, Route, Session, SessionError};
+use taskfork_nats::{
+    Acquired, Error, Fleet, FleetOptions, Holder, Label, Route, Session, SessionError,
+};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncWrite};
 use tokio::sync::Mutex;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{Connected, OnWait, Transport};
 use crate::address::nats::NatsAddress;
 use crate::client::proto::disconnect::PathEnd;
+use crate::display::seconds;
 use crate::wire::gather_frame::OutgoingFile;
 
 /// How long a client waits in the queues of nodes. A checkout that gives up cancels it.
 const FOREVER: Duration = Duration::MAX;
+
+/// How often a client that waits asks whether nodes run by now.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+
+/// After this time a client says that a NATS server has not greeted. It goes on waiting.
+const GREETING: Duration = Duration::from_millis(500);
 
 /// How long the end of a client waits for an attempt that connects to NATS.
 const FLUSH: Duration = Duration::from_secs(1);
@@ -44,6 +54,8 @@ pub(crate) struct Placement {
     pub(crate) labels: Vec<Label>,
     /// What prefers a node.
     pub(crate) key: Option<String>,
+    /// Counts the workers. Each pool has its own.
+    pub(crate) holder: Holder,
 }
 
 /// How a client connects to NATS.
@@ -86,13 +98,13 @@ impl NatsContext {
         route: Route,
         on_wait: Option<OnWait<'_>>,
     ) -> io::Result<(Fleet, Acquired)> {
-        let fleet = self.fleet(address).await?;
-        let Placement { labels, key } = &self.placement;
-        let acquire = |wait| fleet.acquire_by(labels, key.as_deref(), wait, route);
+        let fleet = beside(self.fleet(address), tell_silence(address, on_wait)).await?;
+        let Placement { labels, key, holder } = &self.placement;
+        let acquire = |wait| fleet.acquire_by(holder, labels, key.as_deref(), wait, route);
         let acquired = match (acquire(None).await, on_wait) {
             (Err(error), Some(on_wait)) if error.is_no_room() => {
-                on_wait(error.to_string());
-                acquire(Some(FOREVER)).await
+                let telling = tell_reason(&fleet, address, &error, on_wait);
+                beside(acquire(Some(FOREVER)), telling).await
             }
             (acquired, _) => acquired,
         };
@@ -150,6 +162,49 @@ impl NatsContext {
         let urls: Vec<_> = address.urls().collect();
         Fleet::connect(&urls.join(","), &address.service, options).await
     }
+}
+
+/// Says that a NATS server does not greet, for an attempt that ends before async-nats gives up.
+async fn tell_silence(address: &NatsAddress, on_wait: Option<OnWait<'_>>) {
+    let Some(on_wait) = on_wait else { return };
+    sleep(GREETING).await;
+    on_wait(format!(
+        "no NATS server has greeted at {address} within {}: is this the port of a NATS server, and does it run?",
+        seconds(GREETING)
+    ));
+}
+
+/// Says why a client waits, at once and then more exactly: NATS answers for a service without nodes as for a full one. It
+/// goes on until a node has been seen.
+async fn tell_reason(fleet: &Fleet, address: &NatsAddress, error: &Error, on_wait: OnWait<'_>) {
+    on_wait(error.to_string());
+    let mut had_none = false;
+    while let Ok(false) = fleet.has_nodes().await {
+        if !had_none {
+            let service = &address.service;
+            on_wait(format!(
+                "no node of the service {service} runs: start one, or correct the name of the service"
+            ));
+        }
+        had_none = true;
+        sleep(ASK_AGAIN).await;
+    }
+    if had_none {
+        on_wait(error.to_string());
+    }
+}
+
+/// The output of `main`. Meanwhile `other` runs too.
+async fn beside<T>(main: impl Future<Output = T>, other: impl Future<Output = ()>) -> T {
+    let (mut main, mut other) = (pin!(main), pin!(other));
+    let mut runs = true;
+    poll_fn(|context| {
+        if runs {
+            runs = other.as_mut().poll(context).is_pending();
+        }
+        main.as_mut().poll(context)
+    })
+    .await
 }
 
 /// A stream to the node through NATS.
@@ -223,6 +278,12 @@ impl Transport for Nats {
 
     fn can_lose_answers(&self) -> bool {
         !self.session.is_read_to_end()
+    }
+
+    fn stop_input(&mut self, context: &mut Context<'_>) -> bool {
+        // What is left is sent by the session itself.
+        let _ = Pin::new(&mut self.session).poll_shutdown(context);
+        false
     }
 }
 

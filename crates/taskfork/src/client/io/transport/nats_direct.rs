@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use taskfork_nats::{Acquired, Fleet, Grant, Route};
 
 use super::nats::{NatsContext, relayed};
-use super::{Connected, Connector, OnWait, tls, write_all};
+use super::{Connected, Connector, OnWait, Transport, tls, write_all};
 use crate::address::nats::NatsAddress;
 use crate::client::proto::handshake::HandshakeError;
 use crate::error::ConnectionError;
@@ -50,7 +50,7 @@ pub(super) async fn connect(
             let (node, address) = (grant.node(), grant.address());
             let text = format!(
                 "the node {node} cannot be reached directly at {address}: {error}; allow the way through \
-                 NATS with the route Auto, or correct the address that the node tells"
+                 NATS with `NatsRoute::Auto`, or correct the address that the node tells"
             );
             Err(io::Error::new(error.kind(), text))
         }
@@ -92,10 +92,10 @@ enum Way {
 }
 
 impl OtherWay {
-    /// The worker's hello has come.
-    pub(crate) fn leave(self) {
+    /// The worker's hello has come through this stream.
+    pub(crate) fn leave(self, stream: &mut dyn Transport) {
         match self.way {
-            Way::Direct(grant) => grant.used(),
+            Way::Direct(grant) => stream.hold(grant.used()),
             Way::Promised(failed) | Way::Other(failed) => failed.avoid(),
         }
     }

@@ -7,6 +7,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
+use rustix::net::{Shutdown, shutdown};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -66,5 +67,11 @@ impl Transport for Tcp {
 
     fn can_lose_answers(&self) -> bool {
         true
+    }
+
+    fn stop_input(&mut self, _: &mut Context<'_>) -> bool {
+        // It fails only if the connection has ended.
+        let _ = shutdown(&self.0, Shutdown::Write);
+        false
     }
 }

@@ -76,7 +76,14 @@ impl TlsContext {
         if session.alpn_protocol() != Some(PROTOCOL) {
             return Err(tls_error::no_gateway());
         }
-        let stream = Tls { tcp, session, broken: None, is_complete: false };
+        let stream = Tls {
+            tcp,
+            session,
+            broken: None,
+            is_complete: false,
+            #[cfg(feature = "nats")]
+            held: None,
+        };
         Ok(Connected::new(Box::new(stream), 0))
     }
 }
@@ -100,6 +107,9 @@ struct Tls {
     broken: Option<rustls::Error>,
     /// The gateway has ended the stream, as it does behind everything that the worker has sent.
     is_complete: bool,
+    /// Counts a direct connection to a node as one of the pool's.
+    #[cfg(feature = "nats")]
+    held: Option<taskfork_nats::HeldSession>,
 }
 
 /// What could be received.
@@ -178,6 +188,11 @@ impl Tls {
 }
 
 impl Transport for Tls {
+    #[cfg(feature = "nats")]
+    fn hold(&mut self, held: taskfork_nats::HeldSession) {
+        self.held = Some(held);
+    }
+
     fn poll_write(
         &mut self,
         context: &mut Context<'_>,
@@ -248,6 +263,13 @@ impl Transport for Tls {
 
     fn can_lose_answers(&self) -> bool {
         !self.is_complete
+    }
+
+    fn stop_input(&mut self, context: &mut Context<'_>) -> bool {
+        self.session.send_close_notify();
+        // What is left is sent by the next read.
+        let _ = self.poll_flush(context);
+        false
     }
 }
 

@@ -54,6 +54,7 @@ fn certificate(reason: &CertificateError, name: &str) -> String {
             )
         }
         CertificateError::NotValidForNameContext { presented, .. } if !presented.is_empty() => {
+            let presented: Vec<_> = presented.iter().map(|name| plain_name(name)).collect();
             let presented = presented.join(", ");
             format!(
                 "{subject} is not for `{name}` but for {presented}: connect to one of these names, \
@@ -71,8 +72,18 @@ fn certificate(reason: &CertificateError, name: &str) -> String {
             "{subject} is from an unknown issuer: set the file with the certificate of its authority \
              with `tls_ca`"
         ),
+        CertificateError::BadSignature => format!(
+            "{subject} is not signed by the authority that has the name of its issuer, or the gateway does not \
+             have its key: set the file with the certificate of the authority that signs now with `tls_ca`"
+        ),
         other => format!("{subject} cannot be used: {other}"),
     }
+}
+
+/// The name itself: rustls writes names of certificates as `DnsName("adder.example")`.
+fn plain_name(name: &str) -> &str {
+    let quoted = name.split_once("(\"").and_then(|(_, rest)| rest.strip_suffix("\")"));
+    quoted.unwrap_or(name)
 }
 
 fn stream(error: &Error) -> String {
@@ -103,5 +114,16 @@ fn stream(error: &Error) -> String {
             format!("the server at this port speaks another version of TLS than 1.3: {error}")
         }
         error => format!("TLS failed: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_of_a_certificate_are_shown_as_they_are() {
+        let names = [r#"DnsName("adder.example")"#, "IpAddress(127.0.0.1)"].map(plain_name);
+        assert_eq!(names, ["adder.example", "IpAddress(127.0.0.1)"]);
     }
 }

@@ -203,9 +203,10 @@ impl Transport for Unix {
         sys::has_unread(self.socket.get_ref())
     }
 
-    fn shut_down_reading(&self) {
+    fn stop_input(&mut self, _: &mut Context<'_>) -> bool {
         // It fails only if the other side has closed the connection.
         let _ = shutdown(self.socket.get_ref(), Shutdown::Read);
+        true
     }
 
     fn enlarge_send_buffer(&mut self) {

@@ -217,6 +217,56 @@ fn sent_calls_may_be_answered_after_a_later_write_has_failed() {
     }
 }
 
+/// Ends a turn, in which no call runs any more, and another one of messages that nobody asked for.
+fn end_turn(mut checkout: Checkout) {
+    assert!(!checkout.session.handle_turn_over());
+    checkout.session.begin_turn();
+    checkout.receive(&announcement(0).repeat(1024));
+    checkout.process(Duration::ZERO);
+    assert!(checkout.session.handle_turn_over());
+}
+
+#[test]
+fn an_answer_may_take_a_whole_turn() {
+    let mut checkout = Checkout::assigned();
+    let call = checkout.call(1);
+    checkout.send_all();
+    checkout.session.begin_turn();
+    checkout.receive(&framed(|out| {
+        native::put_ok(out, Some(1), ValueFormat::MessagePack);
+        out.push(0xc6);
+        // As long as a frame may be.
+        let length = (1u32 << 20) - 64;
+        out.extend(length.to_be_bytes());
+        out.resize(out.len() + length as usize, 0);
+    }));
+    checkout.process(Duration::ZERO);
+    assert!(checkout.outcome(call).is_some());
+    end_turn(checkout);
+}
+
+/// The calls behind a failed one are skipped, and those that the client does not want any more.
+#[test]
+fn the_answers_of_many_skipped_calls_may_take_a_whole_turn() {
+    for are_abandoned in [false, true] {
+        let mut checkout = Checkout::assigned();
+        checkout.call(1);
+        let behind: Vec<_> = (0..2000).map(|_| checkout.call(1)).collect();
+        let calls = calls_in(&checkout.send_all()) as u64;
+        checkout.receive(&if are_abandoned { answer(1) } else { failure(1) });
+        checkout.process(Duration::ZERO);
+        if are_abandoned {
+            behind.into_iter().for_each(|call| checkout.session.abandon(call));
+        }
+        checkout.session.begin_turn();
+        for number in 2..=calls {
+            checkout.receive(&framed(|out| native::put_skipped(out, Some(number))));
+        }
+        checkout.process(Duration::ZERO);
+        end_turn(checkout);
+    }
+}
+
 #[test]
 fn the_search_for_the_last_message_ends() {
     let mut checkout = Checkout::assigned();

@@ -14,7 +14,7 @@ fn a_worker_whose_hello_is_late_is_replaced_and_the_call_moves() {
     checkout.connection().handle_no_input();
     // The worker is kept from greeting, and what it has sent by then is read.
     assert_eq!(checkout.process(CONNECT_TIMEOUT), Some(Need::InputStop));
-    checkout.connection().handle_input_stopped();
+    checkout.connection().handle_input_stopped(true);
     assert_eq!(checkout.process(CONNECT_TIMEOUT), Some(Need::ArrivedInput));
     checkout.connection().handle_no_input();
     assert_eq!(checkout.process(CONNECT_TIMEOUT), None);
@@ -50,7 +50,7 @@ fn the_time_of_a_call_ends_it_also_if_the_hello_is_late() {
     assert_eq!(checkout.process(TIMEOUT), Some(Need::ArrivedInput));
     checkout.connection().handle_no_input();
     assert_eq!(checkout.process(TIMEOUT), Some(Need::InputStop));
-    checkout.connection().handle_input_stopped();
+    checkout.connection().handle_input_stopped(true);
     assert_eq!(checkout.process(TIMEOUT), Some(Need::ArrivedInput));
     checkout.connection().handle_no_input();
     checkout.process(TIMEOUT);
@@ -75,7 +75,7 @@ fn a_worker_whose_hello_came_too_late_is_known_by_its_process_id() {
         assert_eq!(checkout.process(Duration::ZERO), Some(Need::ArrivedInput));
         checkout.connection().handle_no_input();
         assert_eq!(checkout.process(Duration::ZERO), Some(Need::InputStop));
-        checkout.connection().handle_input_stopped();
+        checkout.connection().handle_input_stopped(true);
         checkout.receive(&hello()[if is_queued { PREAMBLE.len() } else { 0 }..]);
         checkout.process(Duration::ZERO);
         let outcome = checkout.outcome(call);
@@ -98,7 +98,7 @@ fn a_hello_that_came_before_the_end_means_that_the_call_may_have_run() {
         let cause = FatalError::Aborted { message: "stop".to_owned() };
         checkout.session.end(cause, Loss::Used);
         assert_eq!(checkout.process(Duration::ZERO), Some(Need::InputStop));
-        checkout.connection().handle_input_stopped();
+        checkout.connection().handle_input_stopped(true);
         match &received {
             Some(bytes) => checkout.receive(bytes),
             None => checkout.connection().handle_no_input(),
@@ -109,6 +109,32 @@ fn a_hello_that_came_before_the_end_means_that_the_call_may_have_run() {
             matches!(outcome, Some(Outcome::Fatal { cause: FatalError::Aborted { .. }, .. }));
         assert!(is_abort, "{outcome:?}");
         assert_eq!(may_have_run(outcome.as_ref()), Some(has_hello));
+    }
+}
+
+#[test]
+fn the_time_of_a_call_that_may_have_begun_is_not_over_while_it_waits() {
+    for (received, stage) in [(Some(hello()), Stage::Running), (None, Stage::Waiting)] {
+        let mut checkout = Checkout::assigned_early();
+        let call = checkout.call(1);
+        checkout.send_all();
+        let (after, limit, stage_before) = (TIMEOUT, TimeoutOption::Timeout, Stage::Waiting);
+        let cause = FatalError::TimedOut { after, limit, stage: stage_before, hung: None };
+        checkout.session.end(cause, Loss::Used);
+        assert_eq!(checkout.process(Duration::ZERO), Some(Need::InputStop));
+        checkout.connection().handle_input_stopped(true);
+        match &received {
+            Some(bytes) => checkout.receive(bytes),
+            None => checkout.connection().handle_no_input(),
+        }
+        assert_eq!(checkout.process(Duration::ZERO), None);
+        match checkout.outcome(call) {
+            Some(Outcome::Fatal {
+                cause: FatalError::TimedOut { stage: told, .. },
+                may_have_run,
+            }) => assert_eq!((told, may_have_run), (stage, received.is_some())),
+            outcome => panic!("{outcome:?}"),
+        }
     }
 }
 
@@ -132,7 +158,7 @@ fn a_connection_leaves_the_servers_queue_unless_the_hello_has_come() {
         }
         checkout.connection().handle_no_input();
         assert_eq!(checkout.process(Duration::ZERO), Some(Need::InputStop));
-        checkout.connection().handle_input_stopped();
+        checkout.connection().handle_input_stopped(true);
         assert_eq!(checkout.process(Duration::ZERO), Some(Need::ArrivedInput));
         checkout.receive(&hello[..arrives_after]);
         checkout.process(Duration::ZERO);
@@ -161,7 +187,7 @@ fn a_worker_that_ends_within_its_hello_has_begun_no_call() {
         // The connection has ended.
         checkout.connection().handle_no_input();
         assert_eq!(checkout.process(Duration::ZERO), Some(Need::InputStop));
-        checkout.connection().handle_input_stopped();
+        checkout.connection().handle_input_stopped(true);
         assert_eq!(checkout.process(Duration::ZERO), Some(Need::ArrivedInput));
         checkout.connection().handle_no_input();
         checkout.process(Duration::ZERO);

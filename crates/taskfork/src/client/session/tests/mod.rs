@@ -14,9 +14,10 @@ use crate::client::proto::connection::{Connection, ConnectionConfig};
 use crate::client::proto::handshake::{PeerLimits, PendingHandshake};
 use crate::client::proto::io_types::{End, Need};
 use crate::client::proto::ring::without_memory;
-use crate::error::{FatalError, Stage};
+use crate::error::{Activity, FatalError, Stage, TimeoutOption};
 use crate::time_limit::TimeLimit;
 use crate::wire::Protocol;
+use crate::wire::death_notice::DeathNotice;
 use crate::wire::error_body::{ErrorBody, kind};
 use crate::wire::frame::{self, PREAMBLE};
 use crate::wire::gather_frame::GatherFrame;
@@ -32,6 +33,7 @@ mod handshake;
 mod inputs;
 mod retries;
 mod run_timeout;
+mod setup;
 mod streams;
 mod violations;
 
@@ -95,6 +97,14 @@ impl Checkout {
     fn assigned_remotely() -> Self {
         let mut checkout = Self::new();
         let config = ConnectionConfig { can_lose_answers: true, ..config() };
+        checkout.session.assign(Box::new(Connection::new(config)));
+        checkout
+    }
+
+    /// With a connection whose worker runs `setup`.
+    fn assigned_in_setup(can_lose_answers: bool) -> Self {
+        let mut checkout = Self::new();
+        let config = ConnectionConfig { can_lose_answers, announces_setup: true, ..config() };
         checkout.session.assign(Box::new(Connection::new(config)));
         checkout
     }
@@ -201,6 +211,7 @@ fn config() -> ConnectionConfig {
         max_shared: 1 << 20,
         copy_shared_memory: false,
         can_lose_answers: false,
+        announces_setup: false,
     }
 }
 
@@ -246,6 +257,17 @@ fn hello() -> Vec<u8> {
 fn is_result_of(outcome: Option<&Outcome>, call: u64) -> bool {
     let expected = rmp_serde::to_vec(&call).unwrap();
     matches!(outcome, Some(Outcome::Result { value, .. }) if *value == expected)
+}
+
+/// The message that `setup` has succeeded.
+fn set_up() -> Vec<u8> {
+    framed(native::put_set_up)
+}
+
+/// The server's notice that the worker has died during `setup`, after this number of calls had begun.
+fn death_in_setup(calls: u64) -> Vec<u8> {
+    let during = Some(Activity::Setup);
+    framed(|out| DeathNotice { pid: 7, calls, during, ..DeathNotice::default() }.put(out))
 }
 
 /// Whether the call ended with a fatal error, and what that says.

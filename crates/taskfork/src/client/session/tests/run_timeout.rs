@@ -140,3 +140,47 @@ fn a_worker_that_nobody_can_kill_has_the_grace() {
     let outcome = checkout.outcome(call);
     assert_eq!(timed_out(outcome), Some((RUN, TimeoutOption::RunTimeout)));
 }
+
+#[test]
+fn a_call_whose_code_was_interrupted_at_its_deadline_has_timed_out() {
+    let interrupted = |ran: Duration| {
+        let body = ErrorBody {
+            kind: kind::INTERFACE,
+            message: "DeadlineExceeded",
+            stack: Some("in work"),
+            timed_out: Some(ran.as_micros() as u64),
+            ..Default::default()
+        };
+        framed(|out| native::put_error(out, Some(1), &body))
+    };
+    let timeout = TimeLimit::new(TIMEOUT);
+    for (ran, expected) in
+        [(RUN, (RUN, TimeoutOption::RunTimeout)), (RUN / 2, (TIMEOUT, TimeoutOption::Timeout))]
+    {
+        let mut checkout = checkout(timeout, TimeKeeper::Server);
+        checkout.session.assign(connection());
+        let (call, behind) = (checkout.call(1), checkout.call(1));
+        checkout.send_all();
+        checkout.receive(&interrupted(ran));
+        checkout.process(Duration::ZERO);
+        let outcome = checkout.outcome(call);
+        let Some(Outcome::Fatal { cause: FatalError::TimedOut { hung: Some(hung), .. }, .. }) =
+            &outcome
+        else {
+            panic!("{outcome:?}");
+        };
+        assert_eq!((hung.ran_for, hung.stack.as_deref()), (ran, Some("in work")));
+        assert_eq!(timed_out(outcome), Some(expected));
+        assert!(matches!(checkout.outcome(behind), Some(Outcome::Fatal { .. })));
+        assert!(matches!(checkout.returned().0, Some(Return::Lose(Loss::Used))));
+    }
+    // The worker has a limit of its own.
+    let mut checkout = checkout(TimeLimit::NEVER, TimeKeeper::Server);
+    checkout.session.set_run_timeout(TimeLimit::NEVER);
+    checkout.session.assign(connection());
+    let call = checkout.call(1);
+    checkout.send_all();
+    checkout.receive(&interrupted(RUN));
+    checkout.process(Duration::ZERO);
+    assert!(matches!(checkout.outcome(call), Some(Outcome::Error { .. })));
+}

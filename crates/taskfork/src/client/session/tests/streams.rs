@@ -149,6 +149,41 @@ fn the_items_before_a_death_can_be_taken_and_the_call_goes_to_no_other_worker() 
 }
 
 #[test]
+fn a_stream_that_ends_without_a_notice_after_its_time_has_timed_out() {
+    for (has_item, has_unread, time, expected) in [
+        (true, false, TIMEOUT, true),
+        (true, true, TIMEOUT, true),
+        (false, false, TIMEOUT, true),
+        (true, false, TIMEOUT - Duration::from_nanos(1), false),
+    ] {
+        let mut checkout = Checkout::assigned();
+        let stream = checkout.stream(3);
+        checkout.send_all();
+        if has_item {
+            checkout.receive(&item(1, 5, 1).0);
+            checkout.process(Duration::ZERO);
+        }
+        checkout.connection().handle_end(End::Closed { has_unread });
+        checkout.process(time);
+        let outcome = checkout.outcome(stream);
+        assert_eq!(may_have_run(outcome.as_ref()), Some(true));
+        let timed_out = matches!(
+            outcome,
+            Some(Outcome::Fatal { cause: FatalError::TimedOut { after: TIMEOUT, .. }, .. })
+        );
+        assert_eq!(timed_out, expected);
+    }
+    // An answer that is no stream has its notice in front.
+    let mut checkout = Checkout::assigned();
+    let call = checkout.call(1);
+    checkout.send_all();
+    checkout.connection().handle_end(End::Closed { has_unread: false });
+    checkout.process(TIMEOUT);
+    let outcome = checkout.outcome(call);
+    assert!(matches!(outcome, Some(Outcome::Fatal { cause: FatalError::WorkerDied(_), .. })));
+}
+
+#[test]
 fn an_abandoned_stream_is_cancelled_and_its_items_are_dropped() {
     let mut checkout = Checkout::assigned();
     let stream = checkout.stream(3);
@@ -164,6 +199,21 @@ fn an_abandoned_stream_is_cancelled_and_its_items_are_dropped() {
     checkout.receive(&answer(2));
     checkout.process(Duration::ZERO);
     assert!(is_result_of(checkout.outcome(behind).as_ref(), 2));
+}
+
+#[test]
+fn an_abandoned_stream_without_a_checkout_gives_its_worker_up_at_once() {
+    let mut checkout = Checkout::assigned();
+    let stream = checkout.stream(3);
+    checkout.session.close();
+    checkout.send_all();
+    checkout.receive(&item(1, 0, 1).0);
+    checkout.process(Duration::ZERO);
+    checkout.session.abandon(stream);
+    // The worker has no chance to answer a cancellation, and to be used again.
+    let mut events = std::iter::from_fn(|| checkout.session.poll_event());
+    assert!(events.any(|event| matches!(event, Event::Returned(_, Return::Lose(_)))));
+    assert!(checkout.send_all().is_empty());
 }
 
 #[test]

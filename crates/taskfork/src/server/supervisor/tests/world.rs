@@ -291,10 +291,13 @@ impl World {
             Phase::Handshake if state.is_spare => &[Phase::Spare],
             Phase::Handshake => &[Phase::Setup, Phase::Idle],
             Phase::Setup => &[Phase::Idle],
-            Phase::Busy => &[Phase::Answering, Phase::AnsweringLong, Phase::Held],
+            Phase::Busy => {
+                &[Phase::Answering, Phase::AnsweringLong, Phase::Held, Phase::SendingItem]
+            }
             Phase::Answering => &[Phase::Held],
+            Phase::AnsweringLong => &[Phase::Held],
             // A call that streams goes on after a long item.
-            Phase::AnsweringLong => &[Phase::Held, Phase::Busy],
+            Phase::SendingItem => &[Phase::Busy],
             Phase::Held => &[Phase::CheckoutDone, Phase::Idle],
             Phase::CheckoutDone => &[Phase::Idle],
             _ => &[],
@@ -303,9 +306,9 @@ impl World {
         else {
             return;
         };
-        let is_resumed = view.phase == Phase::AnsweringLong && phase == Phase::Busy;
+        let is_resumed = view.phase == Phase::SendingItem;
         view.phase = phase;
-        if !is_resumed {
+        if !is_resumed && phase != Phase::SendingItem {
             view.since = self.now;
         }
         let leaves =
@@ -462,10 +465,10 @@ impl World {
                 assert_eq!(state.interrupted, view.calls, "worker {number} is late");
             }
             let hung = self.config.hung_worker_timeout.map(|timeout| view.since + timeout);
-            let late = slot.hard_deadline.filter(|_| view.phase == Phase::Busy);
+            let late = slot.hard_deadline.filter(|_| view.phase.is_running());
             let due = hung.into_iter().chain(late).min();
             if view.phase.can_hang() && !is_stopped && due.is_some_and(|due| due < end) {
-                let asked = state.asked.filter(|(_, asked)| *asked == view);
+                let asked = state.asked.filter(|(_, asked)| !view.has_gone_on_since(*asked));
                 let (at, _) = asked.expect("it was asked for its stack");
                 assert!(end <= at + STACK_TIMEOUT, "worker {number} hangs");
             }
@@ -678,7 +681,8 @@ impl World {
             match request {
                 StopRequest::Kill => {
                     let is_futile = matches!(view.phase, Phase::Setup | Phase::Busy);
-                    let is_asked = state.asked.is_some_and(|(_, asked)| asked == view);
+                    let is_asked =
+                        state.asked.is_some_and(|(_, asked)| !view.has_gone_on_since(asked));
                     assert!(state.is_client_gone.is_some() && is_futile || is_asked, "{view:?}");
                     state.is_killed = true;
                     state.slot.view.phase = Phase::KillPending;
@@ -687,6 +691,11 @@ impl World {
                     state.slot.view.phase = Phase::Retired;
                 }
             }
+        } else if let Some((at, asked)) = &mut state.asked
+            && !state.slot.view.has_gone_on_since(*asked)
+        {
+            // It has sent an item just now, so the server judges it once more.
+            *at = self.now;
         }
         self.supervisor.handle_stop(worker, request, has_held);
     }
