@@ -31,9 +31,8 @@ pub(crate) async fn connect(url: &str, options: ConnectOptions) -> Result<Client
             ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
                 Error::Credentials { url, source }
             }
-            ConnectErrorKind::Tls => Error::Tls { url, source },
             // The NATS client takes a certificate that is not trusted for a failed connection.
-            _ if is_tls => Error::Tls { url, source },
+            kind if is_tls || kind == ConnectErrorKind::Tls => of_tls(url, source),
             _ => Error::Unreachable { url, source },
         }
     })?;
@@ -47,6 +46,24 @@ fn is_of_tls(error: &(dyn std::error::Error + 'static)) -> bool {
         let error = error.downcast_ref::<std::io::Error>();
         error.is_some_and(|error| error.kind() == std::io::ErrorKind::InvalidData)
     })
+}
+
+/// The error of a TLS handshake. Only the texts of the library for TLS tell its causes apart here.
+fn of_tls(url: String, source: Box<async_nats::ConnectError>) -> Error {
+    let texts: Vec<String> =
+        std::iter::successors(Some(&*source as &(dyn std::error::Error + 'static)), |&error| {
+            error.source()
+        })
+        .map(ToString::to_string)
+        .collect();
+    let says = |text: &str| texts.iter().any(|known| known.contains(text));
+    if says("InvalidContentType") {
+        return Error::NoTls { url };
+    }
+    if says("CertificateRequired") || says("alert: BadCertificate") {
+        return Error::CertificateWanted { url, source };
+    }
+    Error::Tls { url, source }
 }
 
 /// The longest message, or an error if it is too short for sessions.
@@ -106,6 +123,12 @@ fn decoded(text: &str) -> String {
 }
 
 fn with_host(address: ServerAddr) -> std::io::Result<ServerAddr> {
+    let url = address.clone().into_inner();
+    if !matches!(url.path(), "" | "/") {
+        let text =
+            "it has something behind the port, such as the name of a service: leave that out";
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, text));
+    }
     if address.host().is_empty() {
         return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "it has no host"));
     }
@@ -126,12 +149,35 @@ mod tests {
 
     #[tokio::test]
     async fn a_wrong_address_is_an_error_that_says_what_is_right() {
-        for url in ["", "http://localhost:4222", "nats://", "nats://host:port", "nats://a b"] {
+        for url in [
+            "",
+            "http://localhost:4222",
+            "nats://",
+            "nats://host:port",
+            "nats://a b",
+            "nats://a:1/s",
+        ] {
             let error = connect(url, ConnectOptions::new()).await.unwrap_err();
 
             assert!(matches!(error, Error::Url { .. }), "{url:?}: {error}");
             assert!(error.to_string().contains("nats://HOST:PORT"), "{error}");
         }
+    }
+
+    #[test]
+    fn causes_of_tls_are_told_apart() {
+        let error = |text: &'static str| {
+            let source = std::io::Error::new(std::io::ErrorKind::InvalidData, text);
+            let error = async_nats::ConnectError::with_source(ConnectErrorKind::Io, source);
+            assert!(is_of_tls(&error));
+            of_tls("tls://h".to_owned(), Box::new(error))
+        };
+        let no_tls = error("received corrupt message of type InvalidContentType");
+        assert!(matches!(no_tls, Error::NoTls { .. }), "{no_tls}");
+        let wanted = error("received fatal alert: CertificateRequired");
+        assert!(matches!(wanted, Error::CertificateWanted { .. }), "{wanted}");
+        let other = error("invalid peer certificate: UnknownIssuer");
+        assert!(matches!(other, Error::Tls { .. }), "{other}");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::error::Error;
+use crate::node::{Holder, SessionUsage};
 use crate::token;
 use crate::wire;
 
@@ -114,7 +115,8 @@ struct Table {
 /// A token that was given and not used.
 #[derive(Debug)]
 struct Given {
-    client: String,
+    holder: Holder,
+    usage: SessionUsage,
     until: Instant,
     /// Tells the node that the token was used.
     used: oneshot::Sender<Connection>,
@@ -132,7 +134,7 @@ struct Given {
 /// ```
 #[derive(Debug)]
 pub struct Admission {
-    client: String,
+    connection: Connection,
     reached: mpsc::Sender<bool>,
     /// Dropping it tells the node that the connection has ended.
     _ended: watch::Sender<()>,
@@ -141,7 +143,18 @@ pub struct Admission {
 impl Admission {
     /// The name that the client has given itself. It proves nothing.
     pub fn client(&self) -> &str {
-        &self.client
+        &self.connection.holder.client
+    }
+
+    /// Where whoever relays the connection says whether it is in use, and learns whether it is to leave because clients wait.
+    ///
+    /// ```no_run
+    /// # fn example(admission: &taskfork_nats::Admission) {
+    /// admission.usage().set_used(false);
+    /// # }
+    /// ```
+    pub fn usage(&self) -> &SessionUsage {
+        &self.connection.usage
     }
 
     /// Tells the node whether its server could be reached for this connection. A node whose server cannot be reached takes no
@@ -198,16 +211,17 @@ impl Direct {
     /// Uses a token. `None` if it was never given, was used before, or is no longer valid.
     pub fn admit(&self, token: Token) -> Option<Admission> {
         let mut table = self.lock();
-        let Given { client, until, used, reached } = table.tokens.remove(&token)?;
+        let Given { holder, usage, until, used, reached } = table.tokens.remove(&token)?;
         if until < Instant::now() {
             return None;
         }
         let (ended, over) = watch::channel(());
         // The node has ended if it does not take it.
-        used.send(Connection(over.clone())).ok()?;
+        let connection = Connection { holder, usage, ended: over };
+        used.send(connection.clone()).ok()?;
         table.connections.retain(Connection::is_open);
-        table.connections.push(Connection(over));
-        Some(Admission { client, reached, _ended: ended })
+        table.connections.push(connection.clone());
+        Some(Admission { connection, reached, _ended: ended })
     }
 
     /// Whether this is the address.
@@ -225,7 +239,8 @@ impl Direct {
     /// Gives a token. `None` before there is a fingerprint. `reached` gets whether the server could be reached.
     pub(crate) fn give(
         &self,
-        client: &str,
+        holder: Holder,
+        usage: &SessionUsage,
         reached: &mpsc::Sender<bool>,
     ) -> Result<Option<Offered>, Error> {
         let token = Token(token::bytes()?);
@@ -233,8 +248,8 @@ impl Direct {
         let mut table = self.lock();
         let Some(fingerprint) = table.fingerprint else { return Ok(None) };
         let until = Instant::now() + self.valid;
-        let (client, reached) = (client.to_owned(), reached.clone());
-        table.tokens.insert(token, Given { client, until, used, reached });
+        let (usage, reached) = (usage.clone(), reached.clone());
+        table.tokens.insert(token, Given { holder, usage, until, used, reached });
         drop(table);
         let grant = wire::Direct {
             address: self.address.clone(),
@@ -268,17 +283,31 @@ pub(crate) struct Offered {
 
 /// A direct connection as its node sees it.
 #[derive(Clone, Debug)]
-pub(crate) struct Connection(watch::Receiver<()>);
+pub(crate) struct Connection {
+    holder: Holder,
+    usage: SessionUsage,
+    /// Without a sender when it has ended.
+    ended: watch::Receiver<()>,
+}
 
 impl Connection {
     /// Waits until the connection has ended.
     pub(crate) async fn ended(mut self) {
         // Nothing is ever sent: the other end is dropped.
-        let _ = self.0.changed().await;
+        let _ = self.ended.changed().await;
+    }
+
+    /// Whose connection it is.
+    pub(crate) fn holder(&self) -> &Holder {
+        &self.holder
+    }
+
+    pub(crate) fn usage(&self) -> &SessionUsage {
+        &self.usage
     }
 
     fn is_open(&self) -> bool {
-        self.0.has_changed().is_ok()
+        self.ended.has_changed().is_ok()
     }
 }
 
@@ -314,8 +343,12 @@ mod tests {
         direct
     }
 
+    fn holder() -> Holder {
+        Holder { client: "client".into(), number: 1 }
+    }
+
     fn given(direct: &Direct) -> Offered {
-        direct.give("client", &mpsc::channel(1).0).unwrap().unwrap()
+        direct.give(holder(), &SessionUsage::new(), &mpsc::channel(1).0).unwrap().unwrap()
     }
 
     #[tokio::test]
@@ -388,7 +421,9 @@ mod tests {
     #[test]
     fn without_a_fingerprint_nothing_is_given() {
         let direct = Direct::new("localhost:7000").unwrap();
-        assert!(direct.give("", &mpsc::channel(1).0).unwrap().is_none());
+        assert!(
+            direct.give(holder(), &SessionUsage::new(), &mpsc::channel(1).0).unwrap().is_none()
+        );
     }
 
     #[test]

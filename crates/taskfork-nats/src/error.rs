@@ -48,6 +48,26 @@ pub enum Error {
         /// What failed.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The NATS server does not speak TLS, and the address demands it.
+    #[error(
+        "the NATS server at {url} does not speak TLS at this port: write nats:// instead of tls:// or nats+tls://, or the port \
+         that speaks TLS"
+    )]
+    NoTls {
+        /// The address.
+        url: String,
+    },
+    /// The NATS server demands a certificate of its user.
+    #[error(
+        "the NATS server at {url} wants a certificate of its user ({source}): set one and its key with \
+         `add_client_certificate`"
+    )]
+    CertificateWanted {
+        /// The address.
+        url: String,
+        /// What the server said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The name of a service, node or label cannot be used.
     #[error("{name:?} cannot be the name of a {what}: {why}")]
     InvalidName {
@@ -57,6 +77,12 @@ pub enum Error {
         name: String,
         /// What is wrong with it.
         why: String,
+    },
+    /// The version of a service cannot be used.
+    #[error("{version:?} cannot be the version of a service: write three numbers, such as 1.2.0")]
+    InvalidVersion {
+        /// The version.
+        version: String,
     },
     /// A node has, or a client wants, more labels than the protocol allows.
     #[error("{count} labels were given, and at most {most} are possible: leave out some")]
@@ -69,6 +95,21 @@ pub enum Error {
     /// A node can have at least one session at a time.
     #[error("a node with room for 0 sessions serves nobody: set `sessions` to 1 or more")]
     NoSessions,
+    /// The NATS server does not permit a node what it needs.
+    #[error("the NATS server does not permit this to {what}: give the NATS user these permissions")]
+    NotPermitted {
+        /// What the user may not: `publish to SUBJECT` or `subscribe to SUBJECT`, several with commas.
+        what: String,
+    },
+    /// What is sent to an inbox of this client does not come back.
+    #[error(
+        "the NATS server gives this client nothing that is sent to its inbox: the NATS user may not subscribe to {subject} or \
+         publish to it, or the NATS server hangs"
+    )]
+    NoInbox {
+        /// The subjects of inboxes.
+        subject: String,
+    },
     /// Another node of the service has the same name.
     #[error(
         "another node of the service {service} has the name {node}: give each node a name of its own"
@@ -91,7 +132,8 @@ pub enum Error {
     },
     /// No node has room now, or none runs. Trying again later can succeed.
     #[error(
-        "no node of the service {service}{wanted} has room now: wait and try again, or start more nodes"
+        "no node of the service {service}{wanted} has room now{}: wait and try again, or start more nodes",
+        if wanted.is_empty() { "" } else { ", or none has these labels" }
     )]
     NoRoom {
         /// The service.
@@ -101,7 +143,8 @@ pub enum Error {
     },
     /// No node answered in time. Trying again later can succeed.
     #[error(
-        "no node of the service {service} answered within {waited:?}: nodes or the network hang, or the NATS user may not publish to {subject}"
+        "no node of the service {service} answered within {waited:.1?}: the NATS user may not publish to {subject}, or nodes or \
+         the network hang"
     )]
     NoAnswer {
         /// The service.
@@ -163,6 +206,7 @@ impl Error {
             self,
             Self::NoRoom { .. }
                 | Self::NoAnswer { .. }
+                | Self::NoInbox { .. }
                 | Self::Refused { .. }
                 | Self::Disconnected
                 | Self::Unreachable { .. }

@@ -9,6 +9,9 @@ use bytes::Bytes;
 
 use crate::wire::{End, Gather, MAX_WINDOW, Malformed, Message, Offer, PIECE_COST, gather_piece};
 
+/// In what time a window must be consumed for it to grow. Longer than a round trip between continents.
+const GROWTH_TIME: Duration = Duration::from_millis(500);
+
 /// One side of a session.
 #[derive(Debug)]
 pub(crate) struct Link {
@@ -46,6 +49,10 @@ struct Receiving {
     /// What they may cost, as the other side knows it.
     limit: u64,
     window: u64,
+    /// The largest window.
+    max_window: u64,
+    /// What had been consumed, and when, when the window could grow last.
+    growth: (u64, Instant),
     /// The longest piece.
     piece: usize,
     finished: bool,
@@ -114,6 +121,8 @@ impl Link {
                 consumed: 0,
                 limit: own.window.into(),
                 window: own.window.into(),
+                max_window: own.window.into(),
+                growth: (0, now),
                 piece: own.piece as usize,
                 finished: false,
             },
@@ -122,6 +131,17 @@ impl Link {
             last_heard: now,
             last_look: now,
         }
+    }
+
+    /// Lets the window grow while the other side sends much.
+    pub(crate) fn with_growth(mut self) -> Self {
+        self.receiving.max_window = MAX_WINDOW.into();
+        self
+    }
+
+    /// How much may be unread, in bytes of credit.
+    pub(crate) fn window(&self) -> u64 {
+        self.receiving.window
     }
 
     /// Takes a message of the other side. After an error the session is over.
@@ -154,6 +174,24 @@ impl Link {
     pub(crate) fn consume(&mut self, length: usize) {
         let receiving = &mut self.receiving;
         receiving.consumed = (receiving.consumed + cost(length)).min(receiving.cost);
+    }
+
+    /// By how much the window should grow. It doubles if a whole window was consumed within [`GROWTH_TIME`], so that a
+    /// sender that is far away, or not scheduled at once, is not kept waiting for credit.
+    pub(crate) fn growth(&mut self, now: Instant) -> Option<u64> {
+        let receiving = &mut self.receiving;
+        let (consumed, since) = receiving.growth;
+        if receiving.consumed - consumed < receiving.window {
+            return None;
+        }
+        receiving.growth = (receiving.consumed, now);
+        let growth = receiving.window.min(receiving.max_window - receiving.window);
+        (growth > 0 && now.saturating_duration_since(since) < GROWTH_TIME).then_some(growth)
+    }
+
+    /// Enlarges the window.
+    pub(crate) fn grow(&mut self, bytes: u64) {
+        self.receiving.window += bytes;
     }
 
     /// A credit to send, once half of the window has been consumed. So there is one for many pieces.

@@ -36,6 +36,12 @@ impl Side {
         }
     }
 
+    /// A side whose window grows.
+    fn growing(now: Instant) -> Self {
+        let side = Self::new(now);
+        Self { link: side.link.with_growth(), ..side }
+    }
+
     fn write(&mut self, now: Instant, data: &[u8]) {
         if let Some((bytes, length)) = self.link.piece(now, &mut Gather::new(&[IoSlice::new(data)]))
         {
@@ -57,6 +63,9 @@ impl Side {
         if let Some(bytes) = self.unread.pop_front() {
             self.link.consume(bytes.len());
             self.read.extend_from_slice(&bytes);
+            if let Some(growth) = self.link.growth(now) {
+                self.link.grow(growth);
+            }
             self.sent.extend(self.link.credit(now));
         }
     }
@@ -91,7 +100,7 @@ proptest! {
     #[test]
     fn good_sides_get_on(steps in prop::collection::vec(any_step(), 0..600)) {
         let mut now = Instant::now();
-        let mut sides = [Side::new(now), Side::new(now)];
+        let mut sides = [Side::new(now), Side::growing(now)];
         for step in steps {
             match step {
                 Step::Write { side, length } => {
@@ -118,7 +127,7 @@ proptest! {
                 }
             }
             for side in &sides {
-                prop_assert!(side.unread() <= u64::from(MIN_WINDOW));
+                prop_assert!(side.unread() <= side.link.window());
             }
         }
         // Everything arrives in the end, and then each side can send again.
@@ -230,6 +239,39 @@ fn more_than_the_credit_is_an_overrun() {
     });
 
     assert!(matches!(result, Err(Violation::Overrun { .. })), "{result:?}");
+}
+
+/// Sends and reads windows of a growing side, each in this time, and returns the last window.
+fn window_after(windows: usize, time: Duration, grows: bool) -> u64 {
+    let mut now = Instant::now();
+    let (mut sender, mut receiver) = (Side::new(now), Side::new(now));
+    if grows {
+        receiver = Side::growing(now);
+    }
+    for _ in 0..windows {
+        let (window, read) = (receiver.link.window() as usize, receiver.read.len());
+        now += time;
+        while receiver.read.len() < read + window {
+            sender.write(now, &[7; 1024]);
+            while let Some(bytes) = sender.sent.pop_front() {
+                receiver.receive(now, bytes).unwrap();
+                receiver.read(now);
+            }
+            while let Some(bytes) = receiver.sent.pop_front() {
+                sender.receive(now, bytes).unwrap();
+            }
+        }
+    }
+    receiver.link.window()
+}
+
+#[test]
+fn a_window_grows_only_while_it_is_read_quickly() {
+    let (first, quick) = (u64::from(MIN_WINDOW), GROWTH_TIME / 4);
+    assert!(window_after(3, quick, true) >= 4 * first);
+    assert_eq!(window_after(16, quick, true), u64::from(MAX_WINDOW));
+    assert_eq!(window_after(3, GROWTH_TIME, true), first);
+    assert_eq!(window_after(3, quick, false), first);
 }
 
 #[test]

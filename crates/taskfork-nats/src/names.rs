@@ -184,6 +184,11 @@ impl Labels {
     }
 }
 
+/// All sets of these labels, with the empty one.
+fn label_sets(labels: &Labels) -> impl Iterator<Item = Labels> {
+    std::iter::once(Labels::default()).chain(labels.sets())
+}
+
 /// The subjects of a service.
 #[derive(Clone, Debug)]
 pub(crate) struct Subjects {
@@ -197,7 +202,11 @@ impl Subjects {
 
     /// Where a client asks for a session with any node that has these labels.
     pub(crate) fn acquire(&self, labels: &Labels) -> String {
-        let mut subject = format!("{}.acquire.any", self.service);
+        self.with_labels("any", labels)
+    }
+
+    fn with_labels(&self, name: &str, labels: &Labels) -> String {
+        let mut subject = format!("{}.acquire.{name}", self.service);
         for label in &labels.0 {
             subject.push('.');
             subject.push_str(&label.text);
@@ -212,8 +221,17 @@ impl Subjects {
 
     /// Where a node with these labels is asked for sessions, besides its own subject.
     pub(crate) fn acquire_all(&self, labels: &Labels) -> Vec<String> {
-        let sets = std::iter::once(Labels::default()).chain(labels.sets());
-        sets.map(|set| self.acquire(&set)).collect()
+        label_sets(labels).map(|set| self.acquire(&set)).collect()
+    }
+
+    /// Where a client that waits asks one of the nodes with these labels to make room.
+    pub(crate) fn room(&self, labels: &Labels) -> String {
+        self.with_labels("room", labels)
+    }
+
+    /// Where a node with these labels is asked to make room.
+    pub(crate) fn room_all(&self, labels: &Labels) -> Vec<String> {
+        label_sets(labels).map(|set| self.room(&set)).collect()
     }
 
     /// Where clients ask all nodes for a place in their queues.

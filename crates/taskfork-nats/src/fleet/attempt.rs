@@ -13,9 +13,10 @@ use tokio::time::timeout;
 use super::avoided::Avoided;
 use super::farewells::Farewells;
 use super::grant::{Acquired, Grant};
+use super::holder::{HeldSession, Holder};
 use crate::error::Error;
 use crate::link::Link;
-use crate::session::{Peer, Session};
+use crate::session::{Peer, Session, Windows};
 use crate::token;
 use crate::wire::{Direct, End, Message, Offer, Reason, Refusal, Reply, Request, Route};
 
@@ -30,6 +31,7 @@ const LATE_INBOXES: usize = 64;
 #[derive(Clone, Debug)]
 pub(super) struct Common {
     pub(super) client: Client,
+    pub(super) windows: Windows,
     pub(super) farewells: Farewells,
     avoided: Arc<Mutex<Avoided>>,
     /// A permit for each inbox of an attempt that was given up.
@@ -37,9 +39,10 @@ pub(super) struct Common {
 }
 
 impl Common {
-    pub(super) fn new(client: Client) -> Self {
+    pub(super) fn new(client: Client, window: Option<u32>) -> Self {
         Self {
             client,
+            windows: Windows::new(window),
             farewells: Farewells::new(),
             avoided: Arc::default(),
             late: Arc::new(Semaphore::new(LATE_INBOXES)),
@@ -77,6 +80,7 @@ pub(super) struct Attempt {
     inbox: Inbox,
     offer: Offer,
     route: Route,
+    holder: Holder,
 }
 
 /// Where answers come. Nodes whose answers nobody has taken are told, when it is dropped, that they are not wanted.
@@ -115,12 +119,17 @@ pub(super) struct Accepted {
 }
 
 impl Attempt {
-    pub(super) async fn new(common: Common, offer: Offer, route: Route) -> Result<Self, Error> {
+    pub(super) async fn new(
+        common: Common,
+        offer: Offer,
+        route: Route,
+        holder: &Holder,
+    ) -> Result<Self, Error> {
         let subject = token::inbox(&common.client)?;
         let subscriber = common.client.subscribe(subject.clone()).await.map_err(Error::closed)?;
         let subscriber = Some(subscriber);
         let inbox = Inbox { common, subject, subscriber, unanswered: 0, is_queued: false };
-        Ok(Self { inbox, offer, route })
+        Ok(Self { inbox, offer, route, holder: holder.clone() })
     }
 
     /// Where answers come, for requests for a place in the queues of nodes.
@@ -220,14 +229,20 @@ pub(super) struct Promise {
 impl Promise {
     /// Begins the session.
     pub(super) fn session(self) -> Session {
-        let Self { attempt: Attempt { mut inbox, offer: own, .. }, node, subject, offer } = self;
+        let Self { attempt: Attempt { mut inbox, offer: own, holder, .. }, node, subject, offer } =
+            self;
         let link = Link::new(own, offer, Instant::now());
         let subscriber = inbox.subscriber.take();
-        let Common { client, farewells, .. } = inbox.common.clone();
-        let peer = Peer::Node { node, farewells };
-        let session = Session::start(client, subscriber, subject, link, peer, None);
+        let Common { client, windows, farewells, .. } = inbox.common.clone();
+        let peer = Peer::Node { node, farewells, _held: holder.hold() };
+        let session = Session::start(client, subscriber, subject, link, &windows, peer, None);
         session.announce();
         session
+    }
+
+    /// Counts a direct connection as a session.
+    pub(super) fn hold(&self) -> HeldSession {
+        self.attempt.holder.hold()
     }
 
     /// What gives the place up.

@@ -24,6 +24,9 @@ const NEXT: Duration = Duration::from_millis(400);
 /// How long all answers may take.
 const ALL: Duration = Duration::from_secs(2);
 
+/// After so many bytes of answers no more are taken.
+const MOST_BYTES: usize = 32 << 20;
+
 /// After this time the nodes are asked again, while the known ones are still used.
 const STALE: Duration = Duration::from_secs(5);
 
@@ -55,6 +58,9 @@ pub(super) struct Directory {
     client: Client,
     subjects: Subjects,
     known: Arc<Mutex<Known>>,
+    /// When a node last answered, for [`Directory::has_nodes`]. Tasks that want to know take turns, because all nodes
+    /// answer each question.
+    answered: Arc<tokio::sync::Mutex<Option<Instant>>>,
 }
 
 #[derive(Debug, Default)]
@@ -65,7 +71,7 @@ struct Known {
 
 impl Directory {
     pub(super) fn new(client: Client, subjects: Subjects) -> Self {
-        Self { client, subjects, known: Arc::default() }
+        Self { client, subjects, known: Arc::default(), answered: Arc::default() }
     }
 
     /// The nodes with these labels, in the order in which the key prefers them.
@@ -102,6 +108,28 @@ impl Directory {
         }
     }
 
+    /// Whether nodes run. An answer holds for a few seconds. Silence is no answer: the nodes may hang, or the user of NATS
+    /// may not ask.
+    pub(super) async fn has_nodes(&self) -> Result<bool, Error> {
+        let mut answered = self.answered.lock().await;
+        if answered.is_some_and(|at| at.elapsed() < STALE) {
+            return Ok(true);
+        }
+        let [_, subject, _] = self.subjects.micro("INFO", "");
+        let inbox = token::inbox(&self.client)?;
+        let mut messages = self.client.subscribe(inbox.clone()).await.map_err(Error::closed)?;
+        let sent = self.client.publish_with_reply(subject, inbox, Bytes::new());
+        sent.await.map_err(Error::closed)?;
+        match timeout(FIRST, messages.next()).await {
+            Ok(Some(message)) if message.status == Some(StatusCode::NO_RESPONDERS) => Ok(false),
+            Ok(Some(_)) => {
+                *answered = Some(Instant::now());
+                Ok(true)
+            }
+            Ok(None) | Err(_) => Ok(true),
+        }
+    }
+
     /// Asks all nodes.
     pub(super) async fn ask(&self) -> Result<Vec<NodeInfo>, Error> {
         let [_, subject, _] = self.subjects.micro("INFO", "");
@@ -119,7 +147,7 @@ impl Directory {
     }
 }
 
-/// Publishes a question, and takes the answers of all that give one in time, at most `most`.
+/// Publishes a question, and takes the answers of all that give one in time, at most `most`, and [`MOST_BYTES`] of them.
 pub(super) async fn gather(
     client: &Client,
     subject: String,
@@ -131,18 +159,38 @@ pub(super) async fn gather(
     let sent = client.publish_with_reply(subject, inbox, payload);
     sent.await.map_err(Error::closed)?;
     let began = Instant::now();
-    let mut answers = Vec::new();
+    let (mut answers, mut bytes) = (Vec::new(), 0);
     while let Some(left) = ALL.checked_sub(began.elapsed())
         && answers.len() < most
+        && bytes < MOST_BYTES
     {
         let wait = if answers.is_empty() { FIRST } else { NEXT };
         match timeout(wait.min(left), messages.next()).await {
             Ok(Some(message)) if message.status == Some(StatusCode::NO_RESPONDERS) => break,
-            Ok(Some(message)) => answers.push(message.payload),
+            // Copied, because it keeps the read buffer of the NATS client.
+            Ok(Some(message)) => {
+                bytes += message.payload.len();
+                answers.push(Bytes::copy_from_slice(&message.payload));
+            }
             Ok(None) | Err(_) => break,
         }
     }
     Ok(answers)
+}
+
+/// Publishes a question, and takes the first answer, if one comes in time.
+pub(super) async fn ask_one(
+    client: &Client,
+    subject: String,
+    payload: Bytes,
+    wait: Duration,
+) -> Result<Option<Bytes>, Error> {
+    let inbox = token::inbox(client)?;
+    let mut messages = client.subscribe(inbox.clone()).await.map_err(Error::closed)?;
+    let sent = client.publish_with_reply(subject, inbox, payload);
+    sent.await.map_err(Error::closed)?;
+    let answer = timeout(wait, messages.next()).await.ok().flatten();
+    Ok(answer.filter(|answer| answer.status.is_none()).map(|answer| answer.payload))
 }
 
 /// What a node has answered. Other services with this name are no nodes.

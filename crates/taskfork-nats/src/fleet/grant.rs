@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::attempt::{GiveUp, Promise};
+use super::holder::HeldSession;
 use crate::direct::Token;
 use crate::session::Session;
 use crate::wire::Direct;
@@ -22,9 +23,9 @@ impl Acquired {
     ///
     /// ```
     /// # async fn example(fleet: &taskfork_nats::Fleet) -> Result<(), taskfork_nats::Error> {
-    /// use taskfork_nats::Route;
+    /// use taskfork_nats::{Holder, Route};
     ///
-    /// let session = fleet.acquire_by(&[], None, None, Route::Relayed).await?.into_session();
+    /// let session = fleet.acquire_by(&Holder::new(), &[], None, None, Route::Relayed).await?.into_session();
     /// # drop(session);
     /// # Ok(())
     /// # }
@@ -43,16 +44,17 @@ impl Acquired {
 ///
 /// ```no_run
 /// # async fn example(fleet: &taskfork_nats::Fleet) -> Result<(), taskfork_nats::Error> {
-/// use taskfork_nats::{Acquired, Route};
+/// use taskfork_nats::{Acquired, Holder, Route};
 ///
 /// # async fn connect(_: &str, _: [u8; 32], _: [u8; 24]) -> bool { true }
-/// let session = match fleet.acquire_by(&[], None, None, Route::Auto).await? {
+/// let session = match fleet.acquire_by(&Holder::new(), &[], None, None, Route::Auto).await? {
 ///     Acquired::Session(session) => session,
 ///     // Connects by TLS, and sends the preamble.
 ///     Acquired::Grant(grant)
 ///         if connect(grant.address(), grant.fingerprint(), grant.token().preamble()).await =>
 ///     {
-///         grant.used();
+///         let _held = grant.used();
+///         // Uses the connection here.
 ///         return Ok(());
 ///     }
 ///     // Nothing was sent, so the place is still there.
@@ -114,9 +116,10 @@ impl Grant {
     }
 
     /// Says that the token was used, so that the place belongs to the direct connection now. Before that, dropping the grant
-    /// gives the place up.
-    pub fn used(self) {
+    /// gives the place up. What this returns counts as a session of the holder: keep it as long as the connection lasts.
+    pub fn used(self) -> HeldSession {
         self.give_up.disarm();
+        self.promise.hold()
     }
 
     /// Tells the node that the place is not wanted, before all that is asked for next. Dropping the grant does the same,

@@ -5,6 +5,8 @@ mod avoided;
 mod directory;
 mod farewells;
 mod grant;
+mod holder;
+mod inbox;
 mod rendezvous;
 mod status;
 mod waiting;
@@ -25,6 +27,7 @@ use directory::Directory;
 pub use directory::NodeInfo;
 pub(crate) use farewells::{Farewell, Farewells};
 pub use grant::{Acquired, Grant};
+pub use holder::{HeldSession, Holder};
 pub use status::NodeStatus;
 use waiting::Place;
 
@@ -53,7 +56,7 @@ const FLUSH: Duration = Duration::from_secs(1);
 pub struct FleetOptions {
     nats: ConnectOptions,
     name: String,
-    window: u32,
+    window: Option<u32>,
     heartbeat: Duration,
     answer_timeout: Duration,
 }
@@ -64,7 +67,7 @@ impl FleetOptions {
         Self {
             nats: ConnectOptions::new(),
             name: String::new(),
-            window: 1024 * 1024,
+            window: None,
             heartbeat: Duration::from_secs(2),
             answer_timeout: Duration::from_secs(5),
         }
@@ -81,10 +84,11 @@ impl FleetOptions {
         Self { name: name.into(), ..self }
     }
 
-    /// How many bytes of a session may have come and be unread before the node waits. Defaults to 1 MiB;
-    /// values below 16 KiB or above 8 MiB are taken as these.
+    /// How many bytes of a session may have come and be unread before the node waits. Values below 16 KiB
+    /// or above 8 MiB are taken as these. By default the window begins with 1 MiB, and grows up to 8 MiB while the
+    /// session moves much and all windows of the connection have at most 16 MiB together. One that is set does not grow.
     pub fn window(self, bytes: u32) -> Self {
-        Self { window: bytes, ..self }
+        Self { window: Some(bytes), ..self }
     }
 
     /// How often each side of a session tells the other that it is there. A side that is silent for two
@@ -129,10 +133,11 @@ struct Inner {
     service: Name,
     subjects: Subjects,
     name: String,
-    window: u32,
     heartbeat: Duration,
     answer_timeout: Duration,
     directory: Directory,
+    /// Of sessions that nobody else holds.
+    holder: Holder,
 }
 
 impl Fleet {
@@ -152,13 +157,13 @@ impl Fleet {
         Ok(Self {
             inner: Arc::new(Inner {
                 directory: Directory::new(client.clone(), subjects.clone()),
-                common: Common::new(client),
+                common: Common::new(client, options.window),
                 service,
                 subjects,
                 name: options.name,
-                window: options.window,
                 heartbeat: options.heartbeat,
                 answer_timeout: options.answer_timeout,
+                holder: Holder::new(),
             }),
         })
     }
@@ -176,12 +181,15 @@ impl Fleet {
     ///
     /// [`Error::NoRoom`] if no node has room now; the others say what failed.
     pub async fn acquire(&self, labels: &[Label], key: Option<&str>) -> Result<Session, Error> {
-        Ok(self.acquire_by(labels, key, None, Route::Relayed).await?.into_session())
+        let holder = &self.inner.holder;
+        Ok(self.acquire_by(holder, labels, key, None, Route::Relayed).await?.into_session())
     }
 
     /// Like [`Fleet::acquire`], but waits for room for this long at most.
     ///
-    /// Clients that wait get sessions in the order in which they began to wait, before all clients that do not.
+    /// Clients that wait get sessions before all clients that do not, in the order in which they began to wait; a client
+    /// without sessions may pass those that have some. A node without room takes sessions from clients with many for those
+    /// that have none.
     ///
     /// # Errors
     ///
@@ -192,11 +200,12 @@ impl Fleet {
         key: Option<&str>,
         wait: Duration,
     ) -> Result<Session, Error> {
-        Ok(self.acquire_by(labels, key, Some(wait), Route::Relayed).await?.into_session())
+        let (holder, wait) = (&self.inner.holder, Some(wait));
+        Ok(self.acquire_by(holder, labels, key, wait, Route::Relayed).await?.into_session())
     }
 
-    /// Like [`Fleet::acquire`], or [`Fleet::acquire_within`] with a time to wait, and by this way: a node that offers direct
-    /// connections answers with a [`Grant`] unless the route is [`Route::Relayed`].
+    /// Like [`Fleet::acquire`], or [`Fleet::acquire_within`] with a time to wait, for this holder and with this route: a
+    /// node that offers direct connections answers with a [`Grant`] unless the route is [`Route::Relayed`].
     ///
     /// # Errors
     ///
@@ -204,23 +213,24 @@ impl Fleet {
     /// direct connections.
     pub async fn acquire_by(
         &self,
+        holder: &Holder,
         labels: &[Label],
         key: Option<&str>,
         wait: Option<Duration>,
         route: Route,
     ) -> Result<Acquired, Error> {
         let labels = Labels::new(labels)?;
-        let mut attempt = self.attempt(route).await?;
+        let mut attempt = self.attempt(route, holder).await?;
         let began = Instant::now();
-        let request = self.request(Vec::new(), Duration::ZERO, route)?;
+        let request = self.request(holder, Vec::new(), Duration::ZERO, route)?;
         let error = match self.ask(&mut attempt, &labels, key, &request).await? {
             Ok(answer) => return Ok(attempt.acquired(answer)),
             Err(error) => error,
         };
         let Some(wait) = wait.filter(|_| error.is_temporary()) else { return Err(error) };
-        let request = || self.request(labels.texts(), began.elapsed(), route);
+        let request = || self.request(holder, labels.texts(), began.elapsed(), route);
         let Inner { common, subjects, .. } = &*self.inner;
-        let place = Place::new(common, subjects, attempt.queued_inbox(), request()?);
+        let place = Place::new(common, subjects, &labels, attempt.queued_inbox(), request()?);
         while let Some(left) = wait.checked_sub(began.elapsed()) {
             check_connected(&common.client)?;
             place.renew(&request()?).await?;
@@ -266,6 +276,29 @@ impl Fleet {
         self.inner.directory.ask().await
     }
 
+    /// Whether the service has nodes, full ones too. False only if NATS says that nobody listens to `$SRV.INFO` of the service.
+    /// Silence counts as true: the nodes may hang, or the user of NATS may not publish to `$SRV.INFO`. That some answered is
+    /// remembered for 5 seconds. It takes a round trip through NATS, and at most a second.
+    ///
+    /// Cancelling this has no effect.
+    ///
+    /// # Errors
+    ///
+    /// If there is no connection to the NATS server.
+    ///
+    /// ```
+    /// # async fn example(fleet: taskfork_nats::Fleet) -> Result<(), taskfork_nats::Error> {
+    /// if !fleet.has_nodes().await? {
+    ///     println!("nobody has started a node yet");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn has_nodes(&self) -> Result<bool, Error> {
+        check_connected(&self.inner.common.client)?;
+        self.inner.directory.has_nodes().await
+    }
+
     /// Waits until nodes have been told of sessions, grants and requests that were dropped: until that is written to the
     /// socket of the NATS server, and for a second at most. A runtime that ends before forgets what is not written, and the
     /// nodes keep the places for two intervals of heartbeats. Without a connection this returns at once.
@@ -287,10 +320,10 @@ impl Fleet {
         }
     }
 
-    async fn attempt(&self, route: Route) -> Result<Attempt, Error> {
+    async fn attempt(&self, route: Route, holder: &Holder) -> Result<Attempt, Error> {
         let common = self.inner.common.clone();
         check_connected(&common.client)?;
-        Attempt::new(common, self.offer()?, route).await
+        Attempt::new(common, self.offer()?, route, holder).await
     }
 
     /// Asks the nodes that the key prefers, and then any. The outer error ends waiting too.
@@ -346,16 +379,22 @@ impl Fleet {
                 }
             }
         }
+        if let Error::NoAnswer { .. } = error
+            && let Err(no_inbox) = inbox::check(&self.inner.common.client).await
+        {
+            error = no_inbox;
+        }
         Ok(Err(error))
     }
 
     fn offer(&self) -> Result<Offer, Error> {
         let payload = check_payload(&self.inner.common.client)?;
-        Ok(Offer::new(self.inner.window, payload, self.inner.heartbeat))
+        Ok(Offer::new(self.inner.common.windows.first(), payload, self.inner.heartbeat))
     }
 
     fn request(
         &self,
+        holder: &Holder,
         labels: Vec<String>,
         waited: Duration,
         route: Route,
@@ -371,6 +410,8 @@ impl Fleet {
         Ok(Request {
             version: VERSION,
             client: crate::wire::shortened(&self.inner.name),
+            number: holder.number(),
+            sessions: holder.sessions(),
             offer: self.offer()?,
             labels,
             waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),

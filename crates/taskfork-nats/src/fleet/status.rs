@@ -1,14 +1,20 @@
 //! The status of the nodes of a service, as they tell it.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Fleet;
-use super::directory::{MAX_NODES, gather};
+use super::directory::{MAX_NODES, ask_one, gather};
+use super::inbox;
 use crate::connect::check_connected;
 use crate::error::Error;
 use crate::names::Name;
-use crate::wire::StatusRequest;
+use crate::wire::{Recent, StatusRequest};
+
+/// How long a node may take to say what happened lately: it may have to look functions up.
+const RECENT_WAIT: Duration = Duration::from_secs(5);
 
 /// What a node says about itself and its server.
 ///
@@ -51,7 +57,8 @@ impl Fleet {
     ///
     /// # Errors
     ///
-    /// If there is no connection to the NATS server.
+    /// If there is no connection to the NATS server; [`Error::NoAnswer`] or [`Error::NoInbox`] if there is no answer, and NATS
+    /// does not say that the service has no nodes.
     ///
     /// ```no_run
     /// # async fn example(fleet: &taskfork_nats::Fleet) -> Result<(), taskfork_nats::Error> {
@@ -60,7 +67,15 @@ impl Fleet {
     /// # }
     /// ```
     pub async fn status(&self, full: bool) -> Result<Vec<NodeStatus>, Error> {
-        self.ask_status(self.inner.subjects.status(), full, MAX_NODES).await
+        let subject = self.inner.subjects.status();
+        let nodes = self.ask_status(subject.clone(), full, MAX_NODES).await?;
+        let client = &self.inner.common.client;
+        if nodes.is_empty() && !inbox::has_answer(client, subject.clone()).await? {
+            inbox::check(client).await?;
+            let service = self.inner.service.to_string();
+            return Err(Error::NoAnswer { service, waited: inbox::WAIT, subject });
+        }
+        Ok(nodes)
     }
 
     /// The status of one node. `None` if it does not answer within a second.
@@ -82,6 +97,35 @@ impl Fleet {
         Ok(self.ask_status(subject, full, 1).await?.pop())
     }
 
+    /// What happened lately at one node, as its handler says. `None` if it does not answer within five seconds.
+    ///
+    /// # Errors
+    ///
+    /// If the name is wrong, or there is no connection to the NATS server.
+    ///
+    /// ```no_run
+    /// use taskfork_nats::Recent;
+    ///
+    /// # async fn example(fleet: &taskfork_nats::Fleet) -> Result<(), taskfork_nats::Error> {
+    /// if let Some(node) = fleet.node_recent("node-1", Recent::new(0, None)).await? {
+    ///     println!("{}", node.details);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn node_recent(
+        &self,
+        node: &str,
+        recent: Recent,
+    ) -> Result<Option<NodeStatus>, Error> {
+        let subject = self.inner.subjects.status_of(&Name::node(node)?);
+        let client = &self.inner.common.client;
+        check_connected(client)?;
+        let request = StatusRequest { full: false, recent: Some(recent) };
+        let answer = ask_one(client, subject, request.encode(), RECENT_WAIT).await?;
+        Ok(answer.and_then(|answer| serde_json::from_slice(&answer).ok()))
+    }
+
     async fn ask_status(
         &self,
         subject: String,
@@ -90,7 +134,8 @@ impl Fleet {
     ) -> Result<Vec<NodeStatus>, Error> {
         let client = &self.inner.common.client;
         check_connected(client)?;
-        let answers = gather(client, subject, StatusRequest { full }.encode(), most).await?;
+        let answers =
+            gather(client, subject, StatusRequest { full, recent: None }.encode(), most).await?;
         let mut nodes: Vec<NodeStatus> =
             answers.iter().filter_map(|answer| serde_json::from_slice(answer).ok()).collect();
         nodes.sort_by(|a, b| a.node.cmp(&b.node));

@@ -1,11 +1,12 @@
 //! A client's place in the queues of nodes without room.
 
 use async_nats::Client;
+use bytes::Bytes;
 
 use super::attempt::Common;
 use super::farewells::Farewells;
 use crate::error::Error;
-use crate::names::Subjects;
+use crate::names::{Labels, Subjects};
 use crate::wire::Request;
 
 /// A place in the queues. Dropping it gives it up.
@@ -13,26 +14,39 @@ pub(super) struct Place {
     client: Client,
     farewells: Farewells,
     subject: String,
+    /// Where one node is asked to make room.
+    room: String,
     inbox: String,
     /// What gives the place up.
     cancel: Request,
 }
 
 impl Place {
-    pub(super) fn new(common: &Common, subjects: &Subjects, inbox: &str, request: Request) -> Self {
+    pub(super) fn new(
+        common: &Common,
+        subjects: &Subjects,
+        labels: &Labels,
+        inbox: &str,
+        request: Request,
+    ) -> Self {
         Self {
             client: common.client.clone(),
             farewells: common.farewells.clone(),
             subject: subjects.wait(),
+            room: subjects.room(labels),
             inbox: inbox.into(),
             cancel: Request { cancel: true, ..request },
         }
     }
 
-    /// Takes the place, or keeps it. Nodes forget a place that is not renewed.
+    /// Takes the place, or keeps it, and asks one of the nodes to make room. Nodes forget a place that is not renewed.
     pub(super) async fn renew(&self, request: &Request) -> Result<(), Error> {
         let (subject, inbox) = (self.subject.clone(), self.inbox.clone());
         let sent = self.client.publish_with_reply(subject, inbox, request.encode());
+        sent.await.map_err(Error::closed)?;
+        let (room, inbox) = (self.room.clone(), self.inbox.clone());
+        // A node that has the place in its queue knows the rest.
+        let sent = self.client.publish_with_reply(room, inbox, Bytes::new());
         sent.await.map_err(Error::closed)
     }
 }

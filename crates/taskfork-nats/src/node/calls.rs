@@ -1,12 +1,17 @@
 //! Calls of any NATS client: a request with a JSON array, a reply with JSON or an error in headers.
 
+use std::collections::VecDeque;
 use std::fmt;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use async_nats::{Client, HeaderMap, Message, Subscriber};
+use async_nats::{Client, HeaderMap, Message, Subject, Subscriber};
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::stream::{SelectAll, Stream};
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -48,6 +53,32 @@ impl fmt::Display for CallError {
 
 impl std::error::Error for CallError {}
 
+/// What has come of a call.
+struct Answer {
+    reply: Subject,
+    began: Instant,
+    result: Result<Bytes, CallError>,
+}
+
+/// A subscription by which NATS delivers one call.
+struct Quota {
+    subscriber: Subscriber,
+    /// The call has not come.
+    is_open: bool,
+}
+
+impl Stream for Quota {
+    type Item = Message;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Message>> {
+        let polled = self.subscriber.poll_next_unpin(cx);
+        if let Poll::Ready(Some(_)) = polled {
+            self.is_open = false;
+        }
+        polled
+    }
+}
+
 /// What the calls of a node need.
 #[derive(Clone)]
 pub(super) struct Calls {
@@ -62,83 +93,111 @@ impl Calls {
     /// Serves calls until the node drains, and then those that run.
     pub(super) async fn serve(self, mut draining: watch::Receiver<bool>) {
         let mut running = JoinSet::new();
-        while !*draining.borrow_and_update() {
-            let room = self.settings.max_calls - running.len();
-            if room == 0 {
-                running.join_next().await;
-                continue;
-            }
+        let mut quotas = SelectAll::<Quota>::new();
+        let mut answers = VecDeque::new();
+        let served = loop {
             // While NATS is away, this can take as long.
-            let subscribed = tokio::select! {
-                subscribed = self.subscribe(room) => subscribed,
-                _ = draining.wait_for(|draining| *draining) => break,
+            let renewed = tokio::select! {
+                renewed = self.renew(&mut quotas, running.len()) => renewed,
+                _ = draining.wait_for(|draining| *draining) => break Ok(()),
             };
-            let mut subscriber = match subscribed {
-                Ok(subscriber) => subscriber,
-                Err(error) => {
-                    tracing::warn!(%error, "calls in JSON have ended");
-                    return;
+            // Who has the answer may ask again at once, and must find the node subscribed. While NATS is away, this can take as long
+            // too.
+            tokio::select! {
+                () = self.publish(&mut answers) => {}
+                _ = draining.wait_for(|draining| *draining) => break Ok(()),
+            }
+            if renewed.is_err() {
+                break renewed;
+            }
+            tokio::select! {
+                Some(message) = quotas.next() => self.take(message, &mut running),
+                Some(answer) = running.join_next() => {
+                    // The tasks are not cancelled and do not panic.
+                    answers.extend(answer);
+                    answers.extend(std::iter::from_fn(|| running.try_join_next()).flatten());
                 }
-            };
-            // NATS delivers as many calls as there is room. So a node with many calls gets no more, and none is
-            // lost. Then the subscription ends.
-            let drains = loop {
-                tokio::select! {
-                    message = subscriber.next() => match message {
-                        Some(message) => { running.spawn(self.clone().answer(message)); }
-                        None => break false,
-                    },
-                    Some(_) = running.join_next() => {}
-                    _ = draining.wait_for(|draining| *draining) => break true,
-                }
-            };
-            if drains {
-                let leave = self.leave(&mut subscriber, &mut running);
+                _ = draining.wait_for(|draining| *draining) => break Ok(()),
+            }
+        };
+        match served {
+            Err(error) => tracing::warn!(%error, "calls in JSON have ended"),
+            Ok(()) => {
+                let leave = self.leave(&mut quotas, &mut running);
                 if timeout(LEAVE_TIMEOUT, leave).await.is_err() {
                     tracing::debug!("NATS does not confirm that the node takes no more calls");
                 }
             }
         }
-        while running.join_next().await.is_some() {}
+        loop {
+            self.publish(&mut answers).await;
+            let Some(answer) = running.join_next().await else { break };
+            answers.extend(answer);
+        }
     }
 
-    /// Ends a subscription, and answers the calls that come until then.
-    async fn leave(&self, subscriber: &mut Subscriber, running: &mut JoinSet<()>) {
-        if check_connected(&self.client).is_err() || subscriber.drain().await.is_err() {
+    /// Subscribes once for each call for which there is room beside those that can still come. NATS delivers one call to each
+    /// subscription: a node with many calls gets none, and none is lost. NATS chooses among subscriptions, so more calls go to
+    /// where there is more room. Ending one earlier could lose a call that NATS is about to deliver to it.
+    async fn renew(&self, quotas: &mut SelectAll<Quota>, running: usize) -> Result<(), Error> {
+        let left = quotas.iter().filter(|quota| quota.is_open).count();
+        let room = self.settings.max_calls.saturating_sub(running + left);
+        for _ in 0..room {
+            let (subject, group) = (self.subjects.calls(), self.subjects.group());
+            let subscribed = self.client.queue_subscribe(subject, group).await;
+            let mut subscriber = subscribed.map_err(Error::closed)?;
+            subscriber.unsubscribe_after(1).await.map_err(Error::closed)?;
+            quotas.push(Quota { subscriber, is_open: true });
+        }
+        Ok(())
+    }
+
+    /// Ends the subscriptions, and takes the calls that come until then.
+    async fn leave(&self, quotas: &mut SelectAll<Quota>, running: &mut JoinSet<Answer>) {
+        if check_connected(&self.client).is_err() {
             return;
         }
-        while let Some(message) = subscriber.next().await {
-            running.spawn(self.clone().answer(message));
+        for quota in quotas.iter_mut() {
+            if quota.subscriber.drain().await.is_err() {
+                return;
+            }
+        }
+        while let Some(message) = quotas.next().await {
+            self.take(message, running);
         }
     }
 
-    async fn subscribe(&self, room: usize) -> Result<Subscriber, Error> {
-        let (subject, group) = (self.subjects.calls(), self.subjects.group());
-        let subscribed = self.client.queue_subscribe(subject, group).await;
-        let mut subscriber = subscribed.map_err(Error::closed)?;
-        subscriber.unsubscribe_after(room as u64).await.map_err(Error::closed)?;
-        Ok(subscriber)
-    }
-
-    async fn answer(self, message: Message) {
-        let began = Instant::now();
+    fn take(&self, message: Message, running: &mut JoinSet<Answer>) {
         let Some(reply) = message.reply.clone() else {
             tracing::debug!(subject = %message.subject, "a call without a reply subject is ignored");
             return;
         };
-        let result = self.run(&message).await;
-        let error = result.as_ref().err().map(CallError::to_string);
-        let sent = match result {
-            Ok(result) => self.client.publish(reply, result).await,
-            Err(error) => {
-                let headers = headers(&error);
-                self.client.publish_with_headers(reply, headers, Bytes::new()).await
+        let calls = self.clone();
+        running.spawn(async move {
+            let began = Instant::now();
+            let run = AssertUnwindSafe(calls.run(&message)).catch_unwind().await;
+            let result = run.unwrap_or_else(|_| Err(CallError::new(500, "the node has panicked")));
+            Answer { reply, began, result }
+        });
+    }
+
+    /// Sends answers. Those that are not sent remain if this is cancelled.
+    async fn publish(&self, answers: &mut VecDeque<Answer>) {
+        while let Some(Answer { reply, began, result }) = answers.front() {
+            let sent = match result {
+                Ok(result) => self.client.publish(reply.clone(), result.clone()).await,
+                Err(error) => {
+                    let headers = headers(error);
+                    self.client.publish_with_headers(reply.clone(), headers, Bytes::new()).await
+                }
+            };
+            if let Err(error) = sent {
+                tracing::debug!(%error, "the answer to a call was not sent");
             }
-        };
-        if let Err(error) = sent {
-            tracing::debug!(%error, "the answer to a call was not sent");
+            let error = result.as_ref().err().map(CallError::to_string);
+            self.micro.call().count(began.elapsed(), error);
+            answers.pop_front();
         }
-        self.micro.call().count(began.elapsed(), error);
     }
 
     async fn run(&self, message: &Message) -> Result<Bytes, CallError> {

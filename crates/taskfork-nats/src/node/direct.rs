@@ -4,6 +4,7 @@ use async_nats::Subject;
 use bytes::Bytes;
 
 use super::relay::{Begun, Invitation, Shared};
+use super::usage::SessionUsage;
 use crate::direct::{Connection, Offered};
 use crate::error::Error;
 use crate::wire::{Reason, Refusal, Request, Route};
@@ -25,13 +26,14 @@ impl Shared {
         &self,
         request: &Request,
         reply: &Subject,
+        usage: &SessionUsage,
     ) -> Result<Option<Option<Offered>>, Error> {
         if request.route == Route::Relayed {
             return Ok(Some(None));
         }
         let offered = match &self.settings.direct {
             Some(direct) if !request.avoid.iter().any(|address| direct.is_at(address)) => {
-                direct.give(&request.client, &self.reached)?
+                direct.give(request.holder(), usage, &self.reached)?
             }
             _ => None,
         };

@@ -6,6 +6,7 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 
 use super::relay::Shared;
+use super::usage::SessionUsage;
 use super::{Caller, SessionHandler};
 use crate::session::Session;
 use crate::wire::{End, Reason};
@@ -21,6 +22,7 @@ pub struct Accepted {
     /// Who has asked for the session.
     pub caller: Caller,
     draining: watch::Receiver<bool>,
+    usage: SessionUsage,
 }
 
 impl Accepted {
@@ -42,6 +44,17 @@ impl Accepted {
             let _ = draining.wait_for(|draining| *draining).await;
         }
     }
+
+    /// Where the handler says whether the session is in use, and learns whether it is to leave because clients wait.
+    ///
+    /// ```
+    /// # fn example(accepted: &taskfork_nats::Accepted) {
+    /// accepted.usage().set_used(false);
+    /// # }
+    /// ```
+    pub fn usage(&self) -> &SessionUsage {
+        &self.usage
+    }
 }
 
 impl Shared {
@@ -52,10 +65,11 @@ impl Shared {
         session: Session,
         stream: UnixStream,
         client: String,
+        usage: SessionUsage,
     ) {
         let ender = session.ender();
         let caller = Caller { client };
-        let accepted = Accepted { session, stream, caller, draining: self.draining.clone() };
+        let accepted = Accepted { session, stream, caller, draining: self.draining.clone(), usage };
         let mut serving = pin!(handler(accepted));
         tokio::select! {
             () = &mut serving => {}

@@ -261,11 +261,7 @@ pub(super) fn check_version(version: &str) -> Result<(), Error> {
     if valid {
         return Ok(());
     }
-    Err(Error::InvalidName {
-        what: "version of a service",
-        name: crate::wire::shortened(version),
-        why: "it has three numbers, such as 1.2.0".into(),
-    })
+    Err(Error::InvalidVersion { version: crate::wire::shortened(version) })
 }
 
 #[cfg(test)]

@@ -6,10 +6,15 @@ mod direct;
 mod group;
 mod handler;
 mod micro;
+mod name;
 mod pause;
+mod permissions;
 mod relay;
 mod run;
+mod sessions;
+mod shares;
 mod status;
+mod usage;
 mod waiters;
 
 use std::fmt;
@@ -19,7 +24,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::ConnectOptions;
+use async_nats::{ConnectOptions, Event};
 use bytes::Bytes;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -33,13 +38,17 @@ use crate::token;
 use crate::wire::Bounds;
 pub use calls::CallError;
 pub use handler::Accepted;
+use permissions::Permissions;
 use run::Runner;
+pub(crate) use shares::Holder;
+pub use usage::SessionUsage;
 
 type Pinned<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 pub(crate) type Connector = Arc<dyn Fn(Caller) -> Pinned<io::Result<UnixStream>> + Send + Sync>;
 pub(crate) type SessionHandler = Arc<dyn Fn(Accepted) -> Pinned<()> + Send + Sync>;
 pub(crate) type StatusHandler =
     Arc<dyn Fn(Bounds) -> Pinned<Result<serde_json::Value, String>> + Send + Sync>;
+type EventHandler = Arc<dyn Fn(&Event) + Send + Sync>;
 pub(crate) type CallHandler =
     Arc<dyn Fn(String, Bytes) -> Pinned<Result<Bytes, CallError>> + Send + Sync>;
 
@@ -74,6 +83,7 @@ pub struct NodeBuilder {
     service: String,
     name: String,
     nats: ConnectOptions,
+    events: Option<EventHandler>,
     connector: Connector,
     settings: Settings,
     labels: Vec<Label>,
@@ -89,7 +99,7 @@ pub(crate) struct Settings {
     pub(crate) workers: Option<usize>,
     pub(crate) methods: Vec<String>,
     pub(crate) version: String,
-    pub(crate) window: u32,
+    pub(crate) window: Option<u32>,
     pub(crate) heartbeat: Duration,
     pub(crate) max_calls: usize,
     pub(crate) max_call_size: usize,
@@ -110,9 +120,24 @@ impl fmt::Debug for NodeBuilder {
 
 impl NodeBuilder {
     /// Credentials, TLS and reconnecting, as async-nats has them. By default there are no credentials.
-    /// The `subscription_capacity` of these options has no effect.
+    /// The `subscription_capacity` and the `event_callback` of these options have no effect: see
+    /// [`nats_events`](Self::nats_events).
     pub fn nats(self, nats: ConnectOptions) -> Self {
         Self { nats, ..self }
+    }
+
+    /// Calls this for each event of the connection to NATS, in place of the `event_callback` of async-nats, which the node
+    /// itself needs. The callback must not block. By default nothing is called.
+    ///
+    /// ```no_run
+    /// # use taskfork_nats::NodeBuilder;
+    /// # fn example(builder: NodeBuilder) -> NodeBuilder {
+    /// builder.nats_events(|event| println!("NATS: {event}"))
+    /// # }
+    /// ```
+    pub fn nats_events(mut self, callback: impl Fn(&Event) + Send + Sync + 'static) -> Self {
+        self.events = Some(Arc::new(callback));
+        self
     }
 
     /// How many sessions the node has at a time. While it has so many, it is not asked for more.
@@ -146,10 +171,11 @@ impl NodeBuilder {
         self
     }
 
-    /// How many bytes of a session may have come and be unread before the client waits. Defaults to 1 MiB;
-    /// values below 16 KiB or above 8 MiB are taken as these.
+    /// How many bytes of a session may have come and be unread before the client waits. Values below
+    /// 16 KiB or above 8 MiB are taken as these. By default the window begins with 1 MiB, and grows up to 8 MiB while
+    /// the session moves much and all windows of the node have at most 16 MiB together. One that is set does not grow.
     pub fn window(mut self, bytes: u32) -> Self {
-        self.settings.window = bytes;
+        self.settings.window = Some(bytes);
         self
     }
 
@@ -275,13 +301,15 @@ impl NodeBuilder {
     /// # Errors
     ///
     /// If the address or a name is wrong, no server answers, it refuses the credentials, its `max_payload` is
-    /// below 1 KiB, or another node of the service has the same name.
+    /// below 1 KiB, another node of the service has the same name, or the server does not permit what the node needs
+    /// ([`Error::NotPermitted`]). What it does not permit later is written to the log as a warning.
     pub async fn start(self, url: &str) -> Result<Node, Error> {
         let name = self.name.clone();
         let (commands, received) = mpsc::channel(1);
         let (free, watched) = watch::channel(self.settings.sessions);
         let (id, runner) = self.runner(url, free).await?;
         let runner = runner.join().await?;
+        runner.permissions.serve();
         let task = tokio::spawn(runner.run(received));
         Ok(Node { id, name, commands, free: watched, task })
     }
@@ -301,7 +329,8 @@ impl NodeBuilder {
     pub async fn check(self, url: &str) -> Result<(), Error> {
         let (free, _watched) = watch::channel(self.settings.sessions);
         let (_, mut runner) = self.runner(url, free).await?;
-        runner.check_name().await
+        runner.check_name().await?;
+        runner.check_permissions()
     }
 
     /// Checks the options and connects.
@@ -317,10 +346,20 @@ impl NodeBuilder {
         if self.settings.sessions == 0 {
             return Err(Error::NoSessions);
         }
-        let client = connect(url, self.nats).await?;
+        let permissions = Permissions::default();
+        let (events, noting) = (self.events, permissions.clone());
+        let nats = self.nats.event_callback(move |event| {
+            noting.note(&event);
+            if let Some(events) = &events {
+                events(&event);
+            }
+            std::future::ready(())
+        });
+        let client = connect(url, nats).await?;
         let id = token::random()?;
         let runner = Runner::new(run::Parts {
             client,
+            permissions,
             subjects: Subjects::new(service.clone()),
             service,
             name,
@@ -366,13 +405,14 @@ impl Node {
             service: service.into(),
             name: name.into(),
             nats: ConnectOptions::new(),
+            events: None,
             connector: Arc::new(move |caller| Box::pin(connector(caller))),
             settings: Settings {
                 sessions: 64,
                 workers: None,
                 methods: Vec::new(),
                 version: env!("CARGO_PKG_VERSION").into(),
-                window: 1024 * 1024,
+                window: None,
                 heartbeat: Duration::from_secs(2),
                 max_calls: 64,
                 max_call_size: 1024 * 1024,

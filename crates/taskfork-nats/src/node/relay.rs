@@ -17,8 +17,9 @@ use crate::direct::Connection;
 use crate::error::Error;
 use crate::link::Link;
 use crate::node::micro::Micro;
+use crate::node::usage::SessionUsage;
 use crate::node::{Caller, Connector, SessionHandler, Settings};
-use crate::session::{Peer, Session};
+use crate::session::{Peer, Session, Windows};
 use crate::token;
 use crate::wire::{Direct, End, Message, Offer, Reason, Refusal, Reply, Request};
 
@@ -37,6 +38,7 @@ pub(super) struct Shared {
     pub(super) client: Client,
     pub(super) node: String,
     pub(super) settings: Arc<Settings>,
+    pub(super) windows: Windows,
     pub(super) connector: Connector,
     pub(super) handler: Option<SessionHandler>,
     pub(super) micro: Arc<Micro>,
@@ -51,6 +53,7 @@ pub(super) struct Shared {
 /// A session that was promised, and not begun.
 pub(super) struct Invitation {
     client: Client,
+    windows: Windows,
     pub(super) request: Request,
     /// Where the client listens.
     reply: Subject,
@@ -84,10 +87,10 @@ impl Invitation {
 
     /// The session, of which this message has come.
     pub(super) fn begin(self, first: Bytes) -> Session {
-        let Self { client, request, reply, offer, subscriber } = self;
+        let Self { client, windows, request, reply, offer, subscriber } = self;
         let link = Link::new(offer, request.offer, Instant::now());
         let (subject, peer) = (reply.to_string(), Peer::Client(request.client));
-        Session::start(client, Some(subscriber), subject, link, peer, Some(first))
+        Session::start(client, Some(subscriber), subject, link, &windows, peer, Some(first))
     }
 }
 
@@ -99,10 +102,10 @@ pub(super) enum Begun {
 
 impl Shared {
     /// Serves one session.
-    pub(super) async fn serve(mut self, request: Request, reply: Subject) {
+    pub(super) async fn serve(mut self, request: Request, reply: Subject, usage: SessionUsage) {
         let began = Instant::now();
         let client = request.client.clone();
-        let begun = self.accept(request, reply).await;
+        let begun = self.accept(request, reply, &usage).await;
         match &begun {
             Ok(Some(_)) => self.micro.acquire().count(began.elapsed(), None),
             Ok(None) => tracing::debug!(client, "a client does not want its session"),
@@ -113,7 +116,7 @@ impl Shared {
         }
         match begun {
             Ok(Some(Begun::Session(session, stream))) => match self.handler.clone() {
-                Some(handler) => self.hand_over(handler, session, stream, client).await,
+                Some(handler) => self.hand_over(handler, session, stream, client, usage).await,
                 None => self.relay(session, stream).await,
             },
             Ok(Some(Begun::Direct(connection))) => self.keep(connection).await,
@@ -131,9 +134,14 @@ impl Shared {
     }
 
     /// Connects, promises a session, and waits for the client. `None` if it does not come.
-    async fn accept(&mut self, request: Request, reply: Subject) -> Result<Option<Begun>, String> {
+    async fn accept(
+        &mut self,
+        request: Request,
+        reply: Subject,
+        usage: &SessionUsage,
+    ) -> Result<Option<Begun>, String> {
         let text = |error: Error| error.to_string();
-        let Some(offered) = self.offer_direct(&request, &reply).await.map_err(text)? else {
+        let Some(offered) = self.offer_direct(&request, &reply, usage).await.map_err(text)? else {
             return Ok(None);
         };
         if let Some(offered) = offered {
@@ -180,8 +188,7 @@ impl Shared {
     ) -> Result<Invitation, Error> {
         let client = self.client.clone();
         let payload = check_payload(&client)?;
-        let Settings { window, heartbeat, .. } = *self.settings;
-        let offer = Offer::new(window, payload, heartbeat);
+        let offer = Offer::new(self.windows.first(), payload, self.settings.heartbeat);
         let subject = token::inbox(&client)?;
         let subscriber = client.subscribe(subject.clone()).await.map_err(Error::closed)?;
         let node = self.node.clone();
@@ -189,7 +196,7 @@ impl Shared {
         // With a reply subject NATS says at once if the client has gone.
         let sent = client.publish_with_reply(reply.clone(), subject, accept.encode()).await;
         sent.map_err(Error::closed)?;
-        Ok(Invitation { client, request, reply, offer, subscriber })
+        Ok(Invitation { client, windows: self.windows.clone(), request, reply, offer, subscriber })
     }
 
     /// Relays until the server closes its connection, the session ends, or the node does.

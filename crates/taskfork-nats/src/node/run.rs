@@ -9,29 +9,27 @@ use futures_util::StreamExt;
 use futures_util::stream::SelectAll;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep_until, timeout, timeout_at};
+use tokio::time::{sleep_until, timeout};
 
 use super::balance::{Balance, Load, Told};
 use super::calls::{Calls, LEAVE_TIMEOUT};
 use super::group::{Asked, Group};
 use super::micro::{Micro, Verb};
+use super::name::NAME_TIMEOUT;
 use super::pause::Pause;
+use super::permissions::Permissions;
 use super::relay::Shared;
+use super::sessions::Sessions;
 use super::status::{MAX_ANSWERS, Own};
+use super::usage::SessionUsage;
 use super::waiters::Waiters;
 use super::{CallHandler, Connector, Drain, SessionHandler, Settings, StatusHandler};
 use crate::connect::check_connected;
-use crate::direct::Direct;
+use crate::direct::{Connection, Direct};
 use crate::error::Error;
 use crate::names::{Labels, Name, Subjects};
-use crate::token;
+use crate::session::Windows;
 use crate::wire::{Refusal, Request, Route, StatusRequest};
-
-/// How long a node with the same name has to answer, if it has subscribed before.
-const NAME_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// How long to wait for a node with the same name that starts at the same time.
-const NAME_RACE: Duration = Duration::from_millis(100);
 
 /// How long sessions and calls have to tell their ends.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
@@ -39,9 +37,13 @@ const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// The header of a request that other nodes have passed on: how often.
 const PASSED: &str = "Taskfork-Passed";
 
+/// How often nodes pass on a request to make room that they cannot fulfil. The client repeats it each second.
+const MAX_ROOM_PASSES: u8 = 4;
+
 /// What a node is made of.
 pub(super) struct Parts {
     pub(super) client: Client,
+    pub(super) permissions: Permissions,
     pub(super) subjects: Subjects,
     pub(super) service: Name,
     pub(super) name: Name,
@@ -57,21 +59,24 @@ pub(super) struct Parts {
 
 /// A node that runs.
 pub(super) struct Runner {
-    shared: Shared,
-    subjects: Subjects,
-    service: Name,
-    name: Name,
-    id: String,
+    pub(super) shared: Shared,
+    pub(super) permissions: Permissions,
+    pub(super) subjects: Subjects,
+    pub(super) service: Name,
+    pub(super) name: Name,
+    pub(super) id: String,
     labels: Labels,
+    /// The subjects where clients that wait ask for room.
+    rooms: Vec<String>,
     /// Subjects that a full node has too: `$SRV`, its name, clients that wait.
-    always: SelectAll<Subscriber>,
+    pub(super) always: SelectAll<Subscriber>,
     group: Group,
     balance: Balance,
     pause: Pause,
     /// Gets whether the server could be reached.
     server: mpsc::Receiver<bool>,
     waiters: Waiters,
-    sessions: JoinSet<()>,
+    sessions: Sessions,
     calls: JoinSet<()>,
     handler: Option<CallHandler>,
     status: Option<StatusHandler>,
@@ -81,12 +86,6 @@ pub(super) struct Runner {
     ending: watch::Sender<bool>,
     draining: watch::Sender<bool>,
     state: State,
-}
-
-/// Where a node that starts gets answers.
-struct Inbox {
-    subject: String,
-    subscriber: Subscriber,
 }
 
 enum State {
@@ -103,8 +102,8 @@ enum State {
 enum Event {
     Asked(Asked),
     Message(Message),
-    /// A session is over.
-    Freed,
+    /// A session is over. It has left for the client that waits at this inbox.
+    Freed(Option<String>),
     /// The calls are over.
     CallsEnded,
     /// A question for the status is answered.
@@ -144,6 +143,7 @@ impl Runner {
             shared: Shared {
                 client,
                 node: name.to_string(),
+                windows: Windows::new(parts.settings.window),
                 settings: Arc::new(parts.settings),
                 connector: parts.connector,
                 handler: parts.handler,
@@ -152,6 +152,8 @@ impl Runner {
                 ending: watched,
                 draining: drains,
             },
+            permissions: parts.permissions,
+            rooms: subjects.room_all(&labels),
             subjects,
             service,
             name,
@@ -162,7 +164,7 @@ impl Runner {
             pause: Pause::default(),
             server,
             waiters: Waiters::default(),
-            sessions: JoinSet::new(),
+            sessions: Sessions::default(),
             calls: JoinSet::new(),
             handler: parts.calls,
             status: parts.status,
@@ -178,6 +180,7 @@ impl Runner {
     pub(super) async fn join(mut self) -> Result<Self, Error> {
         let client = self.shared.client.clone();
         let mut inbox = self.take_name().await?;
+        self.check_permissions()?;
         for verb in Verb::ALL {
             for subject in self.subjects.micro(verb.name(), &self.id) {
                 self.subscribe(subject).await?;
@@ -186,11 +189,15 @@ impl Runner {
         self.subscribe(self.subjects.wait()).await?;
         let loads = client.queue_subscribe(self.subjects.load(), self.subjects.group()).await;
         self.always.push(loads.map_err(Error::closed)?);
+        for subject in &self.rooms {
+            let asks = client.queue_subscribe(subject.clone(), self.subjects.group()).await;
+            self.always.push(asks.map_err(Error::closed)?);
+        }
         self.subscribe(self.subjects.status()).await?;
         self.subscribe(self.subjects.status_of(&self.name)).await?;
         let direct = self.shared.settings.direct.as_ref();
         for connection in direct.map_or(Vec::new(), Direct::connections) {
-            self.sessions.spawn(self.shared.clone().keep(connection));
+            self.keep(connection);
         }
         self.group.set_room(self.room()).await?;
         if let Some(handler) = self.handler.take() {
@@ -209,69 +216,21 @@ impl Runner {
         Ok(self)
     }
 
-    /// Makes sure that no other node has the name now.
-    pub(super) async fn check_name(&mut self) -> Result<(), Error> {
-        self.ask_for_name().await.map(drop)
-    }
-
-    /// Asks whether a node has the name.
-    async fn ask_for_name(&self) -> Result<Inbox, Error> {
-        let client = &self.shared.client;
-        let subject = token::inbox(client)?;
-        let subscriber = client.subscribe(subject.clone()).await.map_err(Error::closed)?;
-        let mut inbox = Inbox { subject, subscriber };
-        // If nobody has the name, the server says so at once.
-        self.announce_name(&inbox).await?;
-        let answer = timeout(NAME_TIMEOUT, inbox.subscriber.next()).await;
-        if answer.is_ok_and(|answer| answer.is_some_and(|answer| answer.status.is_none())) {
-            return Err(self.name_in_use());
-        }
-        Ok(inbox)
-    }
-
-    async fn announce_name(&self, inbox: &Inbox) -> Result<(), Error> {
-        let payload = Bytes::copy_from_slice(self.id.as_bytes());
-        let (name, reply) = (self.subjects.node(&self.name), inbox.subject.clone());
-        let sent = self.shared.client.publish_with_reply(name, reply, payload).await;
-        sent.map_err(Error::closed)
-    }
-
-    /// Makes sure that no other node has the name, and takes it.
-    async fn take_name(&mut self) -> Result<Inbox, Error> {
-        let mut inbox = self.ask_for_name().await?;
-        let client = &self.shared.client;
-        let name = self.subjects.node(&self.name);
-        // Other nodes can start at the same time. They hear of each other now, and the one with the smallest
-        // id gets the name.
-        let mut others = client.subscribe(name).await.map_err(Error::closed)?;
-        self.announce_name(&inbox).await?;
-        let until = tokio::time::Instant::now() + NAME_RACE;
-        while let Ok(message) = timeout_at(until, async {
-            tokio::select! {
-                message = others.next() => message,
-                message = inbox.subscriber.next() => message,
-            }
-        })
-        .await
-        {
-            let message = message.ok_or_else(|| Error::closed("its connection is closed"))?;
-            if message.status.is_some() || message.payload == self.id.as_bytes() {
-                continue;
-            }
-            if message.payload < self.id.as_bytes() {
-                return Err(self.name_in_use());
-            }
-            if let Some(reply) = message.reply {
-                let sent = client.publish(reply, self.id.clone().into()).await;
-                sent.map_err(Error::closed)?;
-            }
-        }
-        self.always.push(others);
-        Ok(inbox)
-    }
-
-    fn name_in_use(&self) -> Error {
-        Error::NodeNameInUse { service: self.service.to_string(), node: self.name.to_string() }
+    /// All subjects at which the node is asked for something.
+    pub(super) fn own_subjects(&self) -> Vec<String> {
+        let Self { subjects, name, labels, .. } = self;
+        let micro = Verb::ALL.into_iter().flat_map(|verb| subjects.micro(verb.name(), &self.id));
+        let calls = self.handler.as_ref().map(|_| subjects.calls());
+        let others = [
+            subjects.node(name),
+            subjects.acquire_from(name),
+            subjects.wait(),
+            subjects.load(),
+            subjects.status(),
+            subjects.status_of(name),
+        ];
+        let asked = subjects.acquire_all(labels).into_iter().chain(self.rooms.iter().cloned());
+        others.into_iter().chain(micro).chain(asked).chain(calls).collect()
     }
 
     /// Serves until the node has drained, or the NATS client has closed.
@@ -313,7 +272,7 @@ impl Runner {
         tokio::select! {
             asked = self.group.next() => Event::Asked(asked),
             message = self.always.next() => message.map_or(Event::Closed, Event::Message),
-            Some(_) = self.sessions.join_next() => Event::Freed,
+            Some(made_for) = self.sessions.next_ended() => Event::Freed(made_for),
             Some(_) = self.calls.join_next() => Event::CallsEnded,
             Some(_) = self.answers.join_next() => Event::Answered,
             Some(drain) = commands.recv() => Event::Drain(drain),
@@ -347,10 +306,11 @@ impl Runner {
             Event::Asked(Asked::Session { message, left }) => self.asked(message, left).await,
             Event::Message(message) => self.message(message).await,
             Event::Asked(Asked::Quota)
-            | Event::Freed
+            | Event::Freed(None)
             | Event::CallsEnded
             | Event::Answered
             | Event::Forget => {}
+            Event::Freed(Some(inbox)) => self.waiters.prefer(&inbox),
             Event::Server { reached: true } => self.pause.reset(),
             Event::Server { reached: false } => self.pause.begin(Instant::now()),
             Event::Resume => self.pause.end(Instant::now()),
@@ -428,10 +388,19 @@ impl Runner {
     }
 
     fn accept(&mut self, request: Request, reply: Subject) {
-        self.sessions.spawn(self.shared.clone().serve(request, reply));
+        let (holder, usage) = (request.holder(), SessionUsage::new());
+        let serving = self.shared.clone().serve(request, reply, usage.clone());
+        self.sessions.spawn(holder, usage, serving);
+    }
+
+    /// Counts a direct connection that a predecessor of this node has admitted.
+    fn keep(&mut self, connection: Connection) {
+        let (holder, usage) = (connection.holder().clone(), connection.usage().clone());
+        self.sessions.spawn(holder, usage, self.shared.clone().keep(connection));
     }
 
     async fn message(&mut self, message: Message) {
+        let passed = passed(message.headers.as_ref());
         let Message { subject, reply, payload, .. } = message;
         if subject.as_str() == self.subjects.load() {
             if let Some(Told { load, id }) = Told::decode(&payload)
@@ -444,10 +413,16 @@ impl Runner {
         let Some(reply) = reply else { return };
         if subject.as_str() == self.subjects.wait() {
             self.wait(&reply, &payload);
-        } else if subject.as_str() == self.subjects.status()
-            || subject.as_str() == self.subjects.status_of(&self.name)
-        {
-            self.tell_status(reply, &payload);
+        } else if self.rooms.iter().any(|room| subject.as_str() == room) {
+            if !self.make_room(&reply) && passed < MAX_ROOM_PASSES {
+                self.pass_on(subject, reply, passed + 1, Bytes::new()).await;
+            }
+        } else if subject.as_str() == self.subjects.status() {
+            // One question must not have all nodes look for what happened lately.
+            let request = StatusRequest { recent: None, ..StatusRequest::decode(&payload) };
+            self.tell_status(reply, request);
+        } else if subject.as_str() == self.subjects.status_of(&self.name) {
+            self.tell_status(reply, StatusRequest::decode(&payload));
         } else if subject.as_str() == self.subjects.node(&self.name) {
             // A node that drains leaves its name to a successor.
             if payload != self.id.as_bytes() && matches!(self.state, State::Serving) {
@@ -463,7 +438,7 @@ impl Runner {
         }
     }
 
-    fn tell_status(&mut self, reply: Subject, payload: &[u8]) {
+    fn tell_status(&mut self, reply: Subject, request: StatusRequest) {
         if self.answers.len() >= MAX_ANSWERS {
             return;
         }
@@ -476,7 +451,7 @@ impl Runner {
             free: self.room(),
             draining: matches!(self.state, State::Draining { .. }),
         };
-        let (handler, request) = (self.status.clone(), StatusRequest::decode(payload));
+        let handler = self.status.clone();
         self.answers.spawn(self.shared.clone().answer_status(handler, own, request, reply));
     }
 
@@ -506,6 +481,18 @@ impl Runner {
         {
             self.waiters.renew(Instant::now(), inbox, request);
         }
+    }
+
+    /// Makes room for a client in the own queue, if the node is full and a session has to leave.
+    fn make_room(&mut self, inbox: &Subject) -> bool {
+        // While the server cannot be reached, a session that ends helps nobody.
+        if !matches!(self.state, State::Serving) || self.pause.until().is_some() {
+            return false;
+        }
+        let now = Instant::now();
+        let Some(request) = self.waiters.look(now, inbox) else { return false };
+        let waiters = &self.waiters;
+        self.room() > 0 || self.sessions.make_room(now, inbox, &request, |inbox| waiters.has(inbox))
     }
 
     fn serve_waiters(&mut self) {

@@ -48,7 +48,8 @@ impl Shared {
             None => Ok(Value::Null),
             Some(handler) => {
                 let limit = self.settings.call_timeout;
-                let details = timeout(limit, handler(Bounds { full: request.full, most })).await;
+                let StatusRequest { full, recent } = request;
+                let details = timeout(limit, handler(Bounds { full, recent, most })).await;
                 details.unwrap_or_else(|_| Err(format!("it took longer than {limit:?}")))
             }
         };

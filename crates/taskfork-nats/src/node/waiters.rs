@@ -26,6 +26,8 @@ pub(super) struct Waiter {
     pub(super) request: Request,
     since: Instant,
     renewed: Instant,
+    /// When it was last looked for room for it.
+    looked: Option<Instant>,
 }
 
 impl Waiters {
@@ -33,6 +35,7 @@ impl Waiters {
     pub(super) fn renew(&mut self, now: Instant, inbox: &str, request: Request) {
         if let Some(waiter) = self.queue.iter_mut().find(|waiter| waiter.inbox == inbox) {
             waiter.renewed = now;
+            waiter.request = request;
             return;
         }
         if self.queue.len() >= MAX_WAITERS {
@@ -41,7 +44,34 @@ impl Waiters {
         let since = now.checked_sub(Duration::from_millis(request.waited_ms)).unwrap_or(now);
         let place = self.queue.partition_point(|waiter| waiter.since <= since);
         let inbox = inbox.to_owned();
-        self.queue.insert(place, Waiter { inbox, request, since, renewed: now });
+        self.queue.insert(place, Waiter { inbox, request, since, renewed: now, looked: None });
+    }
+
+    /// Whether a client waits at this inbox.
+    pub(super) fn has(&self, inbox: &str) -> bool {
+        self.queue.iter().any(|waiter| waiter.inbox == inbox)
+    }
+
+    /// The request of the client that waits at this inbox. `None` also if this was called for it just before: a message
+    /// that nodes pass on can come back.
+    pub(super) fn look(&mut self, now: Instant, inbox: &str) -> Option<Request> {
+        let waiter = self.queue.iter_mut().find(|waiter| waiter.inbox == inbox)?;
+        let is_new = waiter.looked.is_none_or(|looked| looked + RENEWAL / 2 <= now);
+        is_new.then(|| {
+            waiter.looked = Some(now);
+            waiter.request.clone()
+        })
+    }
+
+    /// Puts a client, if it still waits, in front of those that have sessions: room was made for it. Those that have none
+    /// keep their turn.
+    pub(super) fn prefer(&mut self, inbox: &str) {
+        let Some(place) = self.queue.iter().position(|waiter| waiter.inbox == inbox) else {
+            return;
+        };
+        let ahead = &self.queue[..place];
+        let behind = ahead.iter().rposition(|waiter| waiter.request.sessions == 0);
+        self.queue[behind.map_or(0, |last| last + 1)..=place].rotate_right(1);
     }
 
     /// Takes a client's place away.
@@ -76,6 +106,8 @@ mod tests {
         Request {
             version: VERSION,
             client: String::new(),
+            number: 0,
+            sessions: 0,
             offer,
             labels: vec![],
             waited_ms,
@@ -110,6 +142,32 @@ mod tests {
         waiters.renew(now + RENEWAL, "b", request(9000));
 
         assert_eq!(taken(&mut waiters, now + RENEWAL), ["a", "b"]);
+    }
+
+    #[test]
+    fn a_client_for_which_room_was_made_passes_those_that_have_sessions() {
+        let now = Instant::now();
+        let mut waiters = Waiters::default();
+        for (inbox, waited, sessions) in
+            [("a", 500, 1), ("b", 400, 0), ("c", 300, 2), ("d", 200, 1), ("e", 100, 0)]
+        {
+            waiters.renew(now, inbox, Request { sessions, ..request(waited) });
+        }
+        waiters.prefer("e");
+        waiters.prefer("gone");
+
+        assert!(waiters.has("c") && !waiters.has("gone"));
+        assert_eq!(taken(&mut waiters, now), ["a", "b", "e", "c", "d"]);
+    }
+
+    #[test]
+    fn it_is_not_looked_for_room_again_and_again() {
+        let now = Instant::now();
+        let mut waiters = Waiters::default();
+        waiters.renew(now, "a", request(0));
+        assert!(waiters.look(now, "a").is_some() && waiters.look(now, "a").is_none());
+        assert!(waiters.look(now, "gone").is_none());
+        assert!(waiters.look(now + RENEWAL, "a").is_some());
     }
 
     #[test]

@@ -6,6 +6,7 @@
 mod driver;
 mod shared;
 mod wakers;
+mod windows;
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -22,6 +23,7 @@ use crate::wire::{End, Reason};
 
 pub(crate) use shared::Peer;
 use shared::Shared;
+pub(crate) use windows::Windows;
 
 /// A byte stream between a client and a node, over a pair of NATS subjects.
 ///
@@ -99,11 +101,13 @@ impl Session {
         subscriber: Option<Subscriber>,
         subject: String,
         link: Link,
+        windows: &Windows,
         peer: Peer,
         first: Option<Bytes>,
     ) -> Self {
         let name = peer.name().to_owned();
-        let shared = Arc::new(Shared::new(client, subscriber, subject, link, peer, first));
+        let (link, window) = windows.begin(link);
+        let shared = Arc::new(Shared::new(client, subscriber, subject, link, window, peer, first));
         tokio::spawn(driver::drive(Arc::clone(&shared)));
         let handle = Arc::new(Handle { shared });
         let reader = Reader { handle: Arc::clone(&handle), piece: Bytes::new(), length: 0 };
@@ -255,10 +259,18 @@ impl AsyncRead for Reader {
         if buffer.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
-        let piece = ready!(self.as_mut().poll_fill_buf(cx))?;
-        let length = piece.len().min(buffer.remaining());
-        buffer.put_slice(&piece[..length]);
-        self.consume(length);
+        let mut piece = ready!(self.as_mut().poll_fill_buf(cx))?;
+        // Pieces are short: all that have come are read at once. An error is found again by the next read.
+        while !piece.is_empty() {
+            let length = piece.len().min(buffer.remaining());
+            buffer.put_slice(&piece[..length]);
+            self.as_mut().consume(length);
+            if buffer.remaining() == 0 {
+                break;
+            }
+            let Ok(next) = self.as_mut().get_mut().try_fill_buf() else { break };
+            piece = next;
+        }
         Poll::Ready(Ok(()))
     }
 }

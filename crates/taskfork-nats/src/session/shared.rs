@@ -14,21 +14,31 @@ use futures_util::{Sink, Stream};
 use tokio::sync::watch;
 
 use super::wakers::Wakers;
+use super::windows::Window;
 use crate::error::SessionError;
-use crate::fleet::{Farewell, Farewells};
+use crate::fleet::{Farewell, Farewells, HeldSession};
 use crate::link::{Link, Received, Timeout};
-use crate::wire::{End, Gather, Message, Reason, Reply};
+use crate::wire::{End, Gather, MAX_PIECE, Message, Reason, Reply};
 
 /// How long the last messages of a session may take to be written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How many replies of other nodes a client takes: one for each time that it has asked, and some for nodes that passed the
+/// request on.
+const MAX_REPLIES: u32 = 1024;
+
+/// A shorter piece is copied.
+const SHORT_PIECE: usize = MAX_PIECE / 2;
+
 /// Who is at the other side.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) enum Peer {
     Node {
         node: String,
         /// Whoever ends the client waits for the end of this session.
         farewells: Farewells,
+        /// Counts the session.
+        _held: HeldSession,
     },
     Client(String),
 }
@@ -48,9 +58,11 @@ impl Peer {
     }
 
     fn lost(&self, last_contact: Duration) -> SessionError {
-        match self.clone() {
-            Self::Node { node, .. } => SessionError::NodeLost { node, last_contact },
-            Self::Client(client) => SessionError::ClientLost { client, last_contact },
+        match self {
+            Self::Node { node, .. } => SessionError::NodeLost { node: node.clone(), last_contact },
+            Self::Client(client) => {
+                SessionError::ClientLost { client: client.clone(), last_contact }
+            }
         }
     }
 }
@@ -67,6 +79,7 @@ pub(super) struct Shared {
 #[derive(Debug)]
 struct State {
     link: Link,
+    window: Window,
     client: Client,
     /// Where the other side listens.
     subject: Subject,
@@ -82,6 +95,8 @@ struct State {
     over: watch::Sender<bool>,
     /// The node has not been told yet that the session is over.
     farewell: Option<Farewell>,
+    /// How many replies of other nodes have come.
+    replies: u32,
 }
 
 #[derive(Debug)]
@@ -107,12 +122,14 @@ impl Shared {
         subscriber: Option<Subscriber>,
         subject: String,
         link: Link,
+        window: Window,
         peer: Peer,
         first: Option<Bytes>,
     ) -> Self {
         let wakers = Arc::new(Wakers::default());
         let mut state = State {
             link,
+            window,
             client,
             subject: subject.into(),
             peer,
@@ -122,6 +139,7 @@ impl Shared {
             phase: Phase::Open,
             over: watch::channel(false).0,
             farewell: None,
+            replies: 0,
         };
         if let Some(payload) = first {
             state.receive(payload);
@@ -172,9 +190,16 @@ impl Shared {
     pub(super) fn consume(&self, length: usize) {
         let mut state = self.lock();
         state.link.consume(length);
-        if matches!(state.phase, Phase::Open)
-            && let Some(bytes) = state.link.credit(Instant::now())
+        if !matches!(state.phase, Phase::Open) {
+            return;
+        }
+        let now = Instant::now();
+        if let Some(growth) = state.link.growth(now)
+            && state.window.grow(growth)
         {
+            state.link.grow(growth);
+        }
+        if let Some(bytes) = state.link.credit(now) {
             state.queue(bytes);
             state.carry_on(&self.waker);
         }
@@ -323,6 +348,8 @@ impl State {
         while let Some(subscriber) = &mut self.subscriber {
             match Pin::new(subscriber).poll_next(&mut cx) {
                 Poll::Pending => break,
+                // NATS says of a request that nobody listens. The session has begun since, by another one.
+                Poll::Ready(Some(message)) if message.status.is_some() => {}
                 Poll::Ready(Some(message)) => changed |= self.receive(message.payload),
                 Poll::Ready(None) => {
                     self.fail(SessionError::NatsClosed, None);
@@ -334,12 +361,11 @@ impl State {
     }
 
     fn receive(&mut self, payload: Bytes) -> bool {
-        if Reply::recognize(&payload) {
-            self.decline(&payload);
+        if self.decline(&payload) {
             return false;
         }
         match self.link.receive(Instant::now(), payload) {
-            Ok(Received::Bytes(bytes)) => self.incoming.push_back(bytes),
+            Ok(Received::Bytes(bytes)) => self.incoming.push_back(detached(bytes)),
             Ok(Received::Credit) => {}
             Ok(Received::Heartbeat) => return false,
             Ok(Received::Finished) => self.close_if_over(),
@@ -361,15 +387,23 @@ impl State {
         true
     }
 
-    /// A second node has accepted the same request, after this one: it need not wait for the client.
-    fn decline(&mut self, payload: &[u8]) {
-        if let (Peer::Node { .. }, Ok(Reply::Accept { subject, .. })) =
-            (&self.peer, Reply::decode(payload))
+    /// Whether this is the reply of another node to the same request. If it has accepted, it need not wait for the client.
+    fn decline(&mut self, payload: &[u8]) -> bool {
+        if !matches!(self.peer, Peer::Node { .. })
+            || !Reply::recognize(payload)
+            || self.replies == MAX_REPLIES
+        {
+            return false;
+        }
+        let Ok(reply) = Reply::decode(payload) else { return false };
+        self.replies += 1;
+        if let Reply::Accept { subject, .. } = reply
             && subject != self.subject.as_str()
             && self.outgoing.len() < 64
         {
             self.outgoing.push_back(unwanted(subject));
         }
+        true
     }
 
     fn fail(&mut self, error: SessionError, end: Option<End>) {
@@ -447,6 +481,12 @@ impl State {
     }
 }
 
+/// A piece that may wait. What the NATS client hands out keeps its whole read buffer, which may have had anything else
+/// in it, so many short pieces would keep far more memory than they cost.
+fn detached(piece: Bytes) -> Bytes {
+    if piece.len() < SHORT_PIECE { Bytes::copy_from_slice(&piece) } else { piece }
+}
+
 /// Tells a node that the client has got a session elsewhere.
 pub(crate) fn unwanted(subject: String) -> OutboundMessage {
     let end = End { reason: Reason::Unwanted, text: String::new() };
@@ -455,5 +495,20 @@ pub(crate) fn unwanted(subject: String) -> OutboundMessage {
         reply: None,
         payload: Message::End(end).encode(0),
         headers: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_piece_keeps_no_memory_of_others() {
+        for (length, is_copied) in [(1, true), (SHORT_PIECE - 1, true), (SHORT_PIECE, false)] {
+            let buffer = Bytes::from(vec![7; 64 << 10]);
+            let piece = detached(buffer.slice(..length));
+            assert_eq!(piece.len(), length);
+            assert_eq!(buffer.is_unique(), is_copied, "{length} bytes");
+        }
     }
 }

@@ -20,7 +20,7 @@ pub(crate) use piece::{Gather, gather_piece};
 pub(crate) use reply::{Direct, Refusal, Reply, check_address};
 pub use request::Route;
 pub(crate) use request::{Offer, Request};
-pub use status::Bounds;
+pub use status::{Bounds, Recent};
 pub(crate) use status::{STATUS_ENVELOPE, StatusRequest};
 
 /// The version of this protocol. A node refuses a client with another one.
@@ -33,9 +33,13 @@ pub(crate) const HEADER: usize = 9;
 /// waits in a queue. So many short pieces cannot use more memory than the window allows.
 pub(crate) const PIECE_COST: u64 = 256;
 
-/// The longest piece that is sent. Longer ones would leave too few pieces in a window to keep both
-/// sides busy.
-pub(crate) const MAX_PIECE: usize = 128 * 1024;
+/// The longest piece that is sent. async-nats reads into a buffer of 64 KiB: longer messages would be copied once more,
+/// because the buffer grows for each of them.
+pub(crate) const MAX_PIECE: usize = 16 * 1024;
+
+/// The least that a side may offer as its longest piece. Each piece is a message, so shorter ones would be a burden for
+/// the other sessions of the node.
+pub(crate) const MIN_PIECE: u32 = 512;
 
 /// The smallest window in which a piece of useful length fits twice.
 pub(crate) const MIN_WINDOW: u32 = 16 * 1024;
@@ -106,6 +110,8 @@ mod tests {
         let text = shortened(&"é".repeat(1000));
         let request = Request {
             version: u32::MAX,
+            number: u32::MAX,
+            sessions: u32::MAX,
             client: text.clone(),
             offer,
             labels: vec![format!("{}={}", "k".repeat(32), "v".repeat(32)); 5],

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::json::{decode_json, encode_json};
 use super::{
-    HEADER, HEARTBEATS, MAX_AVOIDED, MAX_PIECE, MAX_WINDOW, MIN_WINDOW, VERSION, shortened,
+    HEADER, HEARTBEATS, MAX_AVOIDED, MAX_PIECE, MAX_WINDOW, MIN_PIECE, MIN_WINDOW, VERSION,
+    shortened,
 };
 
 /// A client's request for a session, or for a place in the queue of nodes without room.
@@ -18,6 +19,12 @@ pub(crate) struct Request {
     #[serde(default)]
     pub(crate) client: String,
     pub(crate) offer: Offer,
+    /// Distinguishes holders of sessions with the same name. 0 if unknown.
+    #[serde(default)]
+    pub(crate) number: u32,
+    /// How many sessions the holder has.
+    #[serde(default)]
+    pub(crate) sessions: u32,
     /// What a node must have. Only for a place in the queue: otherwise the subject says it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) labels: Vec<String>,
@@ -91,8 +98,11 @@ impl Offer {
                 self.window
             ));
         }
-        if self.piece == 0 {
-            return Err("the longest piece has no bytes".into());
+        if self.piece < MIN_PIECE {
+            return Err(format!(
+                "the longest piece is {} bytes, and must be at least {MIN_PIECE}",
+                self.piece
+            ));
         }
         if !HEARTBEATS.contains(&heartbeat) {
             return Err(format!(
@@ -154,7 +164,7 @@ mod tests {
     #[test]
     fn a_request_without_a_route_or_with_an_unknown_one_is_relayed() {
         let request = |route: &str| {
-            let offer = r#"{"window":65536,"piece":100,"heartbeat_ms":100}"#;
+            let offer = r#"{"window":65536,"piece":1000,"heartbeat_ms":100}"#;
             let json = format!(r#"{{"version":1,"offer":{offer}{route}}}"#);
             Request::decode(json.as_bytes()).map(|request| request.route)
         };

@@ -24,6 +24,20 @@ async fn without_nodes_there_is_no_room() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_service_without_nodes_is_told_from_a_full_one() {
+    let server = NatsServer::start();
+    let backend = Backend::echo();
+    let fleet = fleet(&server, "s").await;
+    assert!(!fleet.has_nodes().await.unwrap());
+
+    let _node = backend.node("s", "n", 1).start(&server.url()).await.unwrap();
+    let _session = fleet.acquire_within(&[], None, LONG).await.unwrap();
+
+    assert!(fleet.acquire(&[], None).await.unwrap_err().is_no_room());
+    assert!(fleet.has_nodes().await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_full_node_leaves_the_group_and_returns() {
     let server = NatsServer::start();
     let backend = Backend::echo();

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use serde_json::{Value, json};
-use taskfork_nats::{Acquired, Direct, Fleet, Grant, Node, Route, Session};
+use taskfork_nats::{Acquired, Direct, Fleet, Grant, Holder, Node, Route, Session};
 use tokio::time::timeout;
 
 use crate::backend::{Backend, HEARTBEAT, LONG, assert_echoes, fleet};
+use crate::round_trip::round_trip;
 use crate::server::NatsServer;
 
 /// Tokens that are valid for longer than any test takes.
@@ -23,7 +24,7 @@ async fn node(server: &NatsServer, backend: &Backend, sessions: usize, direct: &
 }
 
 async fn acquire(fleet: &Fleet, route: Route) -> Acquired {
-    let acquired = fleet.acquire_by(&[], None, Some(LONG), route).await;
+    let acquired = fleet.acquire_by(&Holder::new(), &[], None, Some(LONG), route).await;
     acquired.unwrap()
 }
 
@@ -171,7 +172,11 @@ async fn a_node_without_direct_connections_refuses_who_wants_nothing_else() {
     let without = Direct::new("node.example:7000").unwrap();
     let fleet = fleet(&server, "s").await;
     let refused = || async {
-        let error = fleet.acquire_by(&[], None, None, Route::Direct).await.unwrap_err().to_string();
+        let error = fleet
+            .acquire_by(&Holder::new(), &[], None, None, Route::Direct)
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("offers no direct connections"), "{error}");
     };
 
@@ -218,7 +223,7 @@ async fn a_client_that_waits_for_a_direct_connection_has_no_place_elsewhere() {
 
     // The node has read both when it answers the second one.
     timeout(LONG, others.next()).await.unwrap().unwrap();
-    client.flush().await.unwrap();
+    round_trip(&client).await;
     let none = timeout(Duration::from_millis(200), answers.next()).await;
     assert!(none.is_err(), "{none:?}");
 }
@@ -226,7 +231,9 @@ async fn a_client_that_waits_for_a_direct_connection_has_no_place_elsewhere() {
 /// A grant of this node, among others.
 async fn granted_by(fleet: &Fleet, node: &str) -> Grant {
     loop {
-        if let Ok(Acquired::Grant(grant)) = fleet.acquire_by(&[], None, None, Route::Direct).await {
+        if let Ok(Acquired::Grant(grant)) =
+            fleet.acquire_by(&Holder::new(), &[], None, None, Route::Direct).await
+        {
             assert_eq!(grant.node(), node);
             return grant;
         }

@@ -14,6 +14,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use crate::backend::{Backend, HEARTBEAT, LONG, assert_echoes, fleet, session_error};
+use crate::round_trip::round_trip;
 use crate::server::NatsServer;
 
 /// A node as a process. It is killed with this value.
@@ -251,7 +252,7 @@ async fn a_node_with_the_same_name_may_be_far_away() {
     let backend = Backend::echo();
     let by_hand = server.client().await;
     let mut asked = by_hand.subscribe("s.node.n").await.unwrap();
-    by_hand.flush().await.unwrap();
+    round_trip(&by_hand).await;
     tokio::spawn(async move {
         while let Some(message) = asked.next().await {
             tokio::time::sleep(Duration::from_millis(300)).await;

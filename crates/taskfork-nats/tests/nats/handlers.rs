@@ -96,6 +96,28 @@ async fn a_draining_node_leaves_its_name() {
 }
 
 #[tokio::test]
+async fn only_a_node_by_its_name_is_asked_for_what_happened_lately() {
+    let server = NatsServer::start();
+    let backend = Backend::echo();
+    let told = |bounds: taskfork_nats::Bounds| async move {
+        Ok(json!(bounds.recent.map(|recent| recent.after)))
+    };
+    let _node = backend.node("s", "n", 1).status(told).start(&server.url()).await.unwrap();
+    let fleet = fleet(&server, "s").await;
+    let recent = fleet.node_recent("n", taskfork_nats::Recent::new(7, None)).await.unwrap();
+    assert_eq!(recent.unwrap().details, json!(7));
+    let client = server.client().await;
+    let question = r#"{"recent": {"after": 7}}"#;
+    let mut details = Vec::new();
+    for subject in ["s.status.n", "s.status"] {
+        let answer = client.request(subject, question.into()).await.unwrap();
+        let answer: serde_json::Value = serde_json::from_slice(&answer.payload).unwrap();
+        details.push(answer["details"].clone());
+    }
+    assert_eq!(details, [json!(7), json!(null)]);
+}
+
+#[tokio::test]
 async fn nodes_tell_their_status_with_details() {
     let server = NatsServer::start();
     let backend = Backend::echo();

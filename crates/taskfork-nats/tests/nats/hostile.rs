@@ -6,10 +6,11 @@ use futures_util::StreamExt;
 use serde_json::{Value, json};
 use taskfork_nats::async_nats::{Client, Subject, Subscriber};
 use taskfork_nats::{Fleet, FleetOptions, SessionError};
-use tokio::io::{AsyncReadExt, Interest};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::time::timeout;
 
 use crate::backend::{Backend, LONG, assert_echoes, fleet, session_error, wait_until};
+use crate::round_trip::round_trip;
 use crate::server::NatsServer;
 
 const WINDOW: usize = 64 * 1024;
@@ -35,6 +36,7 @@ fn lies() -> Vec<(&'static str, Vec<Vec<u8>>, &'static str)> {
         ("too much", overrun, "more came than was asked for"),
         ("a long piece", vec![message(1, 0, &vec![7; 600_000])], "a piece of 600000 bytes"),
         ("garbage", vec![b"\xff\xfe\xfd garbage".to_vec()], "unknown kind 255"),
+        ("no reply", vec![b"{ is how replies begin".to_vec()], "unknown kind 123"),
         ("nothing", vec![vec![]], "shorter than its header"),
         ("an empty piece", vec![message(1, 0, b"")], "with 0 bytes after its header"),
         ("a credit that shrinks", vec![message(2, 0, &[0; 8])], "a credit of 0 came"),
@@ -66,7 +68,7 @@ async fn a_client_ends_sessions_of_nodes_that_lie() {
     let server = NatsServer::start();
     let liar = server.client().await;
     let mut requests = liar.subscribe("s.acquire.any").await.unwrap();
-    liar.flush().await.unwrap();
+    round_trip(&liar).await;
     // Longer than the test: a liar sends no heartbeats.
     let options = FleetOptions::new().heartbeat(Duration::from_secs(30));
     let fleet = Fleet::connect(&server.url(), "s", options).await.unwrap();
@@ -155,6 +157,65 @@ async fn a_node_ends_sessions_of_clients_that_lie() {
     }
 }
 
+/// NATS says that nobody listens for an earlier request, when a later one has led to a session.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_word_of_nats_itself_is_no_message_of_the_session() {
+    let server = NatsServer::start();
+    let node = server.client().await;
+    let mut requests = node.subscribe("s.acquire.any").await.unwrap();
+    round_trip(&node).await;
+    let options = FleetOptions::new().heartbeat(Duration::from_secs(30));
+    let fleet = Fleet::connect(&server.url(), "s", options).await.unwrap();
+    let (session, (subject, _own)) =
+        tokio::join!(fleet.acquire(&[], None), accept(&node, &mut requests));
+    let mut session = session.unwrap();
+
+    let mut nats = tokio::net::TcpStream::connect(("127.0.0.1", server.port)).await.unwrap();
+    let no_responders = "NATS/1.0 503\r\n\r\n";
+    let length = no_responders.len();
+    let text = format!(
+        "CONNECT {{\"headers\":true,\"verbose\":false}}\r\n\
+         HPUB {subject} {length} {length}\r\n{no_responders}\r\nPING\r\n"
+    );
+    nats.write_all(text.as_bytes()).await.unwrap();
+    let mut said = String::new();
+    while !said.contains("PONG") {
+        let mut buffer = [0; 4096];
+        let length = timeout(LONG, nats.read(&mut buffer)).await.unwrap().unwrap();
+        assert!(length > 0, "{said}");
+        said.push_str(&String::from_utf8_lossy(&buffer[..length]));
+    }
+    send(&node, &subject, vec![message(1, 0, b"x")]).await;
+
+    assert_eq!(timeout(LONG, session.read_u8()).await.unwrap().unwrap(), b'x');
+}
+
+/// Whoever may answer for nodes cannot make a client keep all that it says.
+#[tokio::test(flavor = "multi_thread")]
+async fn endless_answers_for_nodes_are_cut_off() {
+    let server = NatsServer::start();
+    let liar = server.client().await;
+    let mut questions = liar.subscribe("s.status").await.unwrap();
+    round_trip(&liar).await;
+    let fleet = Fleet::connect(&server.url(), "s", FleetOptions::new()).await.unwrap();
+    let answering = tokio::spawn(async move {
+        let reply = questions.next().await.unwrap().reply.unwrap();
+        for number in 0..100 {
+            let long = json!({
+                "node": format!("n{number}"), "id": "x".repeat(1_000_000), "version": "1.0.0",
+                "labels": [], "sessions": 1, "free": 1, "draining": false,
+            });
+            liar.publish(reply.clone(), long.to_string().into()).await.unwrap();
+        }
+        round_trip(&liar).await;
+    });
+
+    let nodes = timeout(LONG, fleet.status(false)).await.unwrap().unwrap();
+
+    assert!((1..=40).contains(&nodes.len()), "{} nodes", nodes.len());
+    answering.await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_never_comes_frees_its_session() {
     let server = NatsServer::start();
@@ -183,9 +244,9 @@ async fn wrong_requests_are_refused_and_harm_nobody() {
         (json!([1, 2]), "invalid"),
         (offer(0, 100, 500), "the window is 0 bytes"),
         (offer(u64::from(u32::MAX), 100, 500), "the window is"),
-        (offer(WINDOW as u64, 0, 500), "the longest piece has no bytes"),
-        (offer(WINDOW as u64, 100, 0), "the interval of heartbeats"),
-        (offer(WINDOW as u64, 100, 1_000_000), "the interval of heartbeats"),
+        (offer(WINDOW as u64, 0, 500), "the longest piece is 0 bytes"),
+        (offer(WINDOW as u64, 1000, 0), "the interval of heartbeats"),
+        (offer(WINDOW as u64, 1000, 1_000_000), "the interval of heartbeats"),
         (json!({ "version": 1, "client": "x".repeat(5000) }), "more than 4096"),
     ] {
         let answer = liar.request("s.acquire.any", request.to_string().into()).await.unwrap();
@@ -200,7 +261,7 @@ async fn wrong_requests_are_refused_and_harm_nobody() {
             liar.publish_with_reply(subject, "nowhere", payload.into()).await.unwrap();
         }
     }
-    liar.flush().await.unwrap();
+    round_trip(&liar).await;
 
     let mut session =
         fleet(&server, "s").await.acquire_within(&[], None, Duration::from_secs(60)).await.unwrap();
@@ -212,7 +273,7 @@ async fn of_two_nodes_that_accept_the_second_is_told_that_it_is_not_wanted() {
     let server = NatsServer::start();
     let by_hand = server.client().await;
     let mut requests = by_hand.subscribe("s.acquire.any").await.unwrap();
-    by_hand.flush().await.unwrap();
+    round_trip(&by_hand).await;
     let options = FleetOptions::new().heartbeat(Duration::from_secs(30));
     let fleet = Fleet::connect(&server.url(), "s", options).await.unwrap();
     let (session, (subject, _first)) =
@@ -246,7 +307,7 @@ async fn a_node_of_two_nodes_that_is_not_wanted_gives_the_session_up_at_once() {
 
     timeout(LONG / 2, node.wait_for_free(1)).await.unwrap();
     // Nothing was sent to the client, which has a session with another node.
-    by_hand.flush().await.unwrap();
+    round_trip(&by_hand).await;
     drop(node);
     assert!(timeout(Duration::from_millis(100), own.next()).await.is_err());
 }

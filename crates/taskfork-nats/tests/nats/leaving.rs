@@ -83,15 +83,12 @@ async fn an_idle_node_leaves_while_its_nats_server_is_stopped() {
     let backend = Backend::echo();
     let (lost, mut losses) = tokio::sync::mpsc::unbounded_channel();
     let options = ConnectOptions::new().ping_interval(Duration::from_millis(50));
-    let options = options.event_callback(move |event| {
-        let lost = lost.clone();
-        async move {
-            if matches!(event, Event::Disconnected) {
-                let _ = lost.send(());
-            }
+    let node = node(&backend).nats(options).nats_events(move |event| {
+        if matches!(event, Event::Disconnected) {
+            let _ = lost.send(());
         }
     });
-    let node = node(&backend).nats(options).start(&server.url()).await.unwrap();
+    let node = node.start(&server.url()).await.unwrap();
 
     server.stop();
     // It takes nothing from the node any more.

@@ -13,6 +13,8 @@ mod leaving;
 mod many;
 mod micro;
 mod places;
+mod round_trip;
 mod server;
+mod sharing;
 mod simulated;
 mod streams;

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::backend::{Backend, LONG, fleet};
+use crate::round_trip::round_trip;
 use crate::server::NatsServer;
 
 /// Where calls wait: each says that it has begun, and goes on when the gate is opened.
@@ -173,14 +174,59 @@ async fn a_node_with_many_calls_is_not_asked_for_more() {
         assert_eq!(call.await.unwrap().unwrap().payload, "[]");
     }
     // The node is in the group again.
-    let again = timeout(LONG, async {
-        loop {
-            if let Ok(answer) = call().await.unwrap() {
-                break answer;
-            }
+    assert_eq!(call().await.unwrap().unwrap().payload, "[]");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_has_its_answer_finds_the_node_again() {
+    let server = NatsServer::start();
+    let backend = Backend::echo();
+    let builder = backend.node("s", "n", 1).max_calls(1);
+    let _node =
+        builder.calls(|_, arguments| async { Ok(arguments) }).start(&server.url()).await.unwrap();
+    let client = server.client().await;
+
+    for number in 0..200 {
+        let argument = format!("[{number}]");
+        let answer = client.request("s.call.x", argument.clone().into()).await.unwrap();
+        assert_eq!(answer.payload, argument);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_short_calls_find_a_node_with_room() {
+    let server = NatsServer::start();
+    let backend = Backend::echo();
+    let builder = backend.node("s", "n", 1).max_calls(8);
+    let _node =
+        builder.calls(|_, arguments| async { Ok(arguments) }).start(&server.url()).await.unwrap();
+    let client = server.client().await;
+
+    // Never more than there is room for.
+    let callers = (0..8).map(async |_| {
+        for _ in 0..50 {
+            client.request("s.call.x", "[]".into()).await.unwrap();
         }
     });
-    assert_eq!(again.await.unwrap().payload, "[]");
+    futures_util::future::join_all(callers).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_of_the_handler_is_an_error_of_its_call() {
+    let server = NatsServer::start();
+    let backend = Backend::echo();
+    let _node = backend
+        .node("s", "n", 1)
+        .calls(|_, _| async { panic!("the handler's own panic") })
+        .start(&server.url())
+        .await
+        .unwrap();
+    let client = server.client().await;
+
+    let answer = client.request("s.call.x", "[]".into()).await.unwrap();
+    let headers = answer.headers.unwrap();
+    assert_eq!(headers.get("Nats-Service-Error-Code").unwrap().as_str(), "500");
+    assert_eq!(headers.get("Nats-Service-Error").unwrap().as_str(), "the node has panicked");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -225,7 +271,7 @@ async fn nodes_that_answer_one_after_the_other_are_all_known() {
     let server = NatsServer::start();
     let client = server.client().await;
     let mut questions = client.subscribe("$SRV.INFO.s").await.unwrap();
-    client.flush().await.unwrap();
+    round_trip(&client).await;
     tokio::spawn(async move {
         while let Some(question) = questions.next().await {
             let inbox = question.reply.unwrap();

@@ -8,10 +8,11 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 use taskfork_nats::async_nats::{Client, Subject, Subscriber};
-use taskfork_nats::{Acquired, Direct, Error, Fleet, FleetOptions, Grant, Route};
+use taskfork_nats::{Acquired, Direct, Error, Fleet, FleetOptions, Grant, Holder, Route};
 use tokio::time::timeout;
 
 use crate::backend::{Backend, LONG, assert_echoes, fleet, wait_until};
+use crate::round_trip::round_trip;
 use crate::server::NatsServer;
 
 /// Longer than a test may take. So a place that is free again was given up, and not forgotten.
@@ -30,7 +31,7 @@ impl Nodes {
     async fn start(server: &NatsServer) -> Self {
         let client = server.client().await;
         let requests = client.subscribe("s.acquire.any").await.unwrap();
-        client.flush().await.unwrap();
+        round_trip(&client).await;
         Self { client, requests }
     }
 
@@ -80,7 +81,7 @@ fn grant(acquired: Acquired) -> Grant {
 }
 
 async fn acquire(fleet: &Fleet, route: Route) -> Result<Acquired, Error> {
-    fleet.acquire_by(&[], None, None, route).await
+    fleet.acquire_by(&Holder::new(), &[], None, None, route).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -97,14 +98,14 @@ async fn a_second_node_is_declined_also_if_the_client_connects_directly() {
             (client, nodes.accept(again).await)
         });
         let grant = grant(acquired.unwrap());
-        let mut session = None;
+        let (mut session, mut held) = (None, None);
         match ending {
-            "used" => grant.used(),
+            "used" => held = Some(grant.used()),
             "dropped" => drop(grant),
             _ => session = Some(grant.into_session()),
         }
         assert_declined(nodes.accept(client).await).await;
-        drop(session);
+        drop((session, held));
     }
 }
 
@@ -124,9 +125,9 @@ async fn a_node_that_accepts_a_request_that_was_given_up_is_declined() {
     let mut waiting = nodes.client.subscribe("s.wait").await.unwrap();
     drop(nodes.requests);
     nodes.requests = nodes.client.subscribe("nobody").await.unwrap();
-    nodes.client.flush().await.unwrap();
+    round_trip(&nodes.client).await;
     let asked = tokio::spawn(async move {
-        fleet.acquire_by(&[], None, Some(LONG), Route::Direct).await.map(drop)
+        fleet.acquire_by(&Holder::new(), &[], None, Some(LONG), Route::Direct).await.map(drop)
     });
     let client = timeout(LONG, waiting.next()).await.unwrap().unwrap().reply.unwrap();
     asked.abort();
@@ -156,7 +157,9 @@ async fn a_client_that_is_cancelled_anywhere_leaves_no_place_taken() {
     for route in [Route::Relayed, Route::Auto, Route::Direct] {
         for polls in 0..12 {
             let wait = (polls % 2 == 1).then_some(LONG);
-            drop(cancel_after(polls, fleet.acquire_by(&[], None, wait, route)).await);
+            drop(
+                cancel_after(polls, fleet.acquire_by(&Holder::new(), &[], None, wait, route)).await,
+            );
         }
     }
     // What is on its way is there before this request.
@@ -179,7 +182,7 @@ async fn nats_tells_a_node_that_its_client_is_gone() {
         let inbox = client.new_inbox();
         let sent = client.publish_with_reply("s.acquire.any", inbox, request.to_string().into());
         sent.await.unwrap();
-        client.flush().await.unwrap();
+        round_trip(&client).await;
         // This one gets the only place.
         let acquired = slow_fleet(&server).await.acquire_within(&[], None, LONG / 2).await;
         assert_echoes(&mut acquired.unwrap()).await;
@@ -196,14 +199,14 @@ async fn an_address_that_has_failed_is_not_offered_again() {
     let stranger = server.client().await;
     let mut requests = stranger.subscribe("s.acquire.any").await.unwrap();
     let mut answers = stranger.subscribe("_INBOX.>").await.unwrap();
-    stranger.flush().await.unwrap();
+    round_trip(&stranger).await;
     let mut offered = async |is_avoided: bool| {
-        let request = requests.next().await.unwrap();
+        let request = timeout(LONG, requests.next()).await.unwrap().unwrap();
         let read: Value = serde_json::from_slice(&request.payload).unwrap();
         let expected = if is_avoided { json!(["node.example:7000"]) } else { Value::Null };
         assert_eq!(read["avoid"], expected, "{read}");
         loop {
-            let answer = answers.next().await.unwrap();
+            let answer = timeout(LONG, answers.next()).await.unwrap().unwrap();
             if Some(answer.subject) == request.reply {
                 let answer: Value = serde_json::from_slice(&answer.payload).unwrap();
                 return answer["accept"]["direct"].is_object();
@@ -226,7 +229,7 @@ async fn an_address_that_has_failed_is_not_offered_again() {
     assert!(matches!(acquire(&fleet, Route::Direct).await, Ok(Acquired::Grant(_))));
     assert!(offered(false).await);
     drop((session, node));
-    backend.wait_until_idle().await;
+    timeout(LONG, backend.wait_until_idle()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -314,7 +317,7 @@ async fn a_client_that_waits_asks_once_a_second_whatever_it_is_answered() {
     let server = NatsServer::start();
     let client = server.client().await;
     let mut waiting = client.subscribe("s.wait").await.unwrap();
-    client.flush().await.unwrap();
+    round_trip(&client).await;
     let refuse = tokio::spawn(async move {
         let (mut asked, mut cancelled) = (0, false);
         while !cancelled {

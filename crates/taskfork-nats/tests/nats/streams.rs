@@ -132,6 +132,48 @@ async fn a_writer_waits_for_a_server_that_does_not_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_window_of_a_session_that_moves_much_grows() {
+    // A part may take longer than the time in which a window grows, if the machine is busy; not every one of them.
+    const MOVED: usize = 64 << 20;
+    let server = NatsServer::start();
+    let (end, wait) = oneshot::channel::<()>();
+    let wait = std::sync::Mutex::new(Some(wait));
+    let backend = Backend::new(move |mut stream| {
+        let wait = wait.lock().unwrap().take();
+        async move {
+            let mut buffer = vec![0; 256 << 10];
+            let mut read = 0;
+            while read < MOVED {
+                let room = buffer.len().min(MOVED - read);
+                read += stream.read(&mut buffer[..room]).await?;
+            }
+            stream.write_all(b"!").await?;
+            if let Some(wait) = wait {
+                let _ = wait.await;
+            }
+            Ok(())
+        }
+    });
+    let _node = backend.node("s", "n", 1).start(&server.url()).await.unwrap();
+    let mut session = fleet(&server, "s").await.acquire(&[], None).await.unwrap();
+    let piece = vec![7; 64 << 10];
+    for _ in 0..MOVED / piece.len() {
+        timeout(LONG, session.write_all(&piece)).await.unwrap().unwrap();
+    }
+    timeout(LONG, session.read_exact(&mut [0])).await.unwrap().unwrap();
+
+    // The server reads no more.
+    let mut sent = 0;
+    while let Ok(length) = timeout(Duration::from_secs(1), session.write(&piece)).await {
+        sent += length.unwrap();
+    }
+
+    // The sockets on the way hold some hundred KiB.
+    assert!((3 << 19..10 << 20).contains(&sent), "{sent} bytes");
+    end.send(()).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_dropped_session_ends_though_its_server_takes_nothing() {
     let server = NatsServer::start();
     let backend = Backend::new(|stream| async move {
