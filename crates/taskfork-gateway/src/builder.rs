@@ -5,13 +5,18 @@ use std::time::Duration;
 
 use rustix::process::{Resource, getrlimit};
 use taskfork::client::{Address, AddressError};
+use taskfork_certificates::{Certificates, Files};
 
-use crate::certificates::{Certificates, Files};
 use crate::gateway::TlsListener;
+#[cfg(feature = "dashboard")]
+use crate::page::Page;
 use crate::{Gateway, GatewayError};
 
 /// 100 years: a longer time means no limit.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
+/// The name of the protocol inside TLS (ALPN).
+const PROTOCOL: &[u8] = b"taskfork";
 
 const DEFAULT_HANDSHAKES: usize = 1000;
 const DEFAULT_CONNECTIONS: usize = 10_000;
@@ -40,6 +45,8 @@ pub struct GatewayBuilder {
     client_ca: Option<PathBuf>,
     #[cfg(feature = "nats")]
     nats: Option<crate::nats::NatsOptions>,
+    #[cfg(feature = "dashboard")]
+    dashboard: Option<(tokio::net::TcpListener, taskfork_dashboard::DashboardBuilder)>,
     allowed_names: Vec<String>,
     max_handshakes: Option<usize>,
     max_connections: Option<usize>,
@@ -63,7 +70,8 @@ pub(crate) struct Options {
 
 impl Gateway {
     /// Returns a builder with the default of every option. The server has none, and clients must be
-    /// able to come by [`tls`](GatewayBuilder::tls), by `nats` (feature `nats`), or by both.
+    /// able to come by [`tls`](GatewayBuilder::tls), by `nats` (feature `nats`), or by both, unless the gateway only
+    /// serves a page (feature `dashboard`).
     ///
     /// ```
     /// let builder = taskfork_gateway::Gateway::builder().server("unix:/run/adder.sock");
@@ -76,6 +84,8 @@ impl Gateway {
             client_ca: None,
             #[cfg(feature = "nats")]
             nats: None,
+            #[cfg(feature = "dashboard")]
+            dashboard: None,
             allowed_names: Vec::new(),
             max_handshakes: None,
             max_connections: None,
@@ -185,6 +195,42 @@ impl GatewayBuilder {
         self
     }
 
+    /// Serves a page, health checks and metrics about the gateway's server at this listener, by HTTP, with these options.
+    /// Defaults to none. The server need not be there yet, and may go away and return. The listener is
+    /// closed when [`run`](Gateway::run) begins to shut down, and open connections when it returns.
+    ///
+    /// The gateway reads the server's status socket, that of its socket with `.status` behind it; set a server in the
+    /// options for another one. So it must run as the server's user, or as root. Without a token and certificates of
+    /// clients, only a loopback address can be served.
+    ///
+    /// Wrong options are errors of [`bind`](Self::bind).
+    ///
+    /// ```no_run
+    /// use taskfork_gateway::Gateway;
+    /// use taskfork_gateway::taskfork_dashboard::Dashboard;
+    /// use tokio::net::TcpListener;
+    ///
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// let gateway = Gateway::builder()
+    ///     .server("unix:/run/adder.sock")
+    ///     .tls("0.0.0.0:7000", "cert.pem", "key.pem")
+    ///     .dashboard(TcpListener::bind("127.0.0.1:9180").await?, Dashboard::builder())
+    ///     .bind()
+    ///     .await?;
+    /// # drop(gateway);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "dashboard")]
+    pub fn dashboard(
+        mut self,
+        listener: tokio::net::TcpListener,
+        options: taskfork_dashboard::DashboardBuilder,
+    ) -> Self {
+        self.dashboard = Some((listener, options));
+        self
+    }
+
     /// Sets how long a client may take for its TLS handshake and its first message together. Then
     /// its connection is closed. Defaults to 10 seconds. 100 years and more mean no limit. 0 is an
     /// error of [`bind`](Self::bind).
@@ -285,13 +331,21 @@ impl GatewayBuilder {
         let is_node = self.nats.is_some();
         #[cfg(not(feature = "nats"))]
         let is_node = false;
-        if self.listen.is_none() && !is_node {
+        #[cfg(feature = "dashboard")]
+        let has_page = self.dashboard.is_some();
+        #[cfg(not(feature = "dashboard"))]
+        let has_page = false;
+        if self.listen.is_none() && !is_node && !has_page {
             return Err(GatewayError::NoListener);
         }
         if !self.allowed_names.is_empty() && self.client_ca.is_none() {
             return Err(GatewayError::AllowedNamesWithoutAuthority);
         }
         let wrong = |option, reason| Err(GatewayError::Option { option, reason });
+        let is_name = |name: &String| !name.is_empty() && !name.contains(char::is_whitespace);
+        if !self.allowed_names.iter().all(is_name) {
+            return wrong("allow_name", "a DNS name or a URI is not empty and has no blanks");
+        }
         if self.handshake_timeout.is_zero() {
             return wrong("handshake_timeout", "with 0, no client could be served in time");
         }
@@ -315,13 +369,24 @@ impl GatewayBuilder {
             handshake_timeout: self.handshake_timeout.min(FOREVER),
             shutdown_grace: self.shutdown_grace.min(FOREVER),
         };
+        #[cfg(feature = "dashboard")]
+        let dashboard = match self.dashboard {
+            Some((listener, page)) => Some(Page::new(listener, page, &options.server)?),
+            None => None,
+        };
         #[cfg(feature = "nats")]
         let shutdown_grace = options.shutdown_grace;
         #[cfg(feature = "nats")]
         let (server, handshake_timeout) = (options.server.clone(), options.handshake_timeout);
         let tls = match self.listen {
             Some((listen, certificate, key)) => {
-                let files = Files { certificate, key, client_ca: self.client_ca };
+                let files = Files {
+                    what: "the gateway's certificate",
+                    protocol: PROTOCOL,
+                    certificate,
+                    key,
+                    client_ca: self.client_ca,
+                };
                 let certificates = Certificates::load(files)?;
                 #[cfg(feature = "nats")]
                 let offer = self.nats.as_ref().map(|nats| &nats.direct);
@@ -351,6 +416,8 @@ impl GatewayBuilder {
             tls,
             #[cfg(feature = "nats")]
             node,
+            #[cfg(feature = "dashboard")]
+            dashboard,
             #[cfg(feature = "nats")]
             shutdown_grace,
         })

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rustix::net::sockopt;
 use taskfork::__private::relay as wire;
+use taskfork_certificates::Certificates;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
@@ -14,7 +15,6 @@ use tokio_rustls::server::TlsStream;
 
 use crate::GatewayError;
 use crate::builder::Options;
-use crate::certificates::Certificates;
 use crate::clients::{ClientConnection, Clients};
 use crate::handshake::{Greeted, greet, refuse};
 use crate::log::{LogLimit, client_event};
@@ -176,9 +176,23 @@ async fn relay(
     let claimed = None::<&str>;
     tracing::debug!(%address, ?names, claimed, "relays a client");
     let mut relay = Relay::new(stream, server, hello, &rest);
+    #[cfg(feature = "nats")]
+    let usage = admission.as_ref().map(|admission| admission.usage().clone());
+    #[cfg(feature = "nats")]
+    if let Some(usage) = usage.clone() {
+        relay = relay.with_usage(move |is_used| usage.set_used(is_used));
+    }
+    let leaves = async {
+        #[cfg(feature = "nats")]
+        if let Some(usage) = &usage {
+            return usage.leaves().await;
+        }
+        std::future::pending().await
+    };
     let end = tokio::select! {
         end = relay.run(false) => end,
         () = begins(&mut draining) => relay.run(true).await,
+        () = leaves => relay.run(true).await,
     };
     tracing::debug!(%address, ?end, "a client's connection has ended");
     if let Ok(stream) = timeout(LAST_BYTES, relay.finish(end)).await {

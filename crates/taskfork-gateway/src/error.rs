@@ -1,9 +1,9 @@
 //! Why a gateway cannot start, or cannot reload its certificates.
 
-use std::path::PathBuf;
 use std::{fmt, io};
 
 use taskfork::client::AddressError;
+use taskfork_certificates::FileError;
 
 /// Why a gateway cannot start, or cannot reload its certificates.
 ///
@@ -51,15 +51,8 @@ pub enum GatewayError {
         source: io::Error,
     },
     /// A file of certificates, or of a key, cannot be used.
-    #[error("the file {} of {what} cannot be used: {reason}", file.display())]
-    File {
-        /// What the file must have.
-        what: &'static str,
-        /// Its path.
-        file: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// `allow_name` was set without `client_ca`.
     #[error(
         "names are allowed but no client has to prove its own: set the authority of the clients' \
@@ -70,6 +63,10 @@ pub enum GatewayError {
     #[cfg(feature = "nats")]
     #[error(transparent)]
     Nats(#[from] taskfork_nats::Error),
+    /// The page cannot be served.
+    #[cfg(feature = "dashboard")]
+    #[error(transparent)]
+    Dashboard(#[from] taskfork_dashboard::DashboardError),
     /// An option has a value with which no client could be served.
     #[error("the option `{option}` cannot be so: {reason}")]
     Option {

@@ -6,6 +6,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use taskfork_certificates::Certificates;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -13,7 +14,6 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::GatewayError;
 use crate::builder::Options;
-use crate::certificates::Certificates;
 use crate::clients::Clients;
 use crate::connection::{Shared, serve};
 use crate::log::LogLimit;
@@ -51,6 +51,8 @@ pub struct Gateway {
     pub(crate) tls: Option<TlsListener>,
     #[cfg(feature = "nats")]
     pub(crate) node: Option<crate::nats::Node>,
+    #[cfg(feature = "dashboard")]
+    pub(crate) dashboard: Option<crate::page::Page>,
     /// The listener has it too.
     #[cfg(feature = "nats")]
     pub(crate) shutdown_grace: Duration,
@@ -76,17 +78,21 @@ pub(crate) struct TlsListener {
 /// # }
 /// ```
 #[derive(Debug, Clone)]
-pub struct Reloader(Option<Arc<Shared>>);
+pub struct Reloader {
+    tls: Option<Arc<Shared>>,
+    #[cfg(feature = "dashboard")]
+    page: Option<taskfork_dashboard::Reloader>,
+}
 
 impl Reloader {
-    /// Reads the certificates, the key and the authorities of clients again, for connections that are
+    /// Reads the certificates, the key and the authorities of clients again, those of the page too, for connections that are
     /// made from now on. Those that exist are not concerned. Blocks while it reads the files.
     ///
     /// A running gateway does the same by itself within about a second after a file has changed. Without
     /// TLS it has no certificates, and this does nothing.
     ///
     /// # Errors
-    /// If a file cannot be used. Then all that was read before stays in use.
+    /// If a file cannot be used. Then all that was read with it before stays in use.
     ///
     /// ```no_run
     /// # fn example(reloader: taskfork_gateway::Reloader) -> Result<(), taskfork_gateway::GatewayError> {
@@ -95,7 +101,14 @@ impl Reloader {
     /// # }
     /// ```
     pub fn reload(&self) -> Result<(), GatewayError> {
-        self.0.as_ref().map_or(Ok(()), |shared| shared.reload())
+        if let Some(shared) = &self.tls {
+            shared.reload()?;
+        }
+        #[cfg(feature = "dashboard")]
+        if let Some(page) = &self.page {
+            page.reload()?;
+        }
+        Ok(())
     }
 }
 
@@ -228,10 +241,14 @@ impl Gateway {
     /// # }
     /// ```
     pub fn reloader(&self) -> Reloader {
-        Reloader(self.tls.as_ref().map(|tls| tls.shared.clone()))
+        Reloader {
+            tls: self.tls.as_ref().map(|tls| tls.shared.clone()),
+            #[cfg(feature = "dashboard")]
+            page: self.dashboard.as_ref().map(crate::page::Page::reloader),
+        }
     }
 
-    /// Serves clients until `shutdown` is ready, and then ends: it accepts no client any more,
+    /// Serves clients until `shutdown` is ready, and then ends: it accepts no client any more, also none of its page,
     /// leaves the service at NATS, closes connections that no checkout uses, and waits for the others for up to
     /// [`shutdown_grace`](crate::GatewayBuilder::shutdown_grace). When it returns, all connections
     /// are closed and none of its tasks runs.
@@ -266,7 +283,26 @@ impl Gateway {
         };
         #[cfg(not(feature = "nats"))]
         let serve_nats = std::future::ready(());
-        tokio::join!(begin_to_drain, serve_tls, serve_nats);
+        let serve_clients = async { tokio::join!(begin_to_drain, serve_tls, serve_nats) };
+        // Open pages show how the gateway waits for its clients. The listener is closed before, because the gateway that
+        // takes the place of this one needs its address.
+        #[cfg(feature = "dashboard")]
+        let serve_page = async {
+            let mut drains = draining.clone();
+            let closing = async move {
+                let _ = drains.wait_for(|draining| *draining).await;
+            };
+            match self.dashboard {
+                Some(page) => page.serve(closing).await,
+                None => std::future::pending().await,
+            }
+        };
+        #[cfg(not(feature = "dashboard"))]
+        let serve_page = std::future::pending::<()>();
+        tokio::select! {
+            _ = serve_clients => {}
+            () = serve_page => {}
+        }
     }
 }
 

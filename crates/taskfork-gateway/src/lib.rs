@@ -6,6 +6,9 @@
 //! be a node of a service at NATS, beside TLS or instead of it. Then a client connects with the address
 //! `nats://HOST:PORT/SERVICE`, and gets a worker of any node that has room.
 //!
+//! With the feature `dashboard`, it can serve a page, health checks and metrics about its server:
+//! `GatewayBuilder::dashboard`.
+//!
 //! - The gateway tells the server who each client is: the names of its certificate and its address.
 //! - It passes on all that the worker and the server send, also the notice of a worker's death. If a
 //!   worker ends without one, the gateway says whether the worker has read all that the client has
@@ -32,7 +35,6 @@
 //! ```
 
 mod builder;
-mod certificates;
 mod clients;
 mod connection;
 mod error;
@@ -41,6 +43,8 @@ mod handshake;
 mod log;
 #[cfg(feature = "nats")]
 mod nats;
+#[cfg(feature = "dashboard")]
+mod page;
 mod pipe;
 mod relay;
 mod server;
@@ -51,6 +55,10 @@ pub use error::GatewayError;
 pub use gateway::{Gateway, Reloader};
 #[cfg(feature = "nats")]
 pub use nats::NatsOptions;
+pub use taskfork_certificates::FileError;
+/// The page, for its options.
+#[cfg(feature = "dashboard")]
+pub use taskfork_dashboard;
 /// Sessions over NATS, for labels and the options of connections.
 #[cfg(feature = "nats")]
 pub use taskfork_nats;

@@ -2,7 +2,7 @@
 
 /// The least and the most bytes of room. A connection with short messages keeps little memory.
 const LEAST: usize = 4 << 10;
-const MOST: usize = 64 << 10;
+const MOST: usize = 128 << 10;
 
 /// After so many short reads in a row the room shrinks.
 const SHORT_READS: u32 = 64;
@@ -89,8 +89,8 @@ mod tests {
         pipe.record_sent(2);
         assert_eq!(pipe.unsent(), b"llo");
         pipe.clear();
-        let rooms: Vec<_> = (0..4).map(|_| pass(&mut pipe, usize::MAX)).collect();
-        assert_eq!(rooms, [LEAST, 4 * LEAST, MOST, MOST]);
+        let rooms: Vec<_> = (0..5).map(|_| pass(&mut pipe, usize::MAX)).collect();
+        assert_eq!(rooms, [LEAST, 4 * LEAST, 16 * LEAST, MOST, MOST]);
         let rooms: Vec<_> = (0..SHORT_READS + 2).map(|_| pass(&mut pipe, 10)).collect();
         assert_eq!((rooms[0], rooms.last()), (MOST, Some(&LEAST)));
     }

@@ -50,8 +50,12 @@ pub(crate) struct Relay<C> {
     passed: u64,
     /// The server's side takes nothing more.
     is_server_deaf: bool,
+    /// The client sends nothing more. It may read what comes until the server's side ends.
+    is_client_done: bool,
     /// What has been encrypted may not have been sent.
     needs_flush: bool,
+    /// Who is told whether a checkout uses the connection.
+    usage: Option<Usage>,
     /// Ready when the client has closed its connection. There from when the server's side first had no room.
     client_end: Option<ClientEnd>,
 }
@@ -71,16 +75,37 @@ impl fmt::Debug for ClientEnd {
     }
 }
 
+/// Who is told whether a connection is used.
+struct Usage {
+    tell: Box<dyn Fn(bool) + Send>,
+    /// What was told last.
+    told: Option<bool>,
+}
+
+impl Usage {
+    fn tell(&mut self, is_used: bool) {
+        if self.told.replace(is_used) != Some(is_used) {
+            (self.tell)(is_used);
+        }
+    }
+}
+
+impl fmt::Debug for Usage {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Usage").field("told", &self.told).finish_non_exhaustive()
+    }
+}
+
 /// How relaying has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
-    /// The client has closed its connection, or it is broken.
+    /// The client's connection is broken, or it has closed it while the server had no room for what it had sent.
     Client,
     /// The worker, or the server, has closed its side. `is_unread` says that it has not read all bytes.
     Server { is_unread: bool },
     /// The connection to the server is broken.
     Broken,
-    /// The gateway ends, and no checkout uses the connection.
+    /// The gateway ends, or its node needs the place for other clients, and no checkout uses the connection.
     Drained,
 }
 
@@ -99,9 +124,17 @@ impl<C: ClientStream> Relay<C> {
             hello_left,
             passed: 0,
             is_server_deaf: false,
+            is_client_done: false,
             needs_flush: false,
+            usage: None,
             client_end: None,
         }
+    }
+
+    /// Has somebody told whether a checkout uses the connection: when relaying begins, and each time that this changes.
+    #[cfg(feature = "nats")]
+    pub(crate) fn with_usage(self, tell: impl Fn(bool) + Send + 'static) -> Self {
+        Self { usage: Some(Usage { tell: Box::new(tell), told: None }), ..self }
     }
 
     /// Relays until a side ends. Dropping this future loses nothing. If `drains`, an unused connection ends.
@@ -149,7 +182,11 @@ impl<C: ClientStream> Relay<C> {
                 return Poll::Ready(end);
             }
             // What has just been flushed may have been the last.
-            if up.is_pending() && down.is_pending() && !(drains && self.is_unused()) {
+            let is_unused = self.is_unused();
+            if let Some(usage) = &mut self.usage {
+                usage.tell(!is_unused);
+            }
+            if up.is_pending() && down.is_pending() && !(drains && is_unused) {
                 return Poll::Pending;
             }
         }
@@ -164,8 +201,8 @@ impl<C: ClientStream> Relay<C> {
     /// Moves some bytes from the client to the server. If `drains`, none of a checkout that has not begun: a client with
     /// many checkouts would never leave the connection unused.
     fn poll_up(&mut self, context: &mut Context<'_>, drains: bool) -> Poll<Result<(), End>> {
-        if self.is_server_deaf {
-            // Its end follows.
+        if self.is_server_deaf || self.is_client_done {
+            // The end of the server's side follows.
             return Poll::Pending;
         }
         if self.up.is_empty() {
@@ -180,7 +217,12 @@ impl<C: ClientStream> Relay<C> {
             }
             let received = room.filled().len();
             if received == 0 {
-                return Poll::Ready(Err(End::Client));
+                // The server ends the worker, and its notice may be for the client.
+                self.is_client_done = true;
+                return match Pin::new(&mut self.server).poll_shutdown(context) {
+                    Poll::Ready(Err(_)) => Poll::Ready(Err(End::Client)),
+                    Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
+                };
             }
             let bytes = self.up.record_received(received);
             if drains {

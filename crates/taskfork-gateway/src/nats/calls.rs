@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use taskfork::__private::relay::RelayedPeer;
 use taskfork::client::Value;
-use taskfork::error::{CallError, FatalError, Stage};
+use taskfork::error::{CallError, FatalError};
 use taskfork::{Client, Error};
 
 use super::json;
@@ -58,12 +58,20 @@ fn code(error: &Error) -> u16 {
     match error {
         Error::Call { error: CallError::Arguments { .. }, .. } => 400,
         Error::Call { error: CallError::UnknownMethod { .. }, .. } => 404,
-        Error::Fatal { cause, .. } => match cause {
-            FatalError::TimedOut { stage: Stage::Running, .. } => 504,
-            FatalError::WorkerDied(_) | FatalError::Protocol { .. } => 502,
-            _ => 503,
-        },
+        Error::Fatal { cause, .. } => fatal_code(cause, error.may_have_run()),
         _ => 500,
+    }
+}
+
+/// The code for the end of a checkout. The stage of a timeout is not asked: a call that is made again waits for a worker, and may
+/// have run on the one before.
+fn fatal_code(cause: &FatalError, may_have_run: bool) -> u16 {
+    match cause {
+        FatalError::TimedOut { .. } if may_have_run => 504,
+        FatalError::WorkerDied(_) | FatalError::Protocol { .. } => 502,
+        // Callers may make a call again that has not run.
+        _ if may_have_run => 502,
+        _ => 503,
     }
 }
 
@@ -75,4 +83,22 @@ fn text(error: &Error) -> String {
         _ => error.to_string(),
     };
     text.chars().take(MAX_TEXT).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use taskfork::error::{Stage, TimeoutOption};
+
+    use super::*;
+
+    #[test]
+    fn only_a_call_that_has_not_run_may_be_made_again() {
+        let (after, limit) = (Duration::from_secs(1), TimeoutOption::Timeout);
+        for stage in [Stage::Waiting, Stage::Setup, Stage::Running] {
+            let cause = FatalError::TimedOut { after, limit, stage, hung: None };
+            assert_eq!((fatal_code(&cause, true), fatal_code(&cause, false)), (504, 503));
+        }
+        let ended = FatalError::ServerShutDown { pid: 1, handle_dropped: false };
+        assert_eq!((fatal_code(&ended, true), fatal_code(&ended, false)), (502, 503));
+    }
 }

@@ -110,7 +110,8 @@ impl NatsOptions {
         self
     }
 
-    /// Sets credentials, TLS and reconnecting, as async-nats has them. Defaults to none.
+    /// Sets credentials, TLS and reconnecting, as async-nats has them. Defaults to none. The `event_callback` of these options
+    /// has no effect, because the node needs it.
     ///
     /// ```
     /// use taskfork_gateway::NatsOptions;

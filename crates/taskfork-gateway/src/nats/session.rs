@@ -22,7 +22,7 @@ impl ClientStream for Session {
 
 /// Serves one session until it ends. Its client has `handshake_timeout` for its first message.
 pub(super) async fn serve(accepted: Accepted, handshake_timeout: Duration, log: Arc<LogLimit>) {
-    let draining = accepted.draining();
+    let (draining, usage) = (accepted.draining(), accepted.usage().clone());
     let Accepted { mut session, stream, caller, .. } = accepted;
     let client = caller.client;
     let peer = RelayedPeer::Nats { name: &client, address: None };
@@ -45,10 +45,13 @@ pub(super) async fn serve(accepted: Accepted, handshake_timeout: Duration, log: 
         }
     };
     tracing::debug!(client, "relays a client of NATS");
-    let mut relay = Relay::new(session, stream, hello, &rest);
+    let told = usage.clone();
+    let mut relay =
+        Relay::new(session, stream, hello, &rest).with_usage(move |is_used| told.set_used(is_used));
     let end = tokio::select! {
         end = relay.run(false) => end,
         () = &mut draining => relay.run(true).await,
+        () = usage.leaves() => relay.run(true).await,
     };
     tracing::debug!(client, ?end, "a session has ended");
     // Ending a session discards nothing that was sent before.

@@ -8,7 +8,7 @@ use taskfork::{BoxError, Error, Server, ServerBuilder, ServerError};
 
 use crate::any_client;
 use crate::fixture::{Fleet, node};
-use crate::support::{address_in, is_gone, trial, until};
+use crate::support::{address_in, assert_a_late_setup_shows, is_gone, trial, until};
 
 #[taskfork::interface]
 trait Adder {
@@ -45,6 +45,12 @@ trial!(a_call_is_answered, async || {
     let error = client.call::<()>("fail", ()).await.unwrap_err();
     assert!(!error.is_fatal() && error.to_string().contains("it failed"), "{error}");
     assert_eq!(client.call::<i64>("add", (2, 3)).await.unwrap(), 5);
+});
+
+trial!(a_call_whose_time_ends_during_setup_has_not_run, async || {
+    let fleet = Fleet::start_with("slow", "");
+    let _node = fleet.node("one", 8).start(&fleet.nats.url()).await.unwrap();
+    assert_a_late_setup_shows(&fleet.client(), fleet.folder.path()).await;
 });
 
 trial!(typed_calls_are_answered, async || {

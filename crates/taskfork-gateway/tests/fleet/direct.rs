@@ -8,6 +8,7 @@ use taskfork_gateway::{Gateway, GatewayBuilder, NatsOptions};
 use crate::fixture::{SERVICE, client_builder, reason};
 use crate::nats_server::NatsServer;
 use crate::proxy::Proxy;
+use crate::round_trip::round_trip;
 use crate::support::{Authority, Running, address_in, is_gone, trial, until};
 
 /// What a client sends to a node whose place it does not want.
@@ -192,7 +193,7 @@ trial!(a_client_that_the_gateway_refuses_takes_the_way_through_nats, async || {
         let stranger = served.nats.client().await;
         let mut messages = stranger.subscribe("_INBOX.>").await.unwrap();
         let mut requests = stranger.subscribe(format!("{SERVICE}.acquire.any")).await.unwrap();
-        stranger.flush().await.unwrap();
+        round_trip(&stranger).await;
         let mut builder = served.client_builder(NatsRoute::Auto);
         if let Some(name) = name {
             let identity = served.authority.issue(&[name]);

@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 
 use crate::fixture::{Fleet, SERVICE, SLOW, client_builder};
 use crate::program::call_blocking;
+use crate::round_trip::round_trip;
 use crate::support::{trial, until};
 
 /// A call that runs in its worker until the session ends, and what a stranger sees of the session.
@@ -33,7 +34,7 @@ impl RunningCall {
         let stranger = fleet.nats.client().await;
         let mut requests = stranger.subscribe(format!("{SERVICE}.acquire.>")).await.unwrap();
         let mut messages = stranger.subscribe("_INBOX.>").await.unwrap();
-        stranger.flush().await.unwrap();
+        round_trip(&stranger).await;
         let checkout = fleet.client().checkout();
         checkout.ready().await.unwrap();
         let inbox = requests.next().await.unwrap().reply.unwrap().to_string();
@@ -54,7 +55,7 @@ impl RunningCall {
     async fn end_by(self, message: impl Into<Vec<u8>>) -> (FatalError, bool) {
         let message: Vec<u8> = message.into();
         self.stranger.publish(self.inbox, message.into()).await.unwrap();
-        self.stranger.flush().await.unwrap();
+        round_trip(&self.stranger).await;
         fatal(self.call.await.unwrap())
     }
 }
@@ -102,12 +103,12 @@ trial!(an_idle_connection_that_breaks_the_protocol_is_replaced_without_an_error,
     let (fleet, _node) = Fleet::with_node().await;
     let stranger = fleet.nats.client().await;
     let mut requests = stranger.subscribe(format!("{SERVICE}.acquire.>")).await.unwrap();
-    stranger.flush().await.unwrap();
+    round_trip(&stranger).await;
     let client = fleet.client();
     let pid: u32 = client.call("pid", ()).await.unwrap();
     let inbox = requests.next().await.unwrap().reply.unwrap();
     stranger.publish(inbox, "nonsense".into()).await.unwrap();
-    stranger.flush().await.unwrap();
+    round_trip(&stranger).await;
     until("the end of the connection", || client.stats().idle == 0).await;
     assert_ne!(client.call::<u32>("pid", ()).await.unwrap(), pid);
 });

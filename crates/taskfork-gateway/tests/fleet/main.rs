@@ -26,13 +26,22 @@ mod program;
 #[cfg(feature = "nats")]
 #[path = "../gateway/proxy.rs"]
 mod proxy;
+#[path = "../../../taskfork-nats/tests/nats/round_trip.rs"]
+mod round_trip;
+#[cfg(feature = "nats")]
+mod sharing;
 #[path = "../gateway/support.rs"]
 #[allow(dead_code, reason = "other tests use more of it")]
 mod support;
 
 fn main() {
     let [served] = support::ENTRIES else { unreachable!("there is one entry") };
-    taskfork::init(&[*served, ("typed", calls::serve_typed), ("typed_new", calls::serve_other)]);
+    taskfork::init(&[
+        *served,
+        ("slow", support::serve_slowly),
+        ("typed", calls::serve_typed),
+        ("typed_new", calls::serve_other),
+    ]);
     if program::run_requested() {
         return;
     }

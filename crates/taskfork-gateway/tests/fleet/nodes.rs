@@ -68,6 +68,8 @@ trial!(the_time_limit_of_a_call_holds_while_it_waits_for_room, async || {
     let text = reason(&fleet.client()).await;
     assert!(text.contains("no node of the service work has room now"), "{text}");
     assert!(text.contains("start more nodes"), "{text}");
+    // Once the client has asked whether there are nodes, it still says so.
+    assert!(!text.contains("runs"), "{text}");
 });
 
 trial!(a_checkout_that_gives_up_leaves_the_queue_of_nodes, async || {
@@ -97,10 +99,14 @@ trial!(a_service_without_nodes_is_an_error_at_the_deadline_and_waited_for_until_
         .unwrap_err();
     let Error::Fatal { cause, may_have_run: false, .. } = &error else { panic!("{error:?}") };
     assert!(matches!(cause, FatalError::CannotConnect { .. }), "{error:?}");
-    assert!(error.to_string().contains("no node of the service work has room now"), "{error}");
+    assert!(error.to_string().contains("no node of the service work runs: start one"), "{error}");
 
     let call = tokio::spawn(client.call::<i64>("add", (1, 2)));
-    until("the wait", || client.stats().queued > 0).await;
+    until("the reason", || {
+        let unreachable = client.stats().unreachable.unwrap_or_default();
+        client.stats().queued > 0 && unreachable.contains("no node of the service work runs")
+    })
+    .await;
     let _node = fleet.node("one", 1).start(&fleet.nats.url()).await.unwrap();
     assert_eq!(call.await.unwrap().unwrap(), 3);
 });

@@ -20,6 +20,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use crate::direct::{Served, node_options};
 use crate::fixture::SERVICE;
 use crate::proxy::Proxy;
+use crate::round_trip::round_trip;
 use crate::support::{Authority, Identity, Running, address_in, trial, until};
 
 /// An interface that differs from that of the servers with types.
@@ -91,7 +92,7 @@ trial!(a_final_answer_over_a_direct_connection_says_nothing_about_its_address, a
     // The stranger would take the request of a client that comes before the node, and not answer.
     let stranger = served.nats.client().await;
     let mut requests = stranger.subscribe(format!("{SERVICE}.acquire.any")).await.unwrap();
-    stranger.flush().await.unwrap();
+    round_trip(&stranger).await;
     let client: other::AdderClient =
         served.client_builder(NatsRoute::Auto).timeout(None).build_as().unwrap();
     // Calls again until another attempt has asked for a place.
@@ -133,7 +134,7 @@ trial!(an_address_whose_gateway_has_just_closed_is_tried_again, async || {
     while served.nodes().await.is_empty() {}
     let stranger = served.nats.client().await;
     let mut requests = stranger.subscribe(format!("{SERVICE}.acquire.any")).await.unwrap();
-    stranger.flush().await.unwrap();
+    round_trip(&stranger).await;
     // Both at the same time: each needs a connection of its own.
     let checkouts = [client.checkout(), client.checkout()];
     for checkout in &checkouts {

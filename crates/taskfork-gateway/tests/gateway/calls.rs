@@ -12,7 +12,7 @@ use tracing::Instrument;
 use tracing::instrument::WithSubscriber;
 
 use crate::any_client;
-use crate::support::{Served, is_gone, trial, until};
+use crate::support::{Served, assert_a_late_setup_shows, is_gone, trial, until};
 
 trial!(a_call_is_answered, async || {
     let served = Served::start().await;
@@ -80,6 +80,11 @@ impl Write for Shared {
         Ok(())
     }
 }
+
+trial!(a_call_whose_time_ends_during_setup_has_not_run, async || {
+    let served = Served::start_entry("slow", |gateway, _| gateway).await;
+    assert_a_late_setup_shows(&served.client(), served.folder.path()).await;
+});
 
 trial!(a_late_call_says_so_and_its_worker_is_killed, async || {
     let served = Served::start().await;

@@ -16,7 +16,7 @@ mod typed;
 
 fn main() {
     let [served] = support::ENTRIES else { unreachable!("there is one entry") };
-    taskfork::init(&[*served, ("typed", typed::serve)]);
+    taskfork::init(&[*served, ("slow", support::serve_slowly), ("typed", typed::serve)]);
     if program::run_requested() {
         return;
     }

@@ -121,6 +121,36 @@ fn serve(server: ServerBuilder) -> Result<(), ServerError> {
     server.listen(address).max_frame(256 << 20).interface(methods).run()
 }
 
+/// A server whose setups wait for the file `go` beside its socket. Its address is its configuration.
+pub(crate) fn serve_slowly(server: ServerBuilder) -> Result<(), ServerError> {
+    let address: String = server.config()?;
+    let go = Path::new(address.trim_start_matches("unix:")).with_file_name("go");
+    let setup = move || {
+        while !go.exists() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok::<_, BoxError>(())
+    };
+    let methods = Methods::new().function("add", |a: i64, b: i64| Ok(a + b));
+    server.listen(address).setup(setup).interface(methods).run()
+}
+
+/// Calls such a server, whose socket is in `folder`: before `go` is there, and then.
+pub(crate) async fn assert_a_late_setup_shows(client: &Client, folder: &Path) {
+    let short = client.with_timeout(Duration::from_millis(500));
+    for _ in 0..2 {
+        match short.call::<i64>("add", (1, 2)).await.unwrap_err() {
+            Error::Fatal { cause: FatalError::TimedOut { stage, .. }, may_have_run, .. } => {
+                assert!(!may_have_run, "{stage:?}");
+            }
+            error => panic!("{error:?}"),
+        }
+    }
+    let waiting = client.call::<i64>("add", (1, 2));
+    std::fs::write(folder.join("go"), "").unwrap();
+    assert_eq!(waiting.await.unwrap(), 3);
+}
+
 /// An authority that issues certificates, and files for them.
 pub(crate) struct Authority {
     folder: tempfile::TempDir,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use taskfork::Server;
 use taskfork::server::ServerHandle;
-use taskfork_gateway::taskfork_nats::{Acquired, Fleet, Grant, Route, Token};
+use taskfork_gateway::taskfork_nats::{Acquired, Fleet, Grant, Holder, Route, Token};
 use taskfork_gateway::{GatewayBuilder, NatsOptions, Reloader};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -57,7 +57,7 @@ impl Served {
     }
 
     async fn grant(&self, fleet: &Fleet) -> Grant {
-        match fleet.acquire_by(&[], None, None, Route::Direct).await.unwrap() {
+        match fleet.acquire_by(&Holder::new(), &[], None, None, Route::Direct).await.unwrap() {
             Acquired::Grant(grant) => grant,
             Acquired::Session(session) => panic!("no grant: {session:?}"),
         }
