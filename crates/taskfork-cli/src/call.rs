@@ -15,7 +15,7 @@ use crate::nats_options::{NatsFiles, NodeChoice};
 use crate::server_address::ServerAddress;
 use crate::units::Time;
 use crate::values::{self, CallArguments};
-use crate::{logging, output, progress_bar, stream, wait_notices};
+use crate::{logging, option_names, output, progress_bar, stream, wait_notices};
 
 /// How long the command waits at its end until its connections are closed.
 const END: Duration = Duration::from_secs(2);
@@ -30,7 +30,9 @@ pub(crate) struct Options {
     #[command(flatten)]
     target: Target,
     /// The method; without it the call names no method. The items of a method that streams are printed as they come, a
-    /// line of JSON each, and then its result
+    /// line of JSON each, and then its result. A method that takes an input gets the lines of standard input, a JSON
+    /// value each. --timeout counts the time until these have been read: for a long pipe, or to type them, give more, or
+    /// 0 for none
     method: Option<String>,
     #[command(flatten)]
     args: CallArguments,
@@ -46,6 +48,25 @@ pub(crate) struct Options {
     /// Print text and bytes as they are; on a terminal, control characters are escaped
     #[arg(long)]
     raw: bool,
+}
+
+impl Options {
+    /// Whether standard input can be the input of the call, or why not.
+    fn standard_input(&self) -> Result<(), CommandError> {
+        if self.args.read_standard_input() {
+            return Err(CommandError::usage(
+                "standard input is the input of this method, and cannot be an argument as well",
+            )
+            .hint("give the argument as JSON, or as @FILE"));
+        }
+        if self.repeat > 1 {
+            return Err(CommandError::usage(
+                "this method takes an input, so it cannot be called more than once (--repeat)",
+            )
+            .hint("standard input can be read once"));
+        }
+        Ok(())
+    }
 }
 
 /// The server, and how to call it: the options that `call` and `bench` share.
@@ -118,21 +139,14 @@ impl Target {
 impl Target {
     /// The error of a client in terms of the command's options.
     fn command_error(&self, error: ConfigError) -> CommandError {
-        let ConfigError::Option { option, reason } = &error else {
-            return CommandError::usage(error);
+        let named = match &error {
+            ConfigError::Option { option, reason } => {
+                option_names::of_client(option).map(|option| format!("{option}: {reason}"))
+            }
+            _ => None,
         };
-        let option = match *option {
-            "tls_ca" => "--ca",
-            "tls_identity" => "--cert and --key",
-            "tls_name" => "--tls-name",
-            "nats" => "--creds, --nats-ca, --nats-cert and --nats-key",
-            "nats_route" => "--route",
-            "with_labels" => "--label",
-            "by_key" => "--by-key",
-            "protocol" => "--protocol",
-            _ => return CommandError::usage(error),
-        };
-        CommandError::usage(format!("{option}: {reason}"))
+        let text = named.unwrap_or_else(|| error.to_string());
+        CommandError::usage(option_names::in_text(&text))
     }
 }
 
@@ -171,15 +185,22 @@ pub(crate) fn run(
             let mut failed = None;
             for (call, log) in calls {
                 let mut outcome = progress_bar::await_with_bar(call).await;
-                if let (true, Some(method)) = (stream::is_wanted(&outcome), &options.method) {
-                    let mut checkout = client.checkout();
-                    if let Some((log, _)) = &log {
-                        checkout = checkout.log(log);
-                    }
-                    let items = checkout.stream::<Value, Value>(method, &args);
-                    drop(checkout);
+                if let Some(method) = &options.method {
+                    let checkout = || match &log {
+                        Some((log, _)) => client.checkout().log(log),
+                        None => client.checkout(),
+                    };
+                    let standard_input = options.standard_input();
                     let format = Format { is_indented: false, ..format };
-                    outcome = stream::print_items(items, format).await?;
+                    outcome = stream::call_again(
+                        outcome,
+                        checkout,
+                        method,
+                        &args,
+                        standard_input,
+                        format,
+                    )
+                    .await?;
                 }
                 if let Some((log, message)) = log {
                     drop(log);

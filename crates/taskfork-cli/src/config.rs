@@ -95,6 +95,41 @@ pub(crate) struct PoolOptions {
     /// The private key of that certificate, in PEM
     #[arg(long, value_name = "FILE")]
     pub(crate) nats_key: Option<PathBuf>,
+    /// Serve a page, health checks and metrics about this server at HOST:PORT, from a gateway: see `taskfork dashboard`. A
+    /// loopback address, unless there is --http-token-file or --http-client-ca. Needs a unix socket to listen at; --tls and
+    /// --nats can be given too
+    #[cfg(feature = "dashboard")]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) http: Option<String>,
+    /// The file with the token that requests for the page need, of 16 characters or more
+    #[cfg(feature = "dashboard")]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) http_token_file: Option<PathBuf>,
+    /// Let those who know the token dismiss and kill workers
+    #[cfg(feature = "dashboard")]
+    #[arg(long)]
+    pub(crate) http_allow_actions: bool,
+    /// Serve requests for this host name too, for example that of a proxy. May be repeated [default: IP addresses and
+    /// localhost]
+    #[cfg(feature = "dashboard")]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) http_allow_host: Vec<String>,
+    /// Serve the page by HTTPS with this certificate, in PEM. It may be that of --cert. It is read again when it changes
+    #[cfg(feature = "dashboard")]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) http_cert: Option<PathBuf>,
+    /// The private key of that certificate, in PEM
+    #[cfg(feature = "dashboard")]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) http_key: Option<PathBuf>,
+    /// Show the page only to those that have a certificate of an authority in this file, in PEM
+    #[cfg(feature = "dashboard")]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) http_client_ca: Option<PathBuf>,
+    /// Do not ask workers for the stacks of slow calls, which interrupts system calls such as poll
+    #[cfg(feature = "dashboard")]
+    #[arg(long)]
+    pub(crate) http_no_stacks: bool,
     /// The user of gateways, by name or number, whose processes may relay clients of other machines to the unix
     /// socket and do nothing else. The gateway of --tls and --nats runs as this user. Only root can start one, and
     /// --socket-mode must admit it [default: the server's own user]
@@ -177,6 +212,10 @@ pub(crate) struct PoolOptions {
     /// Where the standard error of workers goes [default: capture]
     #[arg(long)]
     pub(crate) stderr: Option<StderrMode>,
+    /// Log nothing but errors: no notices and no warnings. What workers write to standard error is shown all the same,
+    /// unless --stderr hides it. With a file it is for all of its pools
+    #[arg(long, short = 'q')]
+    pub(crate) quiet: bool,
     /// Whether workers poll for the next call before they sleep [default: adaptive]
     #[arg(long)]
     pub(crate) busy_poll: Option<BusyPollMode>,
@@ -261,8 +300,10 @@ pub(crate) enum ProtocolName {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum StderrMode {
-    /// Show each line with the process id of the worker, and report the last lines with its death
+    /// Show each line with the process ids of the worker and of the program, and report the last lines with its death
     Capture,
+    /// Only report the last lines with the death of the worker
+    Hide,
     /// Write to the standard error of the server
     Inherit,
 }

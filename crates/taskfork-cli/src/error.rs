@@ -63,55 +63,14 @@ impl CommandError {
         Self { message: format!("{context}: {}", self.message), ..self }
     }
 
-    /// The error of a call, with a hint for its kind.
-    pub(crate) fn of(error: &taskfork::Error) -> Self {
-        use taskfork::Error;
-        use taskfork::error::{CallError, FatalError};
+    /// Replaces the message.
+    pub(crate) fn with_message(self, message: impl Display) -> Self {
+        Self { message: message.to_string(), ..self }
+    }
 
-        let command_error = match error {
-            Error::Call { error, .. } => {
-                let command_error = Self::call(error);
-                match error {
-                    CallError::UnknownMethod { known, .. } if !known.is_empty() => {
-                        let method = error_method(error);
-                        match nearest(&method, known.iter().map(String::as_str)) {
-                            Some(near) => command_error.hint(format!("did you mean `{near}`?")),
-                            None => command_error.hint("call one of these"),
-                        }
-                    }
-                    CallError::Arguments { .. } => {
-                        command_error.hint("arguments are JSON; a bare word is a string")
-                    }
-                    CallError::Setup { .. } => {
-                        command_error.hint("the server's own setup failed: see its log")
-                    }
-                    _ => command_error,
-                }
-            }
-            Error::Fatal { cause, .. } => {
-                let command_error = Self::fatal(cause);
-                match cause {
-                    FatalError::CannotConnect { .. } => {
-                        command_error.hint("start the server, or check the address")
-                    }
-                    FatalError::TimedOut { .. } => command_error
-                        .hint("give it more time with --timeout, or none with --timeout 0"),
-                    FatalError::WorkerDied(death) => match &death.stderr {
-                        Some(stderr) => command_error
-                            .hint(format!("its last words were:\n{}", stderr.trim_end())),
-                        None => command_error.hint("the server's log says more"),
-                    },
-                    FatalError::NodeLost { .. } => {
-                        command_error.hint("`taskfork status` of the service shows its nodes")
-                    }
-                    FatalError::Protocol { .. } => command_error
-                        .hint("is this a server of taskfork? --protocol sets another protocol"),
-                    _ => command_error,
-                }
-            }
-            _ => Self::fatal(error),
-        };
-        Self { report: Some(error.report().to_string()), ..command_error }
+    /// Adds the full report.
+    pub(crate) fn with_report(self, report: impl Display) -> Self {
+        Self { report: Some(report.to_string()), ..self }
     }
 
     pub(crate) fn message(&self) -> &str {
@@ -162,13 +121,6 @@ pub(crate) fn truncated(text: &str, most: usize) -> String {
         return shown.into_owned();
     }
     format!("{shown}…\n  (the beginning of {} bytes; --full shows all of them)", text.len())
-}
-
-fn error_method(error: &taskfork::error::CallError) -> String {
-    match error {
-        taskfork::error::CallError::UnknownMethod { method: Some(method), .. } => method.clone(),
-        _ => String::new(),
-    }
 }
 
 /// The known name that is most similar to this one, if one is similar.

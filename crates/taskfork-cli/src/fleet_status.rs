@@ -11,7 +11,7 @@ use tokio::runtime::Runtime;
 use crate::error::CommandError;
 use crate::nats_options::NatsFiles;
 use crate::server_address::ServerAddress;
-use crate::{output, status};
+use crate::{nats_options, output, status};
 
 /// The headers of the columns of [`row`].
 pub(crate) const COLUMNS: [&str; 9] =
@@ -31,16 +31,8 @@ impl Service {
         address: &ServerAddress,
         files: &NatsFiles,
     ) -> Result<Self, CommandError> {
-        // The library says what is wrong with an address.
-        let parsed: Address = address.parse().map_err(CommandError::usage)?;
-        let text = address.as_os_str().to_string_lossy();
-        let Some((urls, name)) = split(&text) else {
-            return Err(CommandError::usage(format!("{parsed} is no service at NATS")));
-        };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let options = FleetOptions::new().nats(files.connect_options()?).name("taskfork");
-        let fleet = runtime.block_on(Fleet::connect(&urls, &name, options));
-        let fleet = fleet.map_err(|error| command_error(&error))?;
+        let (fleet, name) = runtime.block_on(connect(address, files))?;
         Ok(Self { runtime, fleet, name })
     }
 
@@ -59,6 +51,22 @@ impl Service {
     }
 }
 
+/// Connects to NATS. Returns the service and its name.
+pub(crate) async fn connect(
+    address: &ServerAddress,
+    files: &NatsFiles,
+) -> Result<(Fleet, String), CommandError> {
+    // The library says what is wrong with an address.
+    let parsed: Address = address.parse().map_err(CommandError::usage)?;
+    let text = address.as_os_str().to_string_lossy();
+    let Some((urls, name)) = split(&text) else {
+        return Err(CommandError::usage(format!("{parsed} is no service at NATS")));
+    };
+    let options = FleetOptions::new().nats(files.connect_options()?).name("taskfork");
+    let fleet = Fleet::connect(&urls, &name, options).await;
+    Ok((fleet.map_err(|error| command_error(&error))?, name))
+}
+
 /// The NATS servers of an address, as async-nats takes them, and the name of the service.
 fn split(address: &str) -> Option<(String, String)> {
     let (scheme, rest) = match address.strip_prefix("nats+tls://") {
@@ -72,13 +80,18 @@ fn split(address: &str) -> Option<(String, String)> {
 
 /// The error of NATS in terms of the command's options.
 fn command_error(error: &Error) -> CommandError {
-    match error {
-        Error::Credentials { .. } => {
-            CommandError::usage(error).hint("--creds is the file with the credentials of a user")
-        }
-        Error::Tls { .. } => CommandError::usage(error)
-            .hint("--nats-ca is the file with the authorities of the NATS servers"),
+    let command_error = match error {
+        Error::Credentials { .. }
+        | Error::Tls { .. }
+        | Error::NoTls { .. }
+        | Error::CertificateWanted { .. }
+        | Error::Url { .. } => CommandError::usage(error),
         _ => CommandError::fatal(error),
+    };
+    let command_error = command_error.in_own_terms();
+    match nats_options::hint(error) {
+        Some(hint) => command_error.hint(hint),
+        None => command_error,
     }
 }
 

@@ -11,7 +11,7 @@ use nix::unistd::{initgroups, setgid, setuid};
 use taskfork::__private::handle_kept_signals;
 use taskfork::client::Address;
 use taskfork::sandbox::Sandbox;
-use taskfork_gateway::{Gateway, GatewayBuilder, GatewayError, taskfork_nats};
+use taskfork_gateway::{FileError, Gateway, GatewayBuilder, GatewayError, taskfork_nats};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -19,9 +19,9 @@ use tokio::sync::oneshot;
 use crate::config::PoolOptions;
 use crate::error::CommandError;
 use crate::gateway_options::{Account, GatewayOptions, TlsOptions, folder};
-use crate::pools;
 use crate::replacement::Replacement;
 use crate::serve::{OptionSource, Part};
+use crate::{option_names, pools};
 
 /// How long running checkouts may go on at a shutdown, unless the pool says otherwise. The server has the same
 /// default.
@@ -41,7 +41,19 @@ pub(crate) fn run(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let replaced = std::env::var(pools::REPLACES).ok().filter(|_| only_check);
     let replacement = replaced.as_deref().map(Replacement::from_text);
-    let gateway = bind(&runtime, &options, source, replacement)?;
+    #[cfg(feature = "dashboard")]
+    let page = options.http.as_ref().map(|http| http.bind(source, replacement)).transpose()?;
+    let builder = || {
+        #[cfg_attr(not(feature = "dashboard"), expect(unused_mut, reason = "there is no page"))]
+        let mut builder = builder(&options)?;
+        #[cfg(feature = "dashboard")]
+        if let (Some(http), Some(listener)) = (&options.http, &page) {
+            let _entered = runtime.enter();
+            builder = http.add_to(builder, listener, source)?;
+        }
+        Ok(builder)
+    };
+    let gateway = bind(&runtime, builder, &options, source, replacement)?;
     if let Some(account) = &options.user {
         become_user(account)?;
     }
@@ -59,6 +71,12 @@ pub(crate) fn run(
     }
     if let Some(address) = gateway.local_addr() {
         tracing::info!("the gateway listens at tls:{address}");
+    }
+    #[cfg(feature = "dashboard")]
+    if let (Some(http), Some(listener)) = (&options.http, page) {
+        tracing::info!("the page of the gateway is at {}", http.url(listener.local_addr()?));
+        // The gateway has its own copy, and closes that before it waits for its clients.
+        drop(listener);
     }
     let served = runtime.block_on(serve(gateway, log_file));
     // A look-up of a name, or a question to a server that hangs, may go on in a thread of its own.
@@ -98,12 +116,13 @@ fn check(
 /// it is to replace is in the way.
 fn bind(
     runtime: &Runtime,
+    builder: impl Fn() -> Result<GatewayBuilder, CommandError>,
     options: &GatewayOptions,
     source: &OptionSource,
     replacement: Option<Replacement>,
 ) -> Result<Gateway, CommandError> {
     let Some(tls_options) = &options.tls else {
-        let bound = runtime.block_on(builder(options)?.bind());
+        let bound = runtime.block_on(builder()?.bind());
         return bound.map_err(|error| command_error(error, options, source));
     };
     let (tls, listen) = (source.option_name("tls"), &tls_options.listen);
@@ -115,7 +134,7 @@ fn bind(
     let mut failed = None;
     for mut address in addresses {
         let bind = |address| {
-            let builder = with_tls(builder(options)?, tls_options, address);
+            let builder = with_tls(builder()?, tls_options, address);
             Ok::<_, CommandError>(runtime.block_on(builder.bind()))
         };
         let mut bound = bind(address)?;
@@ -137,7 +156,7 @@ fn bind(
     })
 }
 
-/// The options but those of TLS.
+/// The options but those of TLS and of the page.
 fn builder(options: &GatewayOptions) -> Result<GatewayBuilder, CommandError> {
     let server = Address::unix(options.server.clone()).map_err(CommandError::usage)?;
     let mut builder = Gateway::builder()
@@ -179,7 +198,7 @@ fn command_error(
             "choose an address of this machine and a free port for {}",
             source.option_name("tls")
         )),
-        GatewayError::File { file, .. } => {
+        GatewayError::File(FileError { file, .. }) => {
             let option = match file {
                 file if tls.as_ref().is_some_and(|tls| tls.certificate == *file) => "cert",
                 file if tls.as_ref().is_some_and(|tls| tls.key == *file) => "key",
@@ -192,6 +211,16 @@ fn command_error(
                 }
                 None => format!("{option} must be a file in PEM that this user may read"),
             })
+        }
+        #[cfg(feature = "dashboard")]
+        GatewayError::Dashboard(_) => match (&options.http, error) {
+            (Some(http), GatewayError::Dashboard(error)) => http.command_error(error, source),
+            (_, error) => CommandError::usage(error),
+        },
+        GatewayError::Option { option, reason } => {
+            let reason = reason.replace("`tls`", &source.option_name("tls"));
+            CommandError::usage(format!("{} cannot be so: {reason}", source.option_name(option)))
+                .hint("`taskfork serve --help` says what each option takes")
         }
         _ => CommandError::usage(&error),
     }
@@ -207,11 +236,20 @@ fn node_error(error: &taskfork_nats::Error, source: &OptionSource) -> CommandErr
         Error::NodeNameInUse { .. } | Error::InvalidName { what: "node", .. } => "node",
         Error::InvalidName { what: "service", .. } => "service",
         Error::InvalidName { what: "label", .. } | Error::TooManyLabels { .. } => "label",
-        Error::InvalidName { .. } => "service_version",
+        Error::InvalidVersion { .. } => "service_version",
+        Error::CertificateWanted { .. } => "nats_cert",
         _ => "nats",
     };
-    CommandError::usage(format!("{}: {error}", source.option_name(option)))
-        .hint("`taskfork serve --help` says what each option takes")
+    let hint = match error {
+        Error::NotPermitted { .. } => {
+            "a node publishes to _INBOX.>, SERVICE.node.*, SERVICE.load and SERVICE.acquire.>, and subscribes to SERVICE.>, \
+             $SRV.> and _INBOX.>"
+        }
+        _ => "`taskfork serve --help` says what each option takes",
+    };
+    let error = error.to_string();
+    let error = option_names::in_text(&error);
+    CommandError::usage(format!("{}: {error}", source.option_name(option))).hint(hint)
 }
 
 /// Takes on the user and its groups.
@@ -244,6 +282,11 @@ fn confine(options: &GatewayOptions, log_file: Option<&Path>) -> Result<(), Comm
     if let Some(file) = log_file {
         // SIGUSR1 makes a new one.
         sandbox = sandbox.write(folder(file));
+    }
+    #[cfg(feature = "dashboard")]
+    if let Some(http) = &options.http {
+        sandbox = http.folders().into_iter().fold(sandbox, Sandbox::read);
+        sandbox = sandbox.unix_socket(http.status_folder());
     }
     let failed = |error: &dyn std::error::Error| {
         CommandError::usage(format!("the gateway cannot be confined: {error}"))

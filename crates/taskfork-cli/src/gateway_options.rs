@@ -22,9 +22,11 @@ const DEFAULT_SOCKET_MODE: u32 = 0o600;
 pub(crate) struct GatewayOptions {
     /// The path of the server's socket.
     pub(crate) server: PathBuf,
-    /// This, or the next, or both.
+    /// One of these at least.
     pub(crate) tls: Option<TlsOptions>,
     pub(crate) node: Option<NodeOptions>,
+    #[cfg(feature = "dashboard")]
+    pub(crate) http: Option<crate::http_options::HttpOptions>,
     /// The user that the gateway runs as, if that is another than the server's.
     pub(crate) user: Option<Account>,
     /// These are the server's too.
@@ -60,7 +62,13 @@ impl PoolOptions {
     ) -> Result<Option<GatewayOptions>, CommandError> {
         let name = |option: &str| source.option_name(option);
         let (tls, node) = (self.tls_gateway(source)?, self.node(source)?);
-        if tls.is_none() && node.is_none() {
+        #[cfg(feature = "dashboard")]
+        let http = self.http_page(source)?;
+        #[cfg(feature = "dashboard")]
+        let has_page = http.is_some();
+        #[cfg(not(feature = "dashboard"))]
+        let has_page = false;
+        if tls.is_none() && node.is_none() && !has_page {
             return Ok(None);
         }
         let Some(server) = self.listen.as_ref().and_then(|address| address.socket_path()) else {
@@ -79,6 +87,8 @@ impl PoolOptions {
             server,
             tls,
             node,
+            #[cfg(feature = "dashboard")]
+            http,
             user,
             shutdown_grace: self.shutdown_grace.map(|time| time.0),
             handshake_timeout: self.handshake_timeout.map(|time| time.0),

@@ -30,6 +30,9 @@ pub(crate) struct Options {
     /// The format of the log, notices and errors on standard error [default: text]
     #[arg(long, global = true, value_name = "FORMAT")]
     log_format: Option<Format>,
+    /// Log only errors, whatever the environment says.
+    #[arg(skip)]
+    pub(crate) is_quiet: bool,
 }
 
 /// The target of events that [`taskfork::server::Stderr::Log`] makes from lines of workers' standard error.
@@ -50,12 +53,20 @@ impl Options {
         self.log_format == Some(Format::Json)
     }
 
+    /// Whether an option says how much is logged.
+    pub(crate) fn has_level(&self) -> bool {
+        self.log_level.is_some()
+    }
+
     /// The filter of the log. The option takes precedence, then `--verbose`, the variable and the default. Workers'
     /// standard error is shown at every level, as it is when it does not go through the log.
     fn filter(&self, verbose: bool, default: LevelFilter) -> Targets {
         let all = |level| Targets::new().with_default(level).with_target(STDERR, LevelFilter::INFO);
         if let Some(level) = self.log_level.or(verbose.then_some(LevelFilter::DEBUG)) {
             return all(level);
+        }
+        if self.is_quiet {
+            return all(LevelFilter::ERROR);
         }
         let wanted = std::env::var("RUST_LOG").ok().filter(|wanted| !wanted.trim().is_empty());
         let Some(wanted) = wanted else { return all(default) };
@@ -97,7 +108,7 @@ impl Options {
 
     /// Writes a message that is neither a result nor an error.
     pub(crate) fn notice(&self, message: &str) {
-        if self.log_level.is_some_and(|level| level < LevelFilter::WARN) {
+        if self.is_quiet || self.log_level.is_some_and(|level| level < LevelFilter::WARN) {
             return;
         }
         let text = match self.is_json() {

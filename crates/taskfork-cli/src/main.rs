@@ -4,20 +4,28 @@
 
 mod bench;
 mod call;
+mod call_error;
 mod config;
 mod config_command;
+#[cfg(feature = "dashboard")]
+mod dashboard;
 mod error;
 mod fleet_status;
 mod gateway;
 mod gateway_options;
 mod generate;
+#[cfg(feature = "dashboard")]
+mod http_options;
 mod listeners;
 mod logging;
 mod logs;
 mod name_servers;
 mod nats_options;
 mod node_options;
+mod option_names;
 mod output;
+#[cfg(feature = "dashboard")]
+mod page_access;
 mod pool_signals;
 mod pools;
 mod progress_bar;
@@ -65,6 +73,9 @@ enum Subcommand {
     Top(top::Options),
     /// Show once what a server and its workers do
     Status(status::Options),
+    /// Serve a page about servers and nodes, with metrics and health checks
+    #[cfg(feature = "dashboard")]
+    Dashboard(dashboard::Options),
     /// Put a load on a server and measure it
     Bench(bench::Options),
     /// Check a file of pools, or print an example of one
@@ -80,11 +91,16 @@ enum Subcommand {
 }
 
 fn main() -> ExitCode {
-    let CommandLine { verbose, full, logging, subcommand } = CommandLine::parse();
+    let CommandLine { verbose, full, mut logging, subcommand } = CommandLine::parse();
     let (mut is_server, mut log_file) = (false, false);
     match &subcommand {
         Subcommand::Serve(options) => {
-            if let Err(error) = options.open_log() {
+            let has_level = verbose || logging.has_level();
+            let prepared = options.prepare(has_level).and_then(|is_quiet| {
+                logging.is_quiet = is_quiet;
+                options.open_log()
+            });
+            if let Err(error) = prepared {
                 return logging.report(&error, verbose, full);
             }
             log_file = options.log_file.is_some();
@@ -100,6 +116,8 @@ fn main() -> ExitCode {
         Subcommand::Call(options) => call::run(options, full, &logging),
         Subcommand::Top(options) => top::run(options),
         Subcommand::Status(options) => status::run(options),
+        #[cfg(feature = "dashboard")]
+        Subcommand::Dashboard(options) => dashboard::run(&options),
         Subcommand::Bench(options) => bench::run(options, &logging),
         Subcommand::Config(options) => config_command::run(options),
         Subcommand::Sandbox(options) => sandbox_command::run(&options),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use taskfork::Client;
 use taskfork::client::{ClientBuilder, ConfigError, NatsRoute};
+use taskfork_gateway::taskfork_nats::Error;
 use taskfork_gateway::taskfork_nats::async_nats::ConnectOptions;
 
 use crate::error::CommandError;
@@ -98,6 +99,15 @@ impl NodeChoice {
             Some(key) => client.by_key(key),
             None => Ok(client),
         }
+    }
+}
+
+/// What to do about an error of NATS, in terms of the command's options. `None` if its text says it.
+pub(crate) fn hint(error: &Error) -> Option<&'static str> {
+    match error {
+        Error::Credentials { .. } => Some("--creds is the file with the credentials of a user"),
+        Error::Tls { .. } => Some("--nats-ca is the file with the authorities of the NATS servers"),
+        _ => None,
     }
 }
 

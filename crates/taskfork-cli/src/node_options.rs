@@ -73,6 +73,16 @@ impl PoolOptions {
         check_service_name(&service).map_err(|error| wrong("service", &error))?;
         let labels = self.label.iter().map(|label| label.parse()).collect::<Result<_, _>>();
         let labels: Vec<Label> = labels.map_err(|error| wrong("label", &error))?;
+        let is_method = |name: &&String| {
+            !name.is_empty()
+                && !name.contains(|letter: char| letter.is_whitespace() || letter == ',')
+        };
+        if let Some(method) = self.method.iter().find(|name| !is_method(name)) {
+            let what = format!(
+                "{method:?} cannot be the name of a method: it is empty, or has blanks or commas"
+            );
+            return Err(wrong("method", &what).hint("for several methods, give it again"));
+        }
         for (one, other) in [
             (("nats_cert", &self.nats_cert), ("nats_key", &self.nats_key)),
             (("nats_key", &self.nats_key), ("nats_cert", &self.nats_cert)),
@@ -256,6 +266,13 @@ mod tests {
             let error = service(name).unwrap_err();
             assert!(error.starts_with("`service`: "), "{error}");
         }
+        let method = |name: &str| {
+            node(&format!("nats = \"nats://h\"\nservice = \"s\"\nmethod = [\"{name}\"]"))
+        };
+        for name in ["", "a b", "a,b"] {
+            assert!(method(name).unwrap_err().contains("cannot be the name of a method"), "{name}");
+        }
+        assert!(method("add").is_ok());
         let label = node("nats = \"nats://h\"\nservice = \"s\"\nlabel = [\"gpu\"]").unwrap_err();
         assert!(label.starts_with("`label`: ") && label.contains("KEY=VALUE"), "{label}");
         assert_eq!(service("s").unwrap().unwrap().node, host_name());

@@ -15,8 +15,8 @@ use rustix::process::{
     set_parent_process_death_signal, test_kill_process, wait,
 };
 use taskfork::__private::{
-    Hangup, ServiceManager, block_signals_until_served, keep_signals_until_handled, program_file,
-    service_manager,
+    Hangup, ServiceManager, block_signals_until_served, handle_all_kept_signals,
+    keep_signals_until_handled, program_file, service_manager,
 };
 use taskfork::server::LogWriter;
 use tokio::time::{Instant, sleep_until};
@@ -111,6 +111,7 @@ pub(crate) fn serve(
     runtime.block_on(async {
         // Before the checks, which take as long as NATS does. By default, these signals end a process.
         let mut signals = Signals::new(hangup)?;
+        handle_all_kept_signals()?;
         let Checked { is_ended, reads_again } =
             pools.check_gateways(&mut signals, log_file.as_deref()).await?;
         if is_ended {

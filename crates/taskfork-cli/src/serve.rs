@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use taskfork::__private::meaning_of_hangup;
+use taskfork::__private::{keep_signals, meaning_of_hangup};
 use taskfork::client::{BusyPoll, Protocol};
 use taskfork::server::{Limit, LogWriter, Stderr};
 use taskfork::worker::{Executable, ReplaceAfter};
@@ -68,6 +68,28 @@ impl Part {
 }
 
 impl Options {
+    /// Keeps signals for the server: a service manager may reload, or a program that rotates logs may signal, at any time.
+    /// Returns whether nothing but errors is printed. `has_level` says that another option says how much is logged. That of the
+    /// command line takes precedence over a file.
+    pub(crate) fn prepare(&self, has_level: bool) -> Result<bool, CommandError> {
+        keep_signals()?;
+        if self.pool_options.quiet && has_level {
+            let what = "--quiet and an option for more of the log exclude each other";
+            return Err(
+                CommandError::usage(what).hint("leave --quiet, or --verbose and --log-level, out")
+            );
+        }
+        if self.pool_options.quiet || has_level {
+            return Ok(self.pool_options.quiet);
+        }
+        let Some(file) = &self.config else { return Ok(false) };
+        // A file that cannot be read is an error later.
+        let pools = config::read(file).unwrap_or_default();
+        let mut shown =
+            pools.iter().filter(|(name, _)| self.pool.as_ref().is_none_or(|pool| pool == *name));
+        Ok(!pools.is_empty() && shown.all(|(_, pool)| pool.quiet))
+    }
+
     /// Opens the log file, if the option is given.
     pub(crate) fn open_log(&self) -> Result<(), CommandError> {
         let Some(path) = &self.log_file else { return Ok(()) };
@@ -98,6 +120,8 @@ pub(crate) fn run(options: Options, logging: &logging::Options) -> Result<(), Co
             (OptionSource::CommandLine, pool_source, pool_options)
         }
         Some(file) => {
+            // It is for all pools.
+            pool_options.quiet = false;
             if pool_options != PoolOptions::default() {
                 let what = "options of a pool stand in the file if there is one";
                 return Err(
@@ -303,6 +327,7 @@ fn build(
         // A reader of JSON lines cannot parse other text.
         config::StderrMode::Capture if logging.is_json() => Stderr::Log,
         config::StderrMode::Capture => Stderr::Capture,
+        config::StderrMode::Hide => Stderr::Hide,
         config::StderrMode::Inherit => Stderr::Inherit,
     });
     server = set_if_some(server, pool.busy_poll, |server, mode| {

@@ -31,7 +31,10 @@ impl ServerAddress {
             let address: Address = self.0.to_str()?.parse().ok()?;
             return address.path().map(Path::to_path_buf);
         }
-        let is_path = !self.has_scheme() && (bytes.contains(&b'/') || Path::new(&self.0).exists());
+        // Paths may have two slashes in a row, but hardly behind a colon: that is the URL of something else.
+        let is_url = bytes.windows(3).any(|part| part == b"://");
+        let may_be_path = !self.has_scheme() && !is_url;
+        let is_path = may_be_path && (bytes.contains(&b'/') || Path::new(&self.0).exists());
         is_path.then(|| PathBuf::from(&self.0))
     }
 
@@ -103,6 +106,7 @@ mod tests {
         assert_eq!(shown("tcp:localhost:80").unwrap(), "tcp:localhost:80");
         assert_eq!(shown("tls:host:80").unwrap(), "tls:host:80");
         assert!(shown("app.sock").unwrap_err().to_string().contains("write unix:PATH"));
+        assert!(shown("https://host:80").unwrap_err().to_string().contains("write unix:PATH"));
         assert!(shown("").is_err() && shown("unix:").is_err() && shown("tcp:/x").is_err());
     }
 

@@ -41,23 +41,7 @@ pub(crate) struct StatusAddress {
 impl StatusAddress {
     /// The path of the server's status socket.
     pub(crate) fn socket(&self) -> Result<PathBuf, CommandError> {
-        let Some(path) = self.address.socket_path() else {
-            if !self.address.has_scheme() {
-                return Ok(self.address.as_os_str().into());
-            }
-            let address = self.address.parse().map_err(CommandError::usage)?;
-            let what = format!("a server at {address} tells of itself only at a status socket");
-            return Err(
-                CommandError::usage(what).hint("give the path that its --status-socket has")
-            );
-        };
-        let mut status = path.clone().into_os_string();
-        status.push(".status");
-        // A path without `unix:` can name the listener or the status socket.
-        match self.address.has_scheme() || Path::new(&status).exists() {
-            true => Ok(status.into()),
-            false => Ok(path),
-        }
+        status_socket(&self.address)
     }
 
     /// Reads the current status.
@@ -67,8 +51,27 @@ impl StatusAddress {
     }
 }
 
+/// The path of the status socket of the server at this address.
+pub(crate) fn status_socket(address: &ServerAddress) -> Result<PathBuf, CommandError> {
+    let Some(path) = address.socket_path() else {
+        if !address.has_scheme() {
+            return Ok(address.as_os_str().into());
+        }
+        let address = address.parse().map_err(CommandError::usage)?;
+        let what = format!("a server at {address} tells of itself only at a status socket");
+        return Err(CommandError::usage(what).hint("give the path that its --status-socket has"));
+    };
+    let mut status = path.clone().into_os_string();
+    status.push(".status");
+    // A path without `unix:` can name the listener or the status socket.
+    match address.has_scheme() || Path::new(&status).exists() {
+        true => Ok(status.into()),
+        false => Ok(path),
+    }
+}
+
 /// The error for a status socket that does not answer.
-fn no_answer(socket: &Path, error: &std::io::Error) -> CommandError {
+pub(crate) fn no_answer(socket: &Path, error: &std::io::Error) -> CommandError {
     CommandError::fatal(format!("no server tells of itself at {}: {error}", socket.display()))
         .hint("start the server, or check the address and who may use the socket")
 }

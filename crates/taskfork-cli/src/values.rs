@@ -11,6 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value as Json, json};
 use taskfork::client::Value;
 
+use crate::call_error::NO_JSON;
 use crate::error::CommandError;
 
 /// The arguments of a call.
@@ -31,9 +32,14 @@ pub(crate) struct CallArguments {
 const MAX_INPUT: u64 = 64 << 20;
 
 impl CallArguments {
+    /// Whether an argument is the content of standard input.
+    pub(crate) fn read_standard_input(&self) -> bool {
+        self.args.iter().any(|word| is_standard_input(word))
+    }
+
     /// The values of all arguments.
     pub(crate) fn values(&self) -> Result<Vec<Value>, CommandError> {
-        if self.args.iter().filter(|word| *word == "-" || *word == "@-").count() > 1 {
+        if self.args.iter().filter(|word| is_standard_input(word)).count() > 1 {
             return Err(CommandError::usage("only one argument can be read from standard input")
                 .hint("give the others as JSON, or as @FILE"));
         }
@@ -67,6 +73,10 @@ impl CallArguments {
             },
         }
     }
+}
+
+fn is_standard_input(word: &OsStr) -> bool {
+    word == "-" || word == "@-"
 }
 
 /// Reads everything, up to the limit.
@@ -106,6 +116,18 @@ fn json_or_text(text: &str, what: &str) -> Result<Value, CommandError> {
         ));
     }
     Ok(text.into())
+}
+
+/// The value in a line of JSON. The error says what the line is.
+pub(crate) fn value_of_line(line: &[u8]) -> Result<Value, String> {
+    let text = std::str::from_utf8(line).map_err(|_| " is not UTF-8".to_owned())?;
+    let value = serde_json::from_str(text).map_err(|error| {
+        // The line of the error is always the first.
+        let (text, column) = (error.to_string(), error.column());
+        let what = text.rsplit_once(" at line ").map_or(&*text, |(what, _)| what);
+        format!("{NO_JSON}: {what} (column {column})")
+    })?;
+    decode_base64(value).map_err(|error| format!(": {}", error.message()))
 }
 
 /// Replaces each `{"base64": …}` by its bytes.

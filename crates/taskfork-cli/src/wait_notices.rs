@@ -8,8 +8,8 @@ use rustix::io::Errno;
 use taskfork::Client;
 
 use crate::error::CommandError;
-use crate::logging;
 use crate::server_address::ServerAddress;
+use crate::{logging, option_names};
 
 /// How long a command waits for a worker before it writes a notice.
 const NOTICE_DELAY: Duration = Duration::from_secs(1);
@@ -44,11 +44,12 @@ async fn watch(
     loop {
         tokio::time::sleep(POLL_INTERVAL).await;
         let stats = client.stats();
+        let unreachable = stats.unreachable.as_deref().map(option_names::in_text);
         if stats.checkouts > 0 {
             // From now on the call itself takes the time.
             return std::future::pending().await;
         }
-        if let Some(reason) = &stats.unreachable
+        if let Some(reason) = &unreachable
             && is_permanent(address, reason)
         {
             return CommandError::fatal(format!("cannot use the server at {address}: {reason}"))
@@ -62,7 +63,7 @@ async fn watch(
                 }
                 None => &"without a limit (--timeout 0)",
             };
-            match stats.unreachable {
+            match unreachable {
                 Some(reason) => {
                     logging.notice(&format!("waiting for a server at {address}, {limit}: {reason}"))
                 }

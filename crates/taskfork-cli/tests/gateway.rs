@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use common::until;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use serde_json::Value;
 
@@ -35,8 +35,14 @@ impl Authority {
 
     /// Writes a certificate for `name` to `FILE.pem` and its key to `FILE.key`.
     fn issue(&self, folder: &Path, file: &str, name: &str) {
+        self.issue_until(folder, file, name, 4000);
+    }
+
+    /// The same for a certificate that is valid until the beginning of this year.
+    fn issue_until(&self, folder: &Path, file: &str, name: &str, year: i32) {
         let key = KeyPair::generate().unwrap();
-        let certificate = CertificateParams::new([name.to_owned()]).unwrap();
+        let mut certificate = CertificateParams::new([name.to_owned()]).unwrap();
+        certificate.not_after = date_time_ymd(year, 1, 1);
         let certificate = certificate.signed_by(&key, &self.issuer).unwrap();
         for (kind, text) in [("pem", certificate.pem()), ("key", key.serialize_pem())] {
             // Renamed into place, so that nobody reads a half of it.
@@ -240,6 +246,36 @@ fn assert_fails(output: &Output, status: i32, expected: &str) {
     assert_eq!(output.status.code(), Some(status), "{error}");
 }
 
+/// Somebody has answered, and the reason says what to do.
+fn assert_is_refusal(output: &Output) {
+    let error = String::from_utf8_lossy(&output.stderr);
+    for wrong in ["no server answered", "start the server", "`tls_"] {
+        assert!(!error.contains(wrong), "{error}");
+    }
+}
+
+#[test]
+fn errors_of_tls_name_the_options_of_the_command() {
+    let served = Served::start(&[]);
+    let fails = |mut call: Command, expected: &str| {
+        let output = call.args(["--timeout", "2s"]).output().unwrap();
+        assert_fails(&output, 3, expected);
+        assert_is_refusal(&output);
+    };
+    let other = served.call_at(served.port, "other.example", &["echo"]);
+    fails(
+        other,
+        "but for first.example: connect to one of these names, or set the name with --tls-name",
+    );
+    let mut nats = Command::new(PROGRAM);
+    nats.args(["call", &format!("nats://127.0.0.1:{}/adder", served.port), "echo"]);
+    fails(nats, "no NATS server has greeted at nats://127.0.0.1");
+    let mut unknown = Command::new(PROGRAM);
+    unknown.args(["call", &format!("tls:127.0.0.1:{}", served.port), "echo"]);
+    unknown.arg("--ca").arg(served.path().join("client.pem"));
+    fails(unknown, "with the certificate of the authority that signs now with --ca");
+}
+
 #[test]
 fn a_call_through_tls_shows_its_certificate_in_the_status() {
     let served = Served::start(&[]);
@@ -273,10 +309,12 @@ fn a_client_needs_a_certificate_with_an_allowed_name_if_the_options_say_so() {
     let served = Served::run(folder, authority, port, command);
     let mut without = served.call(&["echo", "7"]);
     let without = without.args(["--timeout", "2s"]).output().unwrap();
-    assert_fails(&without, 3, "wants a certificate of this client");
+    assert_fails(&without, 3, "set it and its key with --cert and --key");
+    assert_is_refusal(&without);
     let mut wrong = served.call_with_certificate(&["echo", "7"]);
     let wrong = wrong.args(["--timeout", "2s"]).output().unwrap();
     assert_fails(&wrong, 3, "no name of your certificate is allowed");
+    assert_is_refusal(&wrong);
     served.authority.issue(served.path(), "client", "other.example");
     assert_prints(&served.call_with_certificate(&["echo", "7"]).output().unwrap(), "7");
 }
@@ -304,6 +342,24 @@ fn sighup_reloads_certificates_and_calls_go_on() {
     until("the reason", || served.log().contains("the previous certificates stay in use"));
     let call = served.call_at(served.port, "second.example", &["echo", "8"]).output().unwrap();
     assert_prints(&call, "8");
+}
+
+#[test]
+fn a_certificate_that_is_not_valid_now_is_told() {
+    let (folder, authority) = certificates();
+    authority.issue_until(folder.path(), "gateway", "first.example", 2020);
+    let port = free_port();
+    let command = command(folder.path(), &tls_options(folder.path(), port));
+    let served = Served::run(folder, authority, port, command);
+    let told = "has expired at 2020-01-01 00:00 UTC";
+    assert!(served.log().contains(told), "{}", served.log());
+    served.authority.issue(served.path(), "gateway", "first.example");
+    until("the good one", || {
+        served.call(&["echo", "7", "--timeout", "1s"]).output().unwrap().status.success()
+    });
+    let before = served.log().matches(told).count();
+    served.authority.issue_until(served.path(), "gateway", "first.example", 2020);
+    until("the warning", || served.log().matches(told).count() > before);
 }
 
 #[test]
@@ -404,11 +460,13 @@ fn wrong_options_end_the_command_before_anything_serves() {
     let (folder, authority) = certificates();
     authority.issue(folder.path(), "other", "other.example");
     fs::write(folder.path().join("text"), "text").unwrap();
+    let whole = fs::read_to_string(folder.path().join("gateway.pem")).unwrap();
+    fs::write(folder.path().join("half"), &whole[..whole.len() / 2]).unwrap();
     let occupied = TcpListener::bind("127.0.0.1:0").unwrap();
     let occupied = occupied.local_addr().unwrap().to_string();
     let file = |name: &str| folder.path().join(name).display().to_string();
     let (cert, key, ca) = (file("gateway.pem"), file("gateway.key"), file("ca.pem"));
-    let (text, other_key) = (file("text"), file("other.key"));
+    let (text, half, other_key) = (file("text"), file("half"), file("other.key"));
     let (listen, good) = ("127.0.0.1:0", ["--cert", &cert, "--key", &key]);
     let tls = ["--tls", listen, "--cert", &cert, "--key", &key];
     for (options, expected) in [
@@ -425,6 +483,14 @@ fn wrong_options_end_the_command_before_anything_serves() {
         (vec!["--tls", listen, "--cert", &cert, "--key", &other_key], "--key must be"),
         ([&tls[..], &["--allow-name", "a"]].concat(), "--allow-name needs --client-ca"),
         ([&tls[..], &["--client-ca", &text]].concat(), "--client-ca must be a file in PEM"),
+        (
+            [&tls[..], &["--client-ca", &ca, "--allow-name", "web example"]].concat(),
+            "--allow-name cannot be so",
+        ),
+        (
+            vec!["--tls", listen, "--cert", &half, "--key", &key],
+            "the end of a section in PEM is missing",
+        ),
         (
             [&tls[..], &["--client-ca", &ca, "--gateway-user", "no-such-user"]].concat(),
             "no user `no-such-user`",
@@ -583,6 +649,35 @@ fn a_gateway_is_replaced_by_one_at_another_host_and_the_same_port() {
         assert_prints(&served.call(&["echo", "7"]).output().unwrap(), "7");
     }
     assert_eq!(served.log().matches("goes on as it is").count(), 1, "{}", served.log());
+}
+
+#[cfg(feature = "dashboard")]
+#[test]
+fn a_gateway_with_a_page_is_replaced_while_a_call_of_the_present_one_runs() {
+    let (folder, authority) = certificates();
+    let (port, page) = (free_port(), free_port());
+    pool(folder.path(), port);
+    let file = folder.path().join("pools.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    let text = text.replace("cert =", &format!("http = \"127.0.0.1:{page}\"\ncert ="));
+    fs::write(&file, &text).unwrap();
+    let command = serve_pools(folder.path(), &["--pool", "tls"]);
+    let served = Served::run(folder, authority, port, command);
+    let present = served.gateway();
+    let mut long = served.call(&["sleep", "60000"]).spawn().unwrap();
+    served.wait_for_call();
+
+    fs::write(&file, text.replace("cert =", "handshake_timeout = \"7s\"\ncert =")).unwrap();
+    served.signal(Signal::HUP);
+    let told = format!("the page of the gateway is at http://127.0.0.1:{page}/");
+    until("the new gateway", || served.log().matches(&told).count() == 2);
+    assert!(!served.log().contains("cannot listen"), "{}", served.log());
+    assert_prints(&served.call(&["echo", "7"]).output().unwrap(), "7");
+    assert!(std::net::TcpStream::connect(("127.0.0.1", page)).is_ok());
+    assert!(!is_gone(present), "the present gateway waits for its call");
+    assert!(long.try_wait().unwrap().is_none());
+    long.kill().unwrap();
+    long.wait().unwrap();
 }
 
 /// Whether a process has blocked these signals.

@@ -414,3 +414,30 @@ fn one_server_keeps_its_process_if_an_option_says_so() {
     assert!(pools.program.wait().unwrap().success());
     assert!(!pools.folder.path().join("s").exists());
 }
+
+#[test]
+fn signals_that_come_before_the_options_are_read_end_nothing() {
+    for only_one in [false, true] {
+        // Opening the file waits for the command, and reading it for the test.
+        let pools = Pools::start_by(&[("one", "")], |folder, mut command| {
+            std::fs::rename(file(folder), folder.join("text")).unwrap();
+            let mode = rustix::fs::Mode::from(0o600);
+            rustix::fs::mkfifoat(rustix::fs::CWD, file(folder), mode).unwrap();
+            if only_one {
+                command.args(["--pool", "one"]);
+            }
+            command
+        });
+        let folder = pools.folder.path();
+        let mut options = std::fs::File::create(file(folder)).unwrap();
+        for signal in [Signal::USR1, Signal::USR2] {
+            pools.signal(signal);
+        }
+        let text = std::fs::read(folder.join("text")).unwrap();
+        // The file of pools is read again for each server.
+        std::fs::rename(folder.join("text"), file(folder)).unwrap();
+        std::io::Write::write_all(&mut options, &text).unwrap();
+        drop(options);
+        pools.works_once_up("one");
+    }
+}

@@ -107,7 +107,7 @@ pub(super) fn ask_server(
                     TopEvent::StatusRead(ServerStatus::read(&socket))
                 }
                 Ok(Request::Dismiss(worker)) => {
-                    TopEvent::Dismissed(worker, ServerStatus::dismiss(&socket, worker))
+                    TopEvent::Dismissed(worker, ServerStatus::dismiss(&socket, worker, None))
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
             };

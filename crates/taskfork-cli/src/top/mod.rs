@@ -33,7 +33,8 @@ use crate::{fleet_status, output};
 #[command(
     after_help = "Keys: arrows, page keys, Home and End choose a worker and scroll; s sorts by the \
                         next column, r reverses; k kills a worker after a question, d dismisses it; ? lists \
-                        all keys; q ends. For a service, arrows choose a node, w shows its workers."
+                        all keys; q ends. For a service, arrows choose a node, w shows its workers, q ends, and the \
+                        other keys do nothing."
 )]
 pub(crate) struct Options {
     #[command(flatten)]
