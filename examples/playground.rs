@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use taskfork::client::Value;
 use taskfork::worker::{Arguments, context, logger};
-use taskfork::{Blob, BoxError, Emitter, Methods, Server, ServerBuilder};
+use taskfork::{Blob, BoxError, Emitter, Methods, Receiver, Server, ServerBuilder};
 
 /// A server whose methods fail, hang, die and leak on demand.
 #[derive(Debug, Parser)]
@@ -129,6 +129,22 @@ trait Streams {
     fn two_and_then(&mut self, fault: String, out: &mut Emitter<u64>) -> Result<(), BoxError>;
     /// Reports that 1 of 3 steps is done, and sends a number once there is a file of this name.
     fn steps(&mut self, file: PathBuf, out: &mut Emitter<u64>) -> Result<(), BoxError>;
+    /// Adds the numbers of the input to `start`.
+    fn total(&mut self, start: u64, numbers: &mut Receiver<u64>) -> Result<u64, BoxError>;
+    /// Twice each number of the input. Returns how many there were.
+    fn doubled(
+        &mut self,
+        numbers: &mut Receiver<u64>,
+        out: &mut Emitter<u64>,
+    ) -> Result<u64, BoxError>;
+    /// Adds the first `count` numbers of the input, and leaves the others.
+    fn first(&mut self, count: usize, numbers: &mut Receiver<u64>) -> Result<u64, BoxError>;
+    /// The lengths of the blobs of the input.
+    fn lengths(&mut self, blobs: &mut Receiver<Blob>) -> Result<Vec<usize>, BoxError>;
+    /// Takes nothing of the input until there is a file of this name. Returns how many items there were.
+    fn wait_for(&mut self, file: PathBuf, items: &mut Receiver<Value>) -> Result<u64, BoxError>;
+    /// Takes two numbers of the input, and then aborts.
+    fn die(&mut self, numbers: &mut Receiver<u64>) -> Result<(), BoxError>;
     fn pid(&mut self) -> u32;
     fn echo(&mut self, text: String) -> String;
 }
@@ -186,6 +202,53 @@ impl Streams for Streaming {
             thread::sleep(Duration::from_millis(2));
         }
         Ok(out.send(&2)?)
+    }
+
+    fn total(&mut self, start: u64, numbers: &mut Receiver<u64>) -> Result<u64, BoxError> {
+        let mut total = start;
+        for number in numbers {
+            total += number?;
+        }
+        Ok(total)
+    }
+
+    fn doubled(
+        &mut self,
+        numbers: &mut Receiver<u64>,
+        out: &mut Emitter<u64>,
+    ) -> Result<u64, BoxError> {
+        let mut count = 0;
+        while let Some(number) = numbers.next()? {
+            out.send(&(2 * number))?;
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    fn first(&mut self, count: usize, numbers: &mut Receiver<u64>) -> Result<u64, BoxError> {
+        Ok(numbers.take(count).sum::<Result<u64, _>>()?)
+    }
+
+    fn lengths(&mut self, blobs: &mut Receiver<Blob>) -> Result<Vec<usize>, BoxError> {
+        Ok(blobs.map(|blob| blob.map(|blob| blob.len())).collect::<Result<_, _>>()?)
+    }
+
+    fn wait_for(&mut self, file: PathBuf, items: &mut Receiver<Value>) -> Result<u64, BoxError> {
+        while !file.exists() {
+            thread::sleep(Duration::from_millis(2));
+        }
+        let mut count = 0;
+        while items.next()?.is_some() {
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    fn die(&mut self, numbers: &mut Receiver<u64>) -> Result<(), BoxError> {
+        for number in numbers.take(2) {
+            number?;
+        }
+        std::process::abort()
     }
 
     fn pid(&mut self) -> u32 {

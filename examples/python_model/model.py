@@ -71,4 +71,5 @@ class Model:
                 weights[feature] = weights.get(feature, 0.0) + step
 
 
-serve(Model)
+if __name__ == "__main__":
+    serve(Model)

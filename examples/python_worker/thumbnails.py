@@ -31,4 +31,5 @@ def gradient(width: int, height: int) -> bytes:
     return out.getvalue()
 
 
-serve([info, thumbnail, gradient])
+if __name__ == "__main__":
+    serve([info, thumbnail, gradient])

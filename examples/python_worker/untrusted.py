@@ -31,4 +31,5 @@ def steal(path: str) -> bytes:
         return file.read()
 
 
-serve([gradient, thumbnail, steal])
+if __name__ == "__main__":
+    serve([gradient, thumbnail, steal])

@@ -68,4 +68,5 @@ class Documents:
             self._database.execute("ROLLBACK")
 
 
-serve(Documents)
+if __name__ == "__main__":
+    serve(Documents)

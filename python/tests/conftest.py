@@ -20,8 +20,10 @@ PLAYGROUND = TARGET / "examples" / "playground"
 WORKER = Path(__file__).with_name("worker_program.py")
 
 
-# Tests may run under nohup, or in something like it. What they start would not react to SIGHUP then.
+# Tests may run under nohup, or in something like it. What they start would not react to SIGHUP then. A shell ignores SIGINT
+# in what it runs in the background.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Server:
@@ -49,12 +51,11 @@ def start(tmp_path: Path) -> Iterator[Start]:
     servers: list[Server] = []
 
     def begin(program: list[str], address: Optional[str] = None, name: str = "s") -> Server:
-        for path in (TASKFORK, PLAYGROUND):
-            if not path.exists():
-                pytest.fail(
-                    f"{path} is not there: run `cargo build -p taskfork-cli` and "
-                    "`cargo build -p taskfork-examples --example playground`"
-                )
+        if not Path(program[0]).exists():
+            pytest.fail(
+                f"{program[0]} is not there: run `cargo build -p taskfork-cli` and "
+                "`cargo build -p taskfork-examples --example playground`"
+            )
         socket = tmp_path / name
         log = tmp_path / f"{name}.log"
         address = address or f"unix:{socket}"
@@ -79,11 +80,21 @@ def start(tmp_path: Path) -> Iterator[Start]:
 def python_server(start: Start) -> Callable[..., Server]:
     """Starts a server whose workers are ``worker_program.py``."""
 
-    def begin(*options: str, address: Optional[str] = None, worker: str = "functions") -> Server:
+    def begin(*options: str, address: Optional[str] = None, worker: str = "functions", name: str = "s") -> Server:
         # Through TCP a client learns them only if the server's owner wants that.
         details = ["--share-details"] if (address or "").startswith("tcp:") else []
         command = [str(TASKFORK), "serve", "--listen", "ADDRESS", *details, *options]
-        return start([*command, "--", sys.executable, str(WORKER), worker], address)
+        return start([*command, "--", sys.executable, str(WORKER), worker], address, name)
+
+    return begin
+
+
+@pytest.fixture
+def own_server(start: Start) -> Callable[..., Server]:
+    """Starts ``worker_program.py`` as the server of its workers."""
+
+    def begin(worker: str = "functions", address: Optional[str] = None, name: str = "s") -> Server:
+        return start([sys.executable, str(WORKER), worker, "ADDRESS"], address, name)
 
     return begin
 

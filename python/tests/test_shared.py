@@ -23,8 +23,10 @@ def run(test: Any) -> Any:
     return asyncio.run(asyncio.wait_for(test, 60))
 
 
-@pytest.fixture(params=["unix", "tcp"])
-def server(request: Any, python_server: Any) -> Any:
+@pytest.fixture(params=["unix", "tcp", "own"])
+def server(request: Any, python_server: Any, own_server: Any) -> Any:
+    if request.param == "own":
+        return own_server()
     return python_server(address="tcp:127.0.0.1:0" if request.param == "tcp" else None)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import pytest
 
 from taskfork import _wire
@@ -88,6 +91,20 @@ def test_nesting_is_limited_in_both_directions(kind: str) -> None:
         _wire.encode([0, {}, "method", [value(900)]])
 
 
+@dataclass
+class Box:
+    content: Any
+
+
+def test_objects_that_are_sent_as_maps_nest_as_deep_as_maps() -> None:
+    value: Any = {(1, 2): 3}
+    for _ in range(_wire.MAX_DEPTH + 1):
+        value = Box(value)
+    assert _wire.encode(value.content)
+    with pytest.raises(_wire.EncodeError, match="deeper than the limit of 128 levels"):
+        _wire.encode(value)
+
+
 @pytest.mark.parametrize("depth", [_wire.MAX_DEPTH + 1, 500, 1100, 1_000_000])
 def test_deep_messages_of_a_peer_are_errors(depth: int) -> None:
     # A call whose argument is lists in lists.
@@ -141,63 +158,3 @@ def test_a_large_message_with_few_elements_is_decoded() -> None:
     limit = 1 << 20
     message = [1, {}, ["x" * 1000] * 1000]
     assert decoded(_wire.encode(message), limit) == message
-
-
-@pytest.mark.parametrize(
-    ("hello", "said"),
-    [
-        ({"version": 2}, "speaks version 2 of the protocol, and this client version 1"),
-        ({}, "speaks version None"),
-        ({"version": 1, "pid": []}, "`pid` in the hello is not a valid number"),
-        ({"version": 1, "max_frame": -1}, "`max_frame` in the hello is not a valid number"),
-        ({"version": 1, "files": "x" * 1000}, "`files` in the hello is not a valid number"),
-        ({"version": 1, "max_blob": None}, "`max_blob` in the hello is not a valid number"),
-    ],
-)
-def test_a_hello_that_makes_no_sense_is_refused(hello: dict[str, object], said: str) -> None:
-    import asyncio
-
-    from taskfork._connection import Connection
-
-    async def test() -> None:
-        connection = Connection(1 << 20, True)
-        connection._hello = asyncio.get_running_loop().create_future()
-        connection.data_received(_wire.PREAMBLE + _wire.frame(_wire.encode([_wire.HELLO, hello])))
-        with pytest.raises(ConnectionError, match=said):
-            await connection._hello
-        assert connection.ended
-
-    asyncio.run(test())
-
-
-@pytest.mark.parametrize(
-    "count, more, said",
-    [
-        (100_000, None, "99936 more causes are left out"),
-        (64, 900, "900 more causes are left out"),
-        (65, 900, "901 more causes are left out"),
-        (0, 1, "1 more cause is left out"),
-        (64, 0, ""),
-        (64, -1, ""),
-        (64, True, ""),
-        (64, 1 << 32, ""),
-        (64, "9", ""),
-    ],
-)
-def test_an_error_states_how_many_causes_are_left_out(count: int, more: object, said: str) -> None:
-    from taskfork._connection import error_of
-
-    body: dict[str, object] = {"kind": "interface", "message": "m", "causes": [""] * count}
-    if more is not None:
-        body["more_causes"] = more
-    error = error_of(body)
-    assert error.causes == [""] * min(count, 64) + ([said] if said else [])  # type: ignore[attr-defined]
-
-
-def test_an_error_keeps_a_bounded_part_of_its_lists() -> None:
-    from taskfork._connection import error_of
-
-    error = error_of({"kind": "method", "message": "m", "known": ["m"] * 100_000})
-    assert len(error.known) == 1001 and error.known[-1] == "(99000 more)"  # type: ignore[attr-defined]
-    assert str(error_of({"kind": "interface", "message": "from Perl\n"})) == "from Perl"
-    assert "method" in str(error_of({"kind": "method", "message": "no method", "known": 7}))

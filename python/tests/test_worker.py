@@ -5,20 +5,47 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import WORKER, happens, is_gone, until
+from conftest import TASKFORK, WORKER, happens, is_gone, until
 
 import taskfork
+
+
+#: A program whose workers start slowly: as a worker by its imports, as a server by their setup.
+SLOW_START = """
+import os, sys, time
+
+def wait():
+    while not os.path.exists({go!r}):
+        time.sleep(0.01)
+
+def add(a: int, b: int) -> int:
+    return a + b
+
+def hang() -> None:
+    time.sleep(1000)
+
+if len(sys.argv) > 1:
+    import taskfork.server
+    taskfork.server.run([add, hang], listen=sys.argv[1], setup=wait)
+else:
+    wait()
+    from taskfork.worker import serve
+    serve([add, hang])
+"""
 
 
 def run(test: Any) -> Any:
     return asyncio.run(asyncio.wait_for(test, 60))
 
 
-@pytest.fixture(params=["unix", "tcp"])
-def server(request: Any, python_server: Any) -> Any:
+@pytest.fixture(params=["unix", "tcp", "own"])
+def server(request: Any, python_server: Any, own_server: Any) -> Any:
+    if request.param == "own":
+        return own_server()
     return python_server(address="tcp:127.0.0.1:0" if request.param == "tcp" else None)
 
 
@@ -82,10 +109,13 @@ def test_logs_arrive_as_they_are_wanted(server: Any) -> None:
         assert [40, "app: not unless wanted"] in lines
         assert [-5, "below"] in lines
         assert [1000, "chatty"] in lines
-        assert [timer[0] for timer in timers] == ["computing", "instant"]
-        assert all(timer[2] - timer[1] >= 1e-6 for timer in timers)
+        assert [timer[0] for timer in timers] == ["log", "computing", "instant", "chatter"]
+        # A microsecond, as far as times of a slow call are exact.
+        assert all(timer[2] - timer[1] > 0.9e-6 for timer in timers)
         assert data == [{"k": "v"}]
-        assert any(line[0] == 20 and "cut: " in line[1] for line in lines)
+        long = [line[1] for line in lines if "x" * 1000 in str(line[1])]
+        # A program's message must fit in what the kernel takes at once.
+        assert len(long) == 1 and len(long[0]) > 1000
 
     run(test())
 
@@ -93,11 +123,16 @@ def test_logs_arrive_as_they_are_wanted(server: Any) -> None:
 def test_the_deadline_is_an_exception(server: Any) -> None:
     async def test() -> None:
         async with taskfork.Client(server.address, grace=2.0) as client:
+            # The time of a call counts while its worker starts, too. So one is there before.
+            await client.call("pid")
             async with client.checkout(timeout=0.2) as checkout:
-                with pytest.raises(taskfork.InterfaceError, match="the call's time is over"):
+                with pytest.raises(taskfork.TimedOut, match="timed out after 0.2 seconds while running"):
                     await checkout.call("sleep", 20)
+            await client.call("pid")
+            async with client.checkout(timeout=0.2) as checkout:
                 left = await checkout.call("left")
                 assert 0 < left <= 0.2
+                # An error of its own, so that the checkout goes on.
                 with pytest.raises(taskfork.InterfaceError, match="interrupted, and cleaned up"):
                     await checkout.call("clean_up_late", 20)
             async with client.checkout(timeout=None) as checkout:
@@ -111,11 +146,12 @@ def test_one_that_hangs_is_killed_and_says_where(python_server: Any) -> None:
 
     async def test() -> None:
         async with taskfork.Client(server.address) as client:
+            await client.call("pid")
             async with client.checkout(timeout=0.3) as checkout:
                 pid = await checkout.call("pid")
                 with pytest.raises(taskfork.TimedOut) as caught:
                     await checkout.call("hang")
-                assert str(caught.value) == "timed out after 0.3 seconds while running"
+                assert str(caught.value) == "timed out after 0.3 seconds while running (timeout)"
                 await happens("its end", lambda: is_gone(pid))
                 with pytest.raises(taskfork.TimedOut):
                     await checkout.call("add", 1, 1)
@@ -144,6 +180,51 @@ def test_deaths_are_told(server: Any, method: str, args: list[Any], said: str) -
             assert await client.call("add", 1, 1) == 2
 
     run(test())
+
+
+def test_process_ids_are_those_that_the_program_sees(server: Any) -> None:
+    async def test() -> None:
+        async with taskfork.Client(server.address) as client:
+            async with client.checkout() as checkout:
+                pid = await checkout.call("pid")
+                with pytest.raises(taskfork.WorkerDied) as caught:
+                    await checkout.call("segv")
+            death = caught.value
+            assert death.pid == pid
+            # A program has a process in front of it, which is the worker of the server.
+            is_program = server.program.args[1] == "serve"
+            assert (death.worker_pid != pid) == is_program
+            shown = f"{death.worker_pid}/{pid}" if is_program else f"{pid}"
+            assert str(death).startswith("worker connection suddenly died: worker " + str(death.worker_pid))
+            assert f"[{shown}] about to crash\n" in server.log
+
+    run(test())
+
+
+def test_a_call_whose_time_ends_during_a_slow_start_has_not_run(start: Any, tmp_path: Path) -> None:
+    go, program = tmp_path / "go", tmp_path / "slow.py"
+    program.write_text(SLOW_START.format(go=str(go)))
+    commands = [
+        [str(TASKFORK), "serve", "--listen", "ADDRESS", "--", sys.executable, str(program)],
+        [sys.executable, str(program), "ADDRESS"],
+    ]
+
+    async def test(address: str) -> None:
+        async with taskfork.Client(address, min_workers=0) as client:
+            for _ in range(2):
+                with pytest.raises(taskfork.TimedOut, match="while its worker ran `setup`") as caught:
+                    await client.call("add", 1, 2, timeout=0.3)
+                assert not caught.value.may_have_run
+            waiting = client.call("add", 1, 2, timeout=60)
+            go.touch()
+            assert await waiting == 3
+            with pytest.raises(taskfork.TimedOut, match="while running") as caught:
+                await client.call("hang", timeout=0.3)
+            assert caught.value.may_have_run
+
+    for number, command in enumerate(commands):
+        go.unlink(missing_ok=True)
+        run(test(start(command, name=f"s{number}").address))
 
 
 def test_a_class_and_its_setup_that_fails_once(python_server: Any) -> None:
@@ -211,6 +292,7 @@ def test_a_death_is_told_while_a_child_holds_the_connection(server: Any) -> None
 def test_an_alarm_that_kills_is_a_time_out(server: Any) -> None:
     async def test() -> None:
         async with taskfork.Client(server.address, grace=20.0) as client:
+            await client.call("pid")
             async with client.checkout(timeout=0.2) as checkout:
                 with pytest.raises(taskfork.TimedOut, match="while running"):
                     await checkout.call("reset_alarm")
@@ -218,9 +300,12 @@ def test_an_alarm_that_kills_is_a_time_out(server: Any) -> None:
     run(test())
 
 
-def test_another_program_that_is_executed_cannot_answer(server: Any) -> None:
+def test_another_program_that_is_executed_cannot_answer(python_server: Any) -> None:
+    server = python_server()
+
     async def test() -> None:
         async with taskfork.Client(server.address) as client:
+            await client.call("pid")
             async with client.checkout(timeout=0.2) as checkout:
                 with pytest.raises(taskfork.TimedOut, match="while running"):
                     await checkout.call("execute")
@@ -296,3 +381,17 @@ def test_a_worker_ends_with_its_server(python_server: Any) -> None:
     pid = run(test())
     server.stop()
     until("its end", lambda: is_gone(pid))
+
+
+def test_the_longest_message_is_that_of_the_server_in_both_directions(python_server: Any) -> None:
+    async def test() -> None:
+        address = python_server("--max-frame", "1MiB").address
+        async with taskfork.Client(address, max_workers=1) as client, client.checkout() as checkout:
+            assert await checkout.call("echo", "x" * 500_000) == "x" * 500_000
+            with pytest.raises(taskfork.ArgumentsError, match="the limit of a message is 1048576"):
+                await checkout.call("echo", "x" * (2 << 20))
+            with pytest.raises(taskfork.ResultError, match="over the limit of 1048576"):
+                await checkout.call("buffer", 2 << 20)
+            assert await checkout.call("add", 1, 2) == 3
+
+    run(test())

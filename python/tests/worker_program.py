@@ -1,24 +1,32 @@
-"""The workers of the tests. The first argument says which."""
+"""The workers of the tests. The first argument says which. With an address as the second one, this process is their
+server."""
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import gc
 import io
 import logging
 import os
+import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Generator, Iterator, Optional
+from typing import Any, AsyncIterator, Generator, Iterator, Optional
 
-from taskfork import BlobMut, context
+from input_methods import Inputs
+
+import taskfork.server
+from taskfork import BlobMut
 from taskfork.worker import DeadlineExceeded, ItemError, default_signals, logger, remaining, serve
 
 done = 0
-cleaned = []
+cleaned: list[Any] = []
 
 
 def echo(value: Any) -> Any:
@@ -206,7 +214,217 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("in __str__")
+
+
+def raise_unprintable() -> None:
+    raise Unprintable("never shown")
+
+
+def raise_noted(notes: int) -> None:
+    error = ValueError("row 7 is wrong")
+    for number in range(notes):
+        error.add_note(f"note {number}")
+    if notes == 0:
+        error.__notes__ = [5, "of a.csv \udc80"]
+    raise error
+
+
+def raise_group() -> None:
+    noted = KeyError("key")
+    noted.add_note("of the second")
+    try:
+        boom("inside")
+    except ValueError as error:
+        first = error
+    raise ExceptionGroup("two at once", [first, ExceptionGroup("another", [noted])])
+
+
+def raise_large_group() -> None:
+    error: Exception = ValueError("the innermost")
+    for _ in range(100):
+        error = ExceptionGroup("a group", [error] * 3)
+    raise error
+
+
+def raise_base(what: str) -> None:
+    raise {"exit": SystemExit(3), "interrupt": KeyboardInterrupt(), "generator": GeneratorExit()}[what]
+
+
+class Hidden:
+    def __repr__(self) -> str:
+        raise RuntimeError("in __repr__")
+
+
+def return_hidden() -> Any:
+    return Hidden()
+
+
+def numpy_result(what: str) -> Any:
+    import numpy
+
+    if what == "number":
+        return numpy.int64(5)
+    if what == "strided":
+        return numpy.arange(6, dtype="u1")[::2]
+    return numpy.array([object()])
+
+
+def deep_result(levels: int) -> Any:
+    value: Any = 0
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def context() -> list[Any]:
+    now = taskfork.context()
+    return [now.remaining, now.is_cancelled, now.peer]
+
+
+def sum_in_native_code() -> int:
+    return sum(range(10**13))
+
+
+def frozen_objects() -> int:
+    return gc.get_freeze_count()
+
+
+def spin_stubbornly() -> None:
+    while True:
+        try:
+            while True:
+                pass
+        except Exception:
+            pass
+
+
+def parent() -> int:
+    return os.getppid()
+
+
+def lines(count: int) -> Iterator[str]:
+    for number in range(count):
+        yield f"line {number}"
+    return count  # type: ignore[return-value]
+
+
+def broken_lines() -> Iterator[str]:
+    yield "line 0"
+    raise ValueError("no more")
+
+
+def endless_lines() -> Iterator[int]:
+    number = 0
+    try:
+        while True:
+            number += 1
+            yield number
+    finally:
+        cleaned.append(number)
+
+
+def closed_generators() -> int:
+    return len(cleaned)
+
+
+def random_number() -> float:
+    return random.random()
+
+
+ticks = 0
+
+
+def start_thread() -> None:
+    def tick() -> None:
+        global ticks
+        while True:
+            ticks += 1
+            time.sleep(0.001)
+
+    threading.Thread(target=tick, daemon=True).start()
+
+
+def count_ticks() -> int:
+    return ticks
+
+
+def report_progress() -> str:
+    taskfork.context().progress(1, 3, "rows")
+    # Reports are sent while a call runs.
+    time.sleep(60)
+    return "reported"
+
+
+def named(first: int, second: int = 2, /, *rest: Any, only: Any = None, **more: Any) -> list[Any]:
+    return [first, second, list(rest), only, more]
+
+
+def named_lines(*, count: int) -> Iterator[int]:
+    yield from range(count)
+
+
+def named_timeout(timeout: str) -> str:
+    return timeout
+
+
+async def gather_sleeps(seconds: float, count: int) -> float:
+    before = time.monotonic()
+    await asyncio.gather(*(asyncio.sleep(seconds) for _ in range(count)))
+    return time.monotonic() - before
+
+
+async def event_loop() -> int:
+    return id(asyncio.get_running_loop())
+
+
+async def fail_later() -> None:
+    await asyncio.sleep(0)
+    raise ValueError("later")
+
+
+async def sleep_for_long(cleaned_up: str) -> None:
+    try:
+        await asyncio.sleep(60)
+    finally:
+        Path(cleaned_up).touch()
+
+
+async def spin_in_coroutine(cleaned_up: str) -> None:
+    await asyncio.sleep(0)
+    try:
+        spin()
+    finally:
+        Path(cleaned_up).touch()
+
+
+def was_cleaned(what: str) -> bool:
+    return what in cleaned
+
+
+async def numbers_later(count: int) -> AsyncIterator[int]:
+    try:
+        for number in range(count):
+            await asyncio.sleep(0)
+            try:
+                yield number
+            except ItemError:
+                cleaned.append("unsent")
+        if count == 3:
+            yield object()  # type: ignore[misc]
+    finally:
+        await asyncio.sleep(0)
+        cleaned.append("items")
+
+
 FUNCTIONS = [
+    named, named_lines, named_timeout, gather_sleeps, event_loop, fail_later, sleep_for_long, spin_in_coroutine,
+    was_cleaned, numbers_later,
+    raise_noted, raise_group, raise_large_group,
+    raise_unprintable, raise_base, return_hidden, spin_stubbornly, parent, lines, broken_lines, endless_lines,
+    numpy_result, deep_result, frozen_objects, sum_in_native_code, context, closed_generators, random_number, start_thread, count_ticks, report_progress,
     kind, shared, still_viewed, read, is_inherited, opened, descriptors,
     echo, add, pid, checkouts, boom, chain, cycle, sleep, clean_up_late, spin, hang, exit_now, segv, left, log, chatter,
     terminated,
@@ -224,6 +442,7 @@ class Counter:
 
     def __init__(self, start: int) -> None:
         self._count = start
+        self.database = sqlite3.connect(":memory:")
 
     def next(self) -> int:
         self._count += 1
@@ -275,7 +494,7 @@ class Streams:
         hang()
 
     def steps(self, file: str) -> Iterator[int]:
-        context().progress(1, 3, "steps")
+        taskfork.context().progress(1, 3, "steps")
         while not os.path.exists(file):
             time.sleep(0.002)
         yield 2
@@ -346,14 +565,14 @@ class Streams:
 
     def many_reports(self, reports: int, file: str) -> str:
         for done in range(reports):
-            context().progress(done, reports, "steps")
-        context().progress(reports, None, "\u00e9" * 100)
+            taskfork.context().progress(done, reports, "steps")
+        taskfork.context().progress(reports, None, "\u00e9" * 100)
         while not os.path.exists(file):
             time.sleep(0.002)
         return "done"
 
     def wrong_report(self) -> None:
-        context().progress(-1)
+        taskfork.context().progress(-1)
 
 
 setups = 0
@@ -367,13 +586,35 @@ def setup_second_time() -> int:
     return 40
 
 
-which = sys.argv[1]
-if which == "functions":
-    serve(FUNCTIONS, checkout_done=checkout_done)
-elif which == "object":
-    serve(Counter, setup=setup_second_time)
-elif which == "streams":
-    context().progress(1)  # Outside of a call it does nothing.
-    serve(Streams)
-elif which == "any":
-    serve(lambda method, *args: [method, *args])
+def start(interface: Any, **options: Any) -> None:
+    if len(sys.argv) > 2:
+        taskfork.server.run(interface, listen=sys.argv[2], share_details=True, max_workers=400, **options)
+    else:
+        serve(interface, **options)
+
+
+if __name__ == "__main__":
+    which = sys.argv[1]
+    if which == "functions":
+        start(FUNCTIONS, checkout_done=checkout_done)
+    elif which == "object":
+        start(Counter, setup=setup_second_time)
+    elif which == "any":
+        start(lambda method, *args: [method, *args])
+    elif which == "inputs":
+        start(Inputs)
+    elif which == "converters":
+        import converter_methods
+
+        start(converter_methods.METHODS)
+    elif which == "pickles":
+        import pickle_methods
+
+        start(pickle_methods.METHODS, pickle=True)
+    elif which == "refuses_pickles":
+        import pickle_methods
+
+        start(pickle_methods.METHODS)
+    elif which == "streams":
+        taskfork.context().progress(1)  # Outside of a call it does nothing.
+        start(Streams)

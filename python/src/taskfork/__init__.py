@@ -17,6 +17,7 @@ from .errors import (
     Dropped,
     Error,
     FatalError,
+    InputError,
     InterfaceError,
     Overloaded,
     PanicError,
@@ -34,7 +35,10 @@ from .shared import Blob, BlobMut
 
 if TYPE_CHECKING:
     from ._call import Call, Reports, Stream
+    from ._server import Server
+    from .executor import Executor
     from .client import Checkout, Client, Stats
+    from .converters import add_converter, convert
     from .worker import context
 
 __all__ = [
@@ -49,7 +53,9 @@ __all__ = [
     "Client",
     "Dropped",
     "Error",
+    "Executor",
     "FatalError",
+    "InputError",
     "InterfaceError",
     "Overloaded",
     "PanicError",
@@ -57,6 +63,7 @@ __all__ = [
     "ProtocolError",
     "Reports",
     "ResultError",
+    "Server",
     "SetupError",
     "Stats",
     "Stream",
@@ -64,7 +71,9 @@ __all__ = [
     "UnknownMethod",
     "WorkerDied",
     "WrongInterface",
+    "add_converter",
     "context",
+    "convert",
 ]
 
 
@@ -72,11 +81,35 @@ __all__ = [
 _MODULES = {
     **dict.fromkeys(("Call", "Reports", "Stream"), "_call"),
     **dict.fromkeys(("Checkout", "Client", "Stats"), "client"),
+    **dict.fromkeys(("add_converter", "convert"), "converters"),
+    "Executor": "executor",
+    "Server": "_server",
     "context": "worker",
 }
 
 
+def _refuse_subinterpreters() -> None:
+    """Raises ImportError in an interpreter that is not the first one of its process. The native module has one thread, one
+    watch over forks and one set of types for a process, and could not say to which interpreter an object belongs."""
+    for name in ("_interpreters", "_xxsubinterpreters"):
+        try:
+            interpreters = importlib.import_module(name)
+            break
+        except ImportError:
+            continue
+    else:
+        return
+    if interpreters.get_current() != interpreters.get_main():
+        raise ImportError(
+            "taskfork does not work in a subinterpreter: import it in the main interpreter of the process, or run the code "
+            "in another process, as taskfork.Server and taskfork.Executor do"
+        )
+
+
 def __getattr__(name: str) -> Any:
+    if name == "_native":
+        # Asked for before the module is imported for the first time.
+        _refuse_subinterpreters()
     if name in _MODULES:
         return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,73 +2,35 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import Any, Callable, ContextManager, Iterator, Optional, Protocol
+from typing import Any, Iterator, Optional
 
 from . import _wire
+from ._channel import ConnectionFailed, DeadlineExceeded, Messages
 
 #: Why a call and its method do not fit.
 STREAMS_NOTHING = "the method streams no items: make a call, and no stream"
+TAKES_NOTHING = "the method takes no input: make a call without one"
+IS_NOT_FED = (
+    "the method takes an input, which this call does not stream: pass one by `input=` in Python, or by a typed client or "
+    "`call_with_input` in Rust (clients that speak JSON cannot)"
+)
 IS_NOT_READ = (
     "the method streams items, which this call does not read: make a stream, and no call "
     "(clients that speak JSON cannot)"
 )
 
 
-class DeadlineExceeded(Exception):
-    """Raised in a call when its time is over. The call may clean up within the caller's grace, which defaults to
-    0.1 seconds. Then the worker is killed."""
-
-
 class ItemError(Exception):
-    """Raised at the ``yield`` of an item that cannot be sent, because it cannot be encoded or is too long. Others can
-    follow."""
-
-
-def is_streaming(method: Callable[..., Any], signature: Optional[inspect.Signature]) -> bool:
-    """Whether a method streams: it is a generator function, or says that it returns an iterator."""
-    if inspect.isgeneratorfunction(inspect.unwrap(method)):
-        return True
-    said = inspect.Signature.empty if signature is None else signature.return_annotation
-    if said is inspect.Signature.empty:
-        return False
-    # It may be text, as in "collections.abc.Iterator[int]", whose names need not exist at run time.
-    kind = getattr(said, "__origin__", said)
-    name = said.split("[")[0].rsplit(".", 1)[-1] if isinstance(said, str) else getattr(kind, "__name__", "")
-    return name in ("Iterator", "Generator")
-
-
-class ConnectionFailed(BaseException):
-    """Nothing more can be sent or read. It passes through the user's code, which could take its cause for an error of its
-    own."""
-
-
-class Channel(Protocol):
-    """The connection, while a call runs."""
-
-    def hold(self) -> ContextManager[None]:
-        """Raises ``DeadlineExceeded`` at its end instead of in between, where a message would be cut or lost."""
-
-    def allow(self) -> ContextManager[None]:
-        """Within ``hold``, ``DeadlineExceeded`` may be raised here."""
-
-    def send_item(self, item: Any) -> int:
-        """Sends an item, and returns how much credit that used."""
-
-    def next_message(self) -> Optional[list[Any]]:
-        """The next message of the client; None if there is none yet. ``OSError`` if the connection has ended."""
-
-    def wait(self) -> None:
-        """Waits until there may be a message."""
+    """Raised at the ``yield`` of an item that cannot be sent, because it cannot be encoded or is too long, and by an input for an
+    item that cannot be read. Others can follow."""
 
 
 class Emitter:
     """Sends the items of one call, and waits while the caller is behind."""
 
-    def __init__(self, channel: Channel, call: int, credit: int) -> None:
-        self._channel, self._call, self._credit = channel, call, credit
+    def __init__(self, messages: Messages) -> None:
+        self._channel, self._messages = messages.channel, messages
         self._used = 0
-        self._is_cancelled = False
 
     def run(self, items: Iterator[Any]) -> Any:
         """Sends the items of an iterator, and returns the value that a generator returns. A generator whose items nobody
@@ -82,7 +44,7 @@ class Emitter:
                 close()
 
     def _run(self, items: Iterator[Any]) -> Any:
-        problem: Optional[Exception] = None
+        problem: Optional[BaseException] = None
         while True:
             try:
                 with self._channel.allow():
@@ -99,7 +61,7 @@ class Emitter:
             problem = None
             try:
                 self._wait_for_credit()
-                if self._is_cancelled:
+                if self._messages.is_cancelled:
                     return None
                 self._used += self._channel.send_item(item)
             except DeadlineExceeded as error:
@@ -110,25 +72,14 @@ class Emitter:
                 raise ConnectionFailed from error
 
     def _wait_for_credit(self) -> None:
-        while self._used >= self._credit and not self._is_cancelled:
-            message = self._channel.next_message()
-            if message is not None:
-                self._handle(message)
-            else:
+        messages = self._messages
+        while self._used >= messages.credit and not messages.is_cancelled:
+            if not messages.receive():
                 with self._channel.allow():
                     self._channel.wait()
 
-    def _handle(self, message: list[Any]) -> None:
-        if message[0] == _wire.CREDIT and len(message) == 4:
-            if message[2] == self._call:
-                self._credit = _wire.size({"credit": message[3]}, "credit", 0)
-        elif message[0] == _wire.CANCEL and len(message) == 3:
-            self._is_cancelled = self._is_cancelled or message[2] == self._call
-        else:
-            raise _wire.WireError(f"no message of kind {message[0]} is expected while a call streams")
 
-
-def _throw(items: Iterator[Any], problem: Exception) -> Any:
+def _throw(items: Iterator[Any], problem: BaseException) -> Any:
     """Raises what is wrong with the last item at its ``yield``, and returns the next item."""
     throw = getattr(items, "throw", None)
     if throw is None:

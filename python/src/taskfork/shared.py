@@ -158,6 +158,11 @@ def view_of(file: int, most: Optional[int] = None) -> memoryview:
 
 
 def opened(file: int) -> io.FileIO:
-    """A file object that owns the descriptor."""
-    access = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE
-    return io.FileIO(file, {os.O_RDONLY: "r", os.O_WRONLY: "w"}.get(access, "r+"))
+    """A file object that owns the descriptor. ``OSError``, and the descriptor is closed, if Python has none for it, as for a
+    directory."""
+    try:
+        access = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE
+        return io.FileIO(file, {os.O_RDONLY: "r", os.O_WRONLY: "w"}.get(access, "r+"))
+    except BaseException:
+        os.close(file)
+        raise

@@ -8,17 +8,19 @@ A program that calls :func:`serve` is a worker of ``taskfork serve``::
     def digest(data: bytes) -> str:
         return hashlib.sha256(data).hexdigest()
 
-    serve([digest])
+    if __name__ == "__main__":
+        serve([digest])
 
 It is started by ``taskfork serve --listen unix:/run/digests.sock -- python3 digests.py``.
 """
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import faulthandler
-import functools
 import inspect
+import itertools
 import logging
 import os
 import select
@@ -28,25 +30,23 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any, Callable, Iterable, Iterator, Mapping, NoReturn, Optional, Union
+from typing import Any, Callable, Iterator, NoReturn, Optional, Sequence
 
-from . import _descriptors, _emitter, _progress, _wire
-from ._emitter import (
-    IS_NOT_READ,
-    STREAMS_NOTHING,
-    ConnectionFailed,
-    DeadlineExceeded,
-    Emitter,
-    ItemError,
-    is_streaming,
-)
+from . import _channel, _descriptors, _emitter, _keywords, _methods, _progress, _receiver, _server_options, _texts, _wire
+from ._channel import ConnectionFailed, DeadlineExceeded, Messages
+from ._emitter import IS_NOT_FED, IS_NOT_READ, STREAMS_NOTHING, TAKES_NOTHING, Emitter, ItemError
+from ._methods import Interface, Kind, Methods
+from ._receiver import Input, InputClosed, InputFailed, ProgramPort
 from ._reporter import Reporter
-from .errors import MAX_CAUSES
+from .errors import MAX_CAUSES, MAX_NOTES
 from .shared import MAX_BLOB
 
 __all__ = [
     "Context",
     "DeadlineExceeded",
+    "Input",
+    "InputClosed",
+    "InputFailed",
     "ItemError",
     "Log",
     "Timer",
@@ -60,7 +60,6 @@ __all__ = [
 #: Bytes to send, and descriptors that accompany the first byte.
 _Frame = tuple[bytes, list[int]]
 
-Interface = Union[Mapping[str, Callable[..., Any]], Iterable[Callable[..., Any]], object]
 
 ERROR, WARN, INFO, DEBUG = 10, 20, 30, 40
 
@@ -72,7 +71,17 @@ _CHILD_RETURNED = (
 _CHILD_RETURNED_STATUS = 70
 
 #: Files whose frames a traceback leaves out.
-_OWN_FILES = (__file__, _emitter.__file__, contextlib.__file__)
+_OWN_FILES = (
+    __file__,
+    _channel.__file__,
+    _emitter.__file__,
+    _methods.__file__,
+    _receiver.__file__,
+    contextlib.__file__,
+)
+
+#: How deep exceptions of groups are shown, and in how many lines.
+_MAX_GROUP_DEPTH, _MAX_GROUP_LINES = 8, 500
 
 #: The longest frame of telemetry: the kernel takes it as a whole, so the server can report a death after it.
 _MAX_TELEMETRY = 4096
@@ -83,6 +92,7 @@ def serve(
     *,
     setup: Optional[Callable[[], Any]] = None,
     checkout_done: Optional[Callable[[], Any]] = None,
+    pickle: bool = False,
 ) -> None:
     """Serves calls until the connection ends.
 
@@ -102,6 +112,12 @@ def serve(
     while the caller is behind. It raises ``GeneratorExit`` if nobody reads on, ``ItemError`` if the item cannot be sent,
     and ``DeadlineExceeded`` if the call's time is over.
 
+    A parameter with the annotation ``Iterator[T]``, ``AsyncIterator[T]`` or :class:`Input` takes what the caller streams to the
+    method by ``input=``. Without a default, the method cannot be called without an input.
+
+    ``pickle`` says whether results without another encoding are pickled, and pickled arguments are taken. Whoever can call a method
+    can run any code in the worker then. The client needs the option too. Defaults to False.
+
     An exception is the error of its call, with causes and traceback. Records of ``logging``, and lines written to
     :func:`logger`, are sent to the caller's log.
 
@@ -111,6 +127,7 @@ def serve(
     Without a connection in the variable ``TASKFORK_FD``, the function prints how to start the program, and exits with
     status 2.
     """
+    _server_options.flag("pickle", pickle)
     descriptor = os.environ.pop("TASKFORK_FD", "")
     if not descriptor.isdigit():
         name = os.path.basename(sys.argv[0]) or "worker.py"
@@ -120,7 +137,7 @@ def serve(
         raise SystemExit(2)
     connection = socket.socket(fileno=int(descriptor))
     connection.set_inheritable(False)
-    worker = _Worker(connection, interface, setup, checkout_done)
+    worker = _Worker(connection, interface, setup, checkout_done, pickle)
     try:
         worker.run()
     except (BrokenPipeError, ConnectionResetError):
@@ -161,6 +178,23 @@ class Context:
 
     def __init__(self) -> None:
         self._report: Optional[Callable[[list[Any]], None]] = None
+        self._find_peer: Callable[[], Optional[str]] = lambda: None
+
+    @property
+    def remaining(self) -> Optional[float]:
+        """The remaining seconds; None without a limit, and outside of calls."""
+        return remaining()
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the time of the call is over."""
+        return remaining() == 0.0
+
+    @property
+    def peer(self) -> Optional[str]:
+        """The client at the other end of the connection, with its process and user or its address. None in a process that
+        is no worker, and in a program of ``serve``, which is not told."""
+        return self._find_peer()
 
     def progress(self, done: int, total: Optional[int] = None, what: str = "") -> None:
         """Reports how far the call has got: ``done`` of ``total``, in any unit; None if the total is not known. ``what``
@@ -221,7 +255,7 @@ class Log:
 
     def _note(self, message: dict[str, Any], start: Optional[float] = None) -> None:
         if self._send is not None:
-            self._send({"start": time.time() if start is None else start, **message})
+            self._send({"start": time.time() if start is None else start, **_texts.loggable(message)})
 
 
 class Timer:
@@ -250,12 +284,20 @@ class Timer:
 _log = Log()
 _context = Context()
 _deadline: Optional[float] = None
+#: When the running call began.
+_begun_at = 0.0
 
 
 class _Records(logging.Handler):
-    """Sends records of ``logging`` to the caller's log."""
+    """Sends records of ``logging`` to the caller's log. Without a caller that has one, and without other handlers, warnings go
+    to standard error, as they do in a program that has not configured ``logging``."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        last = logging.lastResort
+        if _log.level == 0 and last is not None and record.levelno >= last.level:
+            if logging.getLogger().handlers == [self]:
+                last.handle(record)
+            return
         level = DEBUG
         for least, known in ((logging.ERROR, ERROR), (logging.WARNING, WARN), (logging.INFO, INFO)):
             if record.levelno >= least:
@@ -274,15 +316,18 @@ class _Worker:
         interface: Interface,
         setup: Optional[Callable[[], Any]],
         checkout_done: Optional[Callable[[], Any]],
+        pickles: bool,
     ) -> None:
         self._connection = connection
         self._given = interface
         self._setup = setup
         self._checkout_done = checkout_done
-        self._interface: Optional[_Methods] = None
+        self._interface: Optional[Methods] = None
         self._setup_error: Optional[BaseException] = None
-        self._decoder = _wire.Decoder()
-        self._encoder = _wire.Encoder()
+        self._decoder = _wire.Decoder(pickles=pickles)
+        self._encoder = _wire.Encoder(pickles=pickles)
+        #: Of what a log gets. Who reads it has agreed to no pickled values.
+        self._log_encoder = _wire.Encoder()
         self._in_call = False
         #: Whether DeadlineExceeded is raised later, and whether it must be raised then.
         self._alarm_is_held = self._alarm_is_due = False
@@ -327,6 +372,7 @@ class _Worker:
             "max_frame": _wire.DEFAULT_LIMIT,
             "alarm": True,
             "items": True,
+            "input": True,
             "files": _wire.MAX_FILES,
         }
         self._send([_wire.HELLO, meta])
@@ -338,7 +384,7 @@ class _Worker:
                 self._serve(received)
             elif received[0] == _wire.DONE:
                 self._run_user_code(self._clean_up)
-            elif received[0] in (_wire.CREDIT, _wire.CANCEL):
+            elif received[0] in (_wire.CREDIT, _wire.CANCEL, _wire.ITEM, _wire.INPUT_END):
                 # Of a call that has ended.
                 pass
             else:
@@ -354,26 +400,29 @@ class _Worker:
                 _exit_child(sys.exc_info()[1])
 
     def _set_up(self) -> None:
-        made = self._setup() if self._setup is not None else None
+        made = _methods.resolve(self._setup()) if self._setup is not None else None
         given: Any = self._given
         if inspect.isclass(given):
             given = given(*([made] if self._setup is not None else []))
-        self._interface = _Methods(given)
+        self._interface = Methods(given).read_all()
 
     def _clean_up(self) -> None:
         if self._interface is None:
             return
-        if self._checkout_done is not None:
-            self._checkout_done()
-        elif self._interface.checkout_done is not None:
-            self._interface.checkout_done()
+        done = self._checkout_done or self._interface.checkout_done
+        if done is not None:
+            _methods.resolve(done())
 
     def _serve(self, message: list[Any]) -> None:
-        global _deadline
+        global _deadline, _begun_at
         _, meta, method, args = message
+        if not (method is None or isinstance(method, str)) or not isinstance(args, list):
+            self._decoder.refusal = "a call has a method that is no text, or arguments that are no list"
+            method, args = None, []
         self._calls += 1
         timeout = meta.get("timeout")
-        _deadline = None if timeout is None else time.monotonic() + timeout / 1e6
+        _begun_at = time.monotonic()
+        _deadline = None if timeout is None else _begun_at + timeout / 1e6
         _log.level = int(meta.get("log", 0))
         _log._send = self._note
         _context._report = self._report
@@ -383,14 +432,15 @@ class _Worker:
         if _log.level >= INFO and before > level:
             root.setLevel(level)
         try:
-            answer = self._run_user_code(lambda: self._answer(method, args, meta.get("items")))
+            messages = Messages(self, self._calls, meta.get("items"), meta.get("input") is True)
+            answer = self._run_user_code(lambda: self._answer(method, args, messages))
         finally:
             root.setLevel(before)
             _log.level, _log._send, _deadline, _context._report = 0, None, None, None
         self._reporter.end()
         self._write(answer)
 
-    def _answer(self, method: Optional[str], args: list[Any], credit: Optional[int]) -> _Frame:
+    def _answer(self, method: Optional[str], args: list[Any], messages: Messages) -> _Frame:
         try:
             # DeadlineExceeded may be raised anywhere in this block.
             try:
@@ -404,52 +454,102 @@ class _Worker:
                     except Exception as error:
                         return self._fault("setup", error)
                 assert self._interface is not None
-                return self._run(self._interface, method, args, credit)
+                return self._run(self._interface, method, args, messages)
             finally:
                 self._in_call = False
         except DeadlineExceeded as error:
             return self._fault("interface", error)
 
     def _run(
-        self, interface: _Methods, method: Optional[str], args: list[Any], credit: Optional[int]
+        self, interface: Methods, method: Optional[str], given: list[Any], messages: Messages
     ) -> _Frame:
         call, known = interface.find(method)
-        if call is None:
+        kind = interface.kind(method)
+        if call is None or kind is None:
             said = "a call must name a method" if method is None else f"unknown method `{method}`"
-            body = {"kind": "method", "message": said, "known": known}
-            return self._answer_frame(_wire.ERROR, body)
-        signature = _signature(call)
-        wrong = _argument_error(signature, args)
-        if is_streaming(call, signature) != (credit is not None):
-            wrong = IS_NOT_READ if credit is None else STREAMS_NOTHING
-        if wrong is not None:
-            return self._answer_frame(_wire.ERROR, {"kind": "arguments", "message": wrong})
+            return self._refusal("method", said, known=[_texts.encodable(name) for name in known])
+        if self._decoder.refusal is not None:
+            return self._refusal("arguments", self._decoder.refusal)
+        refusal = _refusal(kind, messages)
+        if refusal is not None:
+            return self._refusal("arguments", **refusal)
+        input = Input[Any](ProgramPort(messages), _late, kind.items())
         try:
-            if credit is None:
-                result = call(*args)
-            else:
-                result = Emitter(self, self._calls, credit).run(iter(call(*args)))
-        except Exception as error:
+            args, keywords = _keywords.split(given)
+            if kind.arguments is not None:
+                args, keywords = kind.arguments.convert(args, keywords)
+            if messages.has_input:
+                args, keywords = kind.with_input(args, keywords, input)
+            wrong = _methods.argument_error(kind.signature, args, keywords)
+        except TypeError as error:
+            wrong = str(error)
+        except BaseException as error:
+            # A converter of the user has raised what is no `Exception`.
+            if os.getpid() != self._pid:
+                raise
             return self._fault("interface", error)
+        if wrong is not None:
+            return self._refusal("arguments", wrong)
+        try:
+            if messages.has_input:
+                messages.open_input()
+            if kind.streams:
+                result = Emitter(messages).run(_methods.items_of(call(*args, **keywords)))
+            else:
+                result = _methods.resolve(call(*args, **keywords))
+        except ConnectionFailed:
+            raise
+        except BaseException as error:
+            if os.getpid() != self._pid:
+                raise
+            return self._fault("interface", error)
+        finally:
+            input._close()
         try:
             return self._answer_frame(_wire.OK, result)
         except _wire.EncodeError as error:
-            return self._answer_frame(_wire.ERROR, {"kind": "result", "message": str(error)})
+            return self._refusal("result", str(error))
+        except DeadlineExceeded:
+            raise
+        except BaseException as error:
+            # Code of the user, such as `fileno`.
+            if os.getpid() != self._pid:
+                raise
+            return self._fault("interface", error)
+
+    def _refusal(self, kind: str, message: str, **fields: Any) -> _Frame:
+        """The answer that says why there is no result."""
+        return self._answer_frame(_wire.ERROR, {"kind": kind, "message": _texts.encodable(message), **fields})
 
     def _fault(self, kind: str, error: BaseException) -> _Frame:
-        causes, omitted = _causes_of(error)
-        raised = error.__traceback__
-        while raised is not None and raised.tb_frame.f_code.co_filename in _OWN_FILES:
-            # The interface's own frames follow these.
-            raised = raised.tb_next
-        stack = "".join(traceback.format_tb(raised)[-30:])
-        body: dict[str, Any] = {"kind": kind, "message": _error_text(error), "causes": causes, "stack": stack}
-        if omitted:
-            body["more_causes"] = omitted
+        try:
+            body = self._report_of(kind, error)
+        except BaseException as problem:
+            # Code of the user, such as a property `__notes__`, or the end of the call's time.
+            said = f"{_name_of(error)}, and its report failed: {_name_of(problem)}"
+            body = {"kind": kind, "message": said}
+            ran_for = _ran_until_deadline(problem)
+            if ran_for is not None:
+                body["timed_out"] = int(ran_for * 1e6)
         try:
             return self._answer_frame(_wire.ERROR, body)
         except _wire.EncodeError as problem:
-            return self._answer_frame(_wire.ERROR, {"kind": "result", "message": str(problem)})
+            return self._refusal("result", str(problem))
+
+    def _report_of(self, kind: str, error: BaseException) -> dict[str, Any]:
+        causes, omitted = _causes_of(error)
+        stack = _stack_of(error)
+        body: dict[str, Any] = {"kind": kind, "message": _error_text(error), "causes": causes, "stack": stack}
+        if omitted:
+            body["more_causes"] = omitted
+        body["type"] = _type_of(error)
+        notes = _notes_of(error)
+        if notes:
+            body["notes"] = notes
+        ran_for = _ran_until_deadline(error)
+        if ran_for is not None:
+            body["timed_out"] = int(ran_for * 1e6)
+        return body
 
     def _answer_frame(self, kind: int, value: Any) -> _Frame:
         """The answer to the last call."""
@@ -465,6 +565,18 @@ class _Worker:
         data, files, cost = self._encoder.item(self._calls, item)
         self._write((data, files))
         return cost
+
+    def send_credit(self, credit: int) -> None:
+        self._send([_wire.CREDIT, {}, self._calls, credit])
+
+    def length_of_message(self) -> tuple[int, int]:
+        return self._decoder.length, self._decoder.file_count
+
+    def refusal_of_message(self) -> Optional[str]:
+        return self._decoder.refusal
+
+    def fileno(self) -> int:
+        return self._connection.fileno()
 
     def _write(self, frame: _Frame) -> None:
         data, files = frame
@@ -494,14 +606,15 @@ class _Worker:
             # A child sends nothing.
             return
         try:
-            note = self._frame([_wire.TELEMETRY, {"ld": message}])
+            note: Optional[_Frame] = self._log_encoder.frame([_wire.TELEMETRY, {"ld": message}])
         except _wire.EncodeError:
-            note = self._frame([_wire.TELEMETRY, {"ld": _encodable(message)}])
+            # It is longer than any frame.
+            note = None
         # After a longer frame, which may be incomplete, the server could not report a death.
-        if len(note[0]) > _MAX_TELEMETRY:
+        if note is None or len(note[0]) > _MAX_TELEMETRY:
             text = repr(message)[: _MAX_TELEMETRY // 2]
             cut = {"start": message["start"], "logs": [[0.0, WARN, f"cut: {text}"]]}
-            note = self._frame([_wire.TELEMETRY, {"ld": cut}])
+            note = self._log_encoder.frame([_wire.TELEMETRY, {"ld": cut}])
         self._write(note)
 
     def _receive(self) -> Optional[list[Any]]:
@@ -565,6 +678,26 @@ class _Worker:
             raise DeadlineExceeded("the call's time is over")
 
 
+def _refusal(kind: Kind, messages: Messages) -> Optional[dict[str, Any]]:
+    """Why the method does not run: what it streams or takes, and what the call does, do not fit. None if they do."""
+    if kind.fault is not None:
+        return {"message": kind.fault}
+    if kind.streams and not messages.reads_items:
+        return {"message": IS_NOT_READ, "needs": ["items"]}
+    if messages.reads_items and not kind.streams:
+        return {"message": STREAMS_NOTHING}
+    if kind.needs_input and not messages.has_input:
+        return {"message": IS_NOT_FED, "needs": ["input"]}
+    if messages.has_input and kind.input is None:
+        return {"message": TAKES_NOTHING}
+    return None
+
+
+def _late() -> NoReturn:
+    # Waits of a program are interrupted by the signal itself.
+    raise DeadlineExceeded("the call's time is over")
+
+
 def _exit_child(error: Optional[BaseException]) -> NoReturn:
     """Ends a child that user code has forked, without the exit handlers of the worker."""
     if isinstance(error, SystemExit):
@@ -586,48 +719,60 @@ def _exit_child(error: Optional[BaseException]) -> NoReturn:
     os._exit(_CHILD_RETURNED_STATUS)
 
 
-class _Methods:
-    """The callable methods of an interface."""
-
-    def __init__(self, given: Any) -> None:
-        self._any: Optional[Callable[..., Any]] = None
-        self.checkout_done: Optional[Callable[[], Any]] = None
-        self._named: dict[str, Callable[..., Any]] = {}
-        if isinstance(given, Mapping):
-            self._named = dict(given)
-        elif inspect.isroutine(given):
-            self._any = given
-        elif isinstance(given, (list, tuple, set)):
-            self._named = {function.__name__: function for function in given}
-        else:
-            names = (name for name in dir(given) if not name.startswith("_"))
-            methods = ((name, getattr(given, name)) for name in names)
-            self._named = {name: method for name, method in methods if callable(method)}
-            self.checkout_done = self._named.pop("checkout_done", None)
-
-    def find(self, method: Optional[str]) -> tuple[Optional[Callable[..., Any]], list[str]]:
-        if self._any is not None:
-            return functools.partial(self._any, method), []
-        known = sorted(name for name in self._named if name)
-        return self._named.get("" if method is None else method), known
+def _stack_of(error: BaseException, *own: str) -> str:
+    """The traceback of an exception, without the frames of this package at its beginning. That of a group is followed by its
+    exceptions."""
+    tree = list(itertools.islice(_tree_of(error), _MAX_GROUP_LINES))
+    return _texts.encodable(_frames_of(error, *own) + "".join(f"{line}\n" for line in tree))
 
 
-def _signature(call: Callable[..., Any]) -> Optional[inspect.Signature]:
-    """The signature of a function. Some native functions have none."""
+def _frames_of(error: BaseException, *own: str) -> str:
+    raised = error.__traceback__
+    while raised is not None:
+        file = raised.tb_frame.f_code.co_filename
+        if file not in (*_OWN_FILES, *own) and "/asyncio/" not in file:
+            break
+        # The interface's own frames follow these.
+        raised = raised.tb_next
+    return "".join(traceback.format_tb(raised)[-30:])
+
+
+def _tree_of(error: BaseException, depth: int = 0) -> Iterator[str]:
+    """The exceptions of a group, as lines that are indented by their depth."""
+    # Before Python 3.11 there are no groups.
+    group = getattr(builtins, "BaseExceptionGroup", None)
+    if group is None or not isinstance(error, group) or depth == _MAX_GROUP_DEPTH:
+        return
+    for number, each in enumerate(error.exceptions, 1):
+        yield f"{number}. {_error_text(each)}"
+        inner = itertools.chain(_notes_of(each), _frames_of(each).splitlines(), _tree_of(each, depth + 1))
+        for text in inner:
+            yield f"   {text}"
+
+
+def _notes_of(error: BaseException) -> list[str]:
+    """The texts that ``add_note`` has added to an exception: the first 64."""
     try:
-        return inspect.signature(call)
-    except (TypeError, ValueError):
-        return None
+        notes = getattr(error, "__notes__", None)
+    except Exception:
+        # Code of the user, which must not replace the error either.
+        return []
+    if not isinstance(notes, (list, tuple)):
+        return []
+    # What cannot be encoded must not replace the error.
+    return [_texts.encodable(note) for note in notes[:MAX_NOTES] if isinstance(note, str)]
 
 
-def _argument_error(signature: Optional[inspect.Signature], args: list[Any]) -> Optional[str]:
-    """Why the arguments do not match the signature; None if they do, or if there is no signature."""
-    try:
-        if signature is not None:
-            signature.bind(*args)
-    except TypeError as error:
-        return str(error)
-    return None
+def _type_of(error: BaseException) -> str:
+    """The name of an exception's class, with its module unless that is ``builtins``."""
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return _texts.encodable(name)
+
+
+def _ran_until_deadline(error: BaseException) -> Optional[float]:
+    """For how many seconds a call had run that was interrupted because its time was over; None after another error."""
+    return time.monotonic() - _begun_at if isinstance(error, DeadlineExceeded) else None
 
 
 def _causes_of(error: BaseException) -> tuple[list[str], int]:
@@ -645,20 +790,27 @@ def _causes_of(error: BaseException) -> tuple[list[str], int]:
 
 
 def _cause(error: BaseException) -> Optional[BaseException]:
-    return error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    try:
+        cause = error.__cause__
+        return error.__context__ if cause is None and not error.__suppress_context__ else cause
+    except Exception:
+        # Code of the user.
+        return None
+
+
+def _name_of(error: BaseException) -> str:
+    try:
+        return _texts.encodable(type(error).__name__)
+    except Exception:
+        # Code of the user, in a class of classes.
+        return "an exception"
 
 
 def _error_text(error: BaseException) -> str:
-    name, text = type(error).__name__, str(error)
-    return f"{name}: {text}" if text else name
-
-
-def _encodable(value: Any) -> Any:
-    """A copy in which texts replace values that cannot be encoded."""
-    if isinstance(value, dict):
-        return {str(key): _encodable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_encodable(item) for item in value]
-    if value is None or isinstance(value, (bool, int, float, str, bytes)):
-        return value
-    return repr(value)
+    name = _name_of(error)
+    try:
+        text = str(error)
+    except BaseException:
+        # Code of the user. What it raised says less than the error itself.
+        return name
+    return f"{name}: {_texts.encodable(text)}" if text else name

@@ -1,0 +1,76 @@
+//! What belongs to this process alone: the runtime that drives all clients, and values that a forked child must not
+//! touch.
+
+use std::sync::{Mutex, PoisonError};
+
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+use tokio::runtime::{Builder, Handle};
+
+/// The runtime of a process, and the process.
+static RUNTIME: Mutex<Option<(u32, Handle)>> = Mutex::new(None);
+
+/// The runtime in which all clients of this process connect and keep the time. Its thread starts with the first client,
+/// never holds the interpreter, and ends with the process.
+pub(crate) fn runtime() -> PyResult<Handle> {
+    let pid = std::process::id();
+    let mut known = RUNTIME.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((of, handle)) = known.as_ref()
+        && *of == pid
+    {
+        return Ok(handle.clone());
+    }
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let handle = runtime.handle().clone();
+    let thread = std::thread::Builder::new().name("taskfork-client".to_owned());
+    thread.spawn(move || runtime.block_on(std::future::pending::<()>()))?;
+    // The thread of a parent's runtime is not in this process, so that its handle cannot be dropped either.
+    std::mem::forget(known.replace((pid, handle.clone())));
+    Ok(handle)
+}
+
+/// A value with connections, which is of no use in a child that has been forked since. There it is never dropped: its
+/// sockets and its epoll are those of the parent, which would be disturbed.
+#[derive(Debug)]
+pub(crate) struct OfProcess<T> {
+    value: Option<T>,
+    pid: u32,
+}
+
+impl<T> OfProcess<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self { value: Some(value), pid: std::process::id() }
+    }
+
+    /// The value. `RuntimeError` in a child.
+    pub(crate) fn get(&self) -> PyResult<&T> {
+        let is_here = self.pid == std::process::id();
+        self.value.as_ref().filter(|_| is_here).ok_or_else(after_fork)
+    }
+
+    /// The value, also in a child.
+    pub(crate) fn peek(&self) -> Option<&T> {
+        self.value.as_ref()
+    }
+
+    /// The value, to be changed. `RuntimeError` in a child.
+    pub(crate) fn get_mut(&mut self) -> PyResult<&mut T> {
+        let is_here = self.pid == std::process::id();
+        self.value.as_mut().filter(|_| is_here).ok_or_else(after_fork)
+    }
+}
+
+impl<T> Drop for OfProcess<T> {
+    fn drop(&mut self) {
+        if self.pid != std::process::id() {
+            std::mem::forget(self.value.take());
+        }
+    }
+}
+
+fn after_fork() -> PyErr {
+    PyRuntimeError::new_err(
+        "this client was made before the process was forked, and its connections are the parent's: make a new client in \
+         each process",
+    )
+}

@@ -1,0 +1,153 @@
+"""Futures of an executor, with the progress of their calls, and the logs of these calls."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from concurrent.futures import Future as _Future
+from typing import Any, Callable, Optional, Protocol, TypeVar, Union
+
+from ._progress import Progress
+
+T = TypeVar("T")
+
+#: Gets what a call has logged: the call's future, and a message of Log::Defer.
+OnLog = Callable[["Future[Any]", dict[str, Any]], None]
+
+_LOGGER = logging.getLogger("taskfork.executor")
+
+
+class Pool(Protocol):
+    """What runs the calls of an executor."""
+
+    def stop(self, future: Future[Any]) -> bool: ...
+    def watch(self, future: Future[Any]) -> None:
+        """Passes the reports of a call's progress to its future, from now on or from when it begins."""
+
+
+class Future(_Future[T]):
+    """A call of an executor: a ``concurrent.futures.Future`` that can be stopped while it runs, and that knows how far its call has
+    got. All methods may be called from any thread."""
+
+    _pool: Pool
+
+    def __init__(self) -> None:
+        super().__init__()
+        # The callbacks of users are called without it.
+        self._changed = threading.Condition()
+        self._is_watched = False
+        #: The executor passes reports on. Only its thread changes this.
+        self._has_watcher = False
+        self._latest: Optional[Progress] = None
+        #: How many reports have come.
+        self._reports = 0
+        self._on_progress: list[Callable[[Progress], Any]] = []
+
+    def stop(self) -> bool:
+        """Cancels the call, also if it runs: its worker is killed then, and another one replaces it. Whoever waits gets
+        ``CancelledError``. False if the call has ended already."""
+        return self.cancel() or self._pool.stop(self)
+
+    def progress(self) -> Reports:
+        """How far the call has got, as its function says by ``taskfork.context().progress``. It can be asked for before the call runs.
+        What was reported long before it was asked for the first time may be lost."""
+        self._watch()
+        return Reports(self)
+
+    def add_progress_callback(self, function: Callable[[Progress], Any]) -> None:
+        """Calls a function with each report of the call's progress from here on, in a thread of the executor, which must not wait. If
+        it raises an exception, that is logged."""
+        with self._changed:
+            self._on_progress.append(function)
+        self._watch()
+
+    def _watch(self) -> None:
+        with self._changed:
+            was_watched, self._is_watched = self._is_watched, True
+        if not was_watched:
+            self.add_done_callback(_notify)
+            self._pool.watch(self)
+
+    def _report(self, report: Progress) -> None:
+        with self._changed:
+            self._latest = report
+            self._reports += 1
+            functions = list(self._on_progress)
+            self._changed.notify_all()
+        for function in functions:
+            try:
+                function(report)
+            except Exception:
+                _LOGGER.exception("a callback for the progress of %r has raised an exception", self)
+
+
+def _notify(future: Any) -> None:
+    with future._changed:
+        future._changed.notify_all()
+
+
+class Reports:
+    """Reports of how far a call of an executor has got: an iterator of ``Progress`` that ends with the call. It waits for the next
+    report, and returns the latest one: others may have come before. There are at most 20 a second. One just before the end of the
+    call may not arrive. Each thread needs an object of its own."""
+
+    def __init__(self, future: Future[Any]) -> None:
+        self._future = future
+        self._seen = 0
+
+    @property
+    def latest(self) -> Optional[Progress]:
+        """The latest report; None if there was none."""
+        return self._future._latest
+
+    def __iter__(self) -> Reports:
+        return self
+
+    def __next__(self) -> Progress:
+        found = self.wait()
+        if found is None:
+            raise StopIteration
+        return found
+
+    def wait(self, timeout: Optional[float] = None) -> Optional[Progress]:
+        """Waits for a report that this object has not returned; None if the call ends first. ``TimeoutError`` after so many
+        seconds."""
+        future = self._future
+        with future._changed:
+            is_there = future._changed.wait_for(lambda: future._reports > self._seen or future.done(), timeout)
+            if not is_there:
+                raise TimeoutError(f"no report of progress within {timeout} seconds")
+            if future._reports == self._seen:
+                return None
+            self._seen = future._reports
+            return future._latest
+
+
+def function_for(log: Union[OnLog, logging.Logger, None]) -> Optional[OnLog]:
+    """The function that gets what calls log. ``TypeError`` if it is none, and no logger."""
+    if isinstance(log, logging.Logger):
+        return _to_logger(log)
+    if log is not None and not callable(log):
+        raise TypeError("log must be a function or a logger of `logging`")
+    return log
+
+
+#: The least important level of a message, and the level of ``logging`` for it.
+_LEVELS = ((10, logging.ERROR), (20, logging.WARNING), (30, logging.INFO))
+
+
+def _to_logger(logger: logging.Logger) -> OnLog:
+    def hand_over(future: Future[Any], message: dict[str, Any]) -> None:
+        for line in message.get("logs", ()):
+            behind, number, *items = line
+            level = next((level for most, level in _LEVELS if number <= most), logging.DEBUG)
+            if logger.isEnabledFor(level):
+                text = " ".join(map(str, items))
+                record = logger.makeRecord(logger.name, level, "(worker)", 0, "%s", (text,), None)
+                # When the worker logged it: the message comes at the end of the call.
+                record.created = message.get("start", time.time()) + behind
+                record.msecs = record.created % 1 * 1000
+                logger.handle(record)
+
+    return hand_over

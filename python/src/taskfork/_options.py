@@ -1,0 +1,76 @@
+"""Options of clients, which are given as keyword arguments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Any, Mapping
+
+#: The longest message in bytes, unless a client sets another length.
+MAX_FRAME = 64 << 20
+
+#: The most interfaces that a client can require.
+_MOST_INTERFACES = 64
+
+#: What each option takes.
+_TEXT, _COUNT, _TIME, _FLAG, _NAMES = "a text", "an integer, 0 or more", "seconds, 0 or more", "True or False", "names"
+
+#: The options of a client with their defaults, what each takes, and whether that may be None.
+_CLIENT: dict[str, tuple[Any, str, bool]] = {
+    "name": ("taskfork", _TEXT, False),
+    "interfaces": ((), _NAMES, False),
+    "min_workers": (None, _COUNT, True),
+    "max_workers": (20, _COUNT, False),
+    "timeout": (30.0, _TIME, True),
+    "grace": (0.1, _TIME, True),
+    "max_checkouts": (None, _COUNT, True),
+    "max_queue": (None, _COUNT, True),
+    "reuse_after_error": (False, _FLAG, False),
+    "connect_timeout": (5.0, _TIME, True),
+    "max_frame": (MAX_FRAME, _COUNT, False),
+    "pickle": (False, _FLAG, False),
+}
+
+def of_client(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a client, those that are not given at their defaults. ``TypeError`` for one that does not exist or has a wrong
+    type, ``ValueError`` for one that is out of range."""
+    for name in given:
+        if name not in _CLIENT:
+            raise TypeError(f"a client has no option {name!r}: its options are {', '.join(_CLIENT)}")
+    options = {}
+    for name, (default, takes, may_be_none) in _CLIENT.items():
+        value = given.get(name, default)
+        _check(name, value, takes, may_be_none)
+        options[name] = value
+    options["interfaces"] = list(options["interfaces"])
+    return options
+
+
+def _check(name: str, value: Any, takes: str, may_be_none: bool) -> None:
+    if value is None and may_be_none:
+        return
+    or_none = ", or None" if may_be_none else ""
+    if takes == _NAMES:
+        is_right = isinstance(value, Collection)
+        if is_right and (isinstance(value, str) or len(value) > _MOST_INTERFACES):
+            raise ValueError(f"{name} is a list of at most {_MOST_INTERFACES} names")
+        is_right = is_right and all(isinstance(each, str) for each in value)
+    elif takes == _TEXT:
+        is_right = isinstance(value, str)
+    elif takes == _FLAG:
+        is_right = isinstance(value, bool)
+    else:
+        is_right = _is_number(value, takes == _COUNT)
+        most = (1 << 64) - 1 if takes == _COUNT else math.inf
+        # "Not a number" is in no range.
+        if is_right and not 0 <= value <= most:
+            raise ValueError(f"{name} is {value!r:.100}: it takes {takes}{or_none}")
+    if not is_right:
+        raise TypeError(f"{name} is {value!r:.100}: it takes {takes}{or_none}")
+
+
+def _is_number(value: Any, is_whole: bool) -> bool:
+    """Whether it can be used as a number: those of NumPy can."""
+    if isinstance(value, (bool, str)):
+        return False
+    return hasattr(value, "__index__") or (not is_whole and hasattr(value, "__float__"))

@@ -1,0 +1,409 @@
+"""Servers that a program starts for itself."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import select
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from types import TracebackType
+from typing import Any, Callable, Optional, Type
+
+from . import _server_options
+
+#: What a started process runs. It has the import path of this one before it imports anything of the user's.
+_PROGRAM = "import sys, json; o = json.loads(sys.argv[1]); sys.path[:] = o['path']; import taskfork._started as s; s.main(o)"
+
+#: Libraries that compute in threads of their own start them when they are imported, and workers can only be forked from a
+#: process without threads. Each of these has to say so by itself, and what the user has set stays.
+_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+#: Whether this process has been started for a server, and imports what it serves.
+_imports = False
+
+#: The longest wait of one system call, in seconds.
+_LONGEST_POLL = 3600.0
+
+#: That of a wait that can be given up.
+_SHORT_POLL = 0.2
+
+#: The longest path of a unix socket, in bytes.
+_MAX_PATH = 107
+
+
+class Unguarded(RuntimeError):
+    """A module starts a server while it is imported for one, which would never end."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the program's module is imported by the server of its workers, and starts a server itself: put what only the "
+            'program does below `if __name__ == "__main__":`'
+        )
+
+
+def check_guarded() -> None:
+    """``Unguarded`` in a process that imports what it will serve."""
+    if _imports:
+        raise Unguarded
+
+
+#: How long a server has to end before it is killed, in seconds, beside the time that its workers have.
+_LAST_WAIT = 5.0
+
+
+class Server:
+    """A server in a process of its own, which ends with this one::
+
+        with taskfork.Server.start("prices:Prices", workers=4) as server:
+            with taskfork.blocking.Client(server.address) as client:
+                client.call("quote", "ACME")
+
+    It ends at the end of the ``with``, by ``close``, when this object is garbage, and when this process ends, in whatever
+    way."""
+
+    def __init__(
+        self,
+        address: str,
+        process: subprocess.Popen[bytes],
+        lifeline: int,
+        readiness: socket.socket,
+        folder: Optional[str],
+        grace: float,
+        ends_at_exit: bool,
+    ) -> None:
+        #: Where clients reach it.
+        self.address = address
+        self._process = process
+        self._wait = grace + _LAST_WAIT
+        self._finalizer = weakref.finalize(self, _end, os.getpid(), process, lifeline, readiness, folder, self._wait)
+        self._finalizer.atexit = ends_at_exit
+        _lifelines.add(lifeline)
+
+    @classmethod
+    def start(
+        cls,
+        interface: str,
+        *,
+        workers: Optional[int] = None,
+        listen: Optional[str] = None,
+        setup: Optional[str] = None,
+        checkout_done: Optional[str] = None,
+        name: str = "taskfork",
+        spare_workers: int = 0,
+        max_calls: Optional[int] = None,
+        hung_worker_timeout: Optional[float] = None,
+        max_frame: Optional[int] = None,
+        shutdown_grace: float = 1.0,
+        start_timeout: float = 60.0,
+        log: bool = False,
+        pickle: bool = False,
+        quiet: bool = False,
+    ) -> Server:
+        """Starts a server, and waits until it serves.
+
+        ``interface`` is ``module:name``, or the name of a module whose public functions are the methods. It is imported by a
+        new interpreter, which has the import path and the working directory of this one. ``setup`` and ``checkout_done`` are
+        ``module:name`` too. All three are as those of :func:`taskfork.server.run`.
+
+        - ``workers``: the most workers at a time. Defaults to that of the server in Rust.
+        - ``listen``: ``unix:PATH`` or ``tcp:HOST:PORT``; with port 0, the system chooses one. Defaults to a socket in a new
+          folder, which only this user can open.
+        - ``hung_worker_timeout``: as for ``run``, but defaults to None, for never.
+        - ``max_frame``: the longest arguments and results in bytes, without long ``bytes``. Defaults to 64 MiB. That of
+          the client must be as large.
+        - ``shutdown_grace``: how many seconds running checkouts have when the server ends. Defaults to 1.
+        - ``start_timeout``: how many seconds importing may take. Defaults to 60.
+        - ``log``: whether the server logs what it does to standard error. Defaults to False: only warnings and errors, and what
+          workers write there.
+        - ``quiet``: whether it logs nothing but errors, as by ``quiet`` of ``run``. Defaults to False.
+        - ``pickle``: as for ``run``. Defaults to False.
+
+        The new process has one thread for NumPy and similar libraries, unless variables such as ``OPENBLAS_NUM_THREADS``
+        say otherwise: workers can only be forked from a process without threads.
+
+        ``RuntimeError`` if the server ends before it is ready, with what it said, or if a module starts a server while it is
+        imported for one; ``TimeoutError`` if it is not ready in time; ``ValueError`` or ``TypeError`` if an option cannot be
+        so, or if both ``log`` and ``quiet`` are true."""
+        if log and quiet:
+            raise ValueError("`log` and `quiet` exclude each other")
+        options = _server_options.checked(
+            name=name,
+            max_workers=workers,
+            spare_workers=spare_workers,
+            max_calls=max_calls,
+            share_details=True,
+            hung_worker_timeout=hung_worker_timeout,
+            max_frame=max_frame,
+            shutdown_grace=shutdown_grace,
+            restarts=False,
+            log_level="info" if log else "error" if quiet else "warn",
+            pickle=pickle,
+            workers_name="workers",
+        )
+        given = {"interface": interface, "setup": setup, "checkout_done": checkout_done}
+        for what, named in given.items():
+            if not isinstance(named, str) and (named is not None or what == "interface"):
+                raise TypeError(f"{what} is {named!r:.100}: it takes a text such as `module:name`, which the server imports")
+        return cls._start(given, options, listen, _server_options.seconds("start_timeout", start_timeout))
+
+    @classmethod
+    def _start(
+        cls,
+        given: dict[str, Any],
+        options: dict[str, Any],
+        listen: Optional[str],
+        start_timeout: Optional[float],
+        ends_at_exit: bool = True,
+        is_given_up: Optional[Callable[[], bool]] = None,
+    ) -> Server:
+        """``ends_at_exit``: whether the server ends when the interpreter begins to end; otherwise somebody closes it later.
+        ``is_given_up``: whether to wait no more until it serves."""
+        check_guarded()
+        listener, address, folder = _listen(listen)
+        with listener:
+            try:
+                process, lifeline, readiness = _spawn(
+                    listener, folder, given, options, start_timeout, is_given_up
+                )
+            except BaseException:
+                _remove(folder)
+                raise
+        return cls(address, process, lifeline, readiness, folder, options["shutdown_grace"], ends_at_exit)
+
+    def __repr__(self) -> str:
+        return f"<taskfork.Server at {self.address}, process {self.pid}>"
+
+    @property
+    def pid(self) -> int:
+        """The server's process id."""
+        return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the server has not ended."""
+        return self._process.poll() is None
+
+    def close(self) -> None:
+        """Ends the server, and waits until it has ended. Running checkouts have ``shutdown_grace``."""
+        self._finalizer()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None:
+        self.close()
+
+
+def _listen(listen: Optional[str]) -> tuple[socket.socket, str, Optional[str]]:
+    """A socket that listens, its address, and what is to be removed: a folder or the socket."""
+    kind, _, rest = (listen or "unix:").partition(":")
+    folder = None
+    if kind == "unix":
+        if not rest:
+            folder = tempfile.mkdtemp(prefix="taskfork-")
+            rest = os.path.join(folder, "socket")
+        if len(os.fsencode(rest)) > _MAX_PATH:
+            _remove(folder)
+            raise ValueError(
+                f"the path of the server's socket is longer than {_MAX_PATH} bytes, {rest}: choose a shorter one by `listen`, "
+                "or set TMPDIR to a shorter folder"
+            )
+        listener = socket.socket(socket.AF_UNIX)
+        place: Any = rest
+    elif kind == "tcp":
+        host, _, port = rest.rpartition(":")
+        if not host or not port.isdigit():
+            raise ValueError(f"`{listen}` is no address: write unix:PATH or tcp:HOST:PORT")
+        host = host.strip("[]")
+        listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place = (host, int(port))
+    else:
+        raise ValueError(f"`{listen}` is no address: write unix:PATH or tcp:HOST:PORT")
+    try:
+        try:
+            listener.bind(place)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or kind != "unix" or not _is_stale(rest):
+                advice = "another server may listen there: choose another address by `listen`"
+                raise OSError(error.errno, f"{os.strerror(error.errno or 0)}; {advice}", f"{kind}:{rest}") from None
+            os.unlink(rest)
+            listener.bind(place)
+        listener.listen(1024)
+    except BaseException:
+        listener.close()
+        _remove(folder)
+        raise
+    if kind == "tcp":
+        host, number = listener.getsockname()[:2]
+        return listener, f"tcp:[{host}]:{number}" if ":" in host else f"tcp:{host}:{number}", None
+    return listener, f"unix:{rest}", folder or os.path.abspath(rest)
+
+
+def _is_stale(path: str) -> bool:
+    """Whether a path is a socket at which nobody listens any more."""
+    # Connecting to a file is refused too.
+    if not os.path.exists(path) or not stat.S_ISSOCK(os.stat(path).st_mode):
+        return False
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+    return False
+
+
+def _spawn(
+    listener: socket.socket,
+    folder: Optional[str],
+    given: dict[str, Any],
+    options: dict[str, Any],
+    start_timeout: Optional[float],
+    is_given_up: Optional[Callable[[], bool]],
+) -> tuple[subprocess.Popen[bytes], int, socket.socket]:
+    """Starts the process, and waits until it serves. Returns it, the pipe that ends it when it is closed, and the socket to
+    which it says how it is, as to a service manager."""
+    alive, lifeline = os.pipe()
+    files = [alive, lifeline]
+    readiness = None
+    try:
+        report, reports = os.pipe()
+        files += [report, reports]
+        readiness = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        # The kernel chooses an abstract name.
+        readiness.bind("")
+        environment = {**dict.fromkeys(_THREADS, "1"), **os.environ}
+        environment["NOTIFY_SOCKET"] = "@" + readiness.getsockname()[1:].decode()
+        order = {
+            **given,
+            "path": [os.fspath(path) for path in sys.path if isinstance(path, (str, os.PathLike))],
+            "listener": listener.fileno(),
+            "alive": alive,
+            "reports": reports,
+            "folder": folder,
+            "options": options,
+        }
+        process = subprocess.Popen(
+            # As for processes of `multiprocessing`.
+            [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", _PROGRAM, json.dumps(order)],  # type: ignore[attr-defined]
+            pass_fds=[listener.fileno(), alive, reports],
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            # Ctrl-C is for this program, which ends the server by its own end.
+            start_new_session=True,
+        )
+    except BaseException:
+        for file in files:
+            os.close(file)
+        if readiness is not None:
+            readiness.close()
+        raise
+    os.close(alive)
+    os.close(reports)
+    try:
+        said = _wait(process.pid, report, readiness, start_timeout, is_given_up)
+        if said is None:
+            return process, lifeline, readiness
+        raise RuntimeError(f"the server could not start: {said}")
+    except BaseException:
+        os.close(lifeline)
+        readiness.close()
+        process.kill()
+        process.wait()
+        raise
+    finally:
+        os.close(report)
+
+
+def _wait(
+    pid: int,
+    report: int,
+    readiness: socket.socket,
+    timeout: Optional[float],
+    is_given_up: Optional[Callable[[], bool]],
+) -> Optional[str]:
+    """Waits until the new process serves. Returns why it does not."""
+    said = bytearray()
+    end = None if timeout is None else time.monotonic() + timeout
+    process = os.pidfd_open(pid)
+    try:
+        poll = select.poll()
+        for file in (process, report, readiness.fileno()):
+            poll.register(file, select.POLLIN)
+        os.set_blocking(report, False)
+        while True:
+            longest = _LONGEST_POLL
+            if is_given_up is not None:
+                longest = _SHORT_POLL
+                if is_given_up():
+                    return "it is not wanted any more"
+            left = longest if end is None else min(max(0, end - time.monotonic()), longest)
+            ready = dict(poll.poll(left * 1000))
+            if not ready and end is not None and time.monotonic() >= end:
+                raise TimeoutError(f"the server has not imported its interface within {timeout} seconds")
+            if report in ready and (data := os.read(report, 1 << 16)):
+                said.extend(data)
+            elif report in ready or process in ready:
+                return said.decode(errors="replace") or "its process has ended without a word; see its standard error"
+            elif ready and b"READY=1" in readiness.recv(1 << 12).split(b"\n"):
+                return None
+    finally:
+        os.close(process)
+
+
+#: The pipes that keep servers alive. A child of this process must not keep them.
+_lifelines: set[int] = set()
+
+
+def _close_lifelines() -> None:
+    for lifeline in _lifelines:
+        os.close(lifeline)
+    _lifelines.clear()
+
+
+os.register_at_fork(after_in_child=_close_lifelines)
+
+
+def _end(
+    starter: int,
+    process: subprocess.Popen[bytes],
+    lifeline: int,
+    readiness: socket.socket,
+    folder: Optional[str],
+    wait: float,
+) -> None:
+    if os.getpid() != starter:
+        # A child of the process that has started the server. Its own descriptors may have the same numbers.
+        return
+    _lifelines.discard(lifeline)
+    os.close(lifeline)
+    try:
+        process.wait(wait)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    readiness.close()
+    _remove(folder)
+
+
+def _remove(place: Optional[str]) -> None:
+    """Removes a folder with a socket. A socket at a path of the user's is removed by the server itself: another one may have
+    taken its place later."""
+    if place is not None and os.path.isdir(place):
+        shutil.rmtree(place, ignore_errors=True)

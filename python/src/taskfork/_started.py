@@ -1,0 +1,104 @@
+"""What a process runs that ``taskfork.Server.start`` has started."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib
+import inspect
+import os
+import select
+import signal
+import sys
+import traceback
+from typing import Any, Optional
+
+from . import _server, server
+
+
+def main(order: dict[str, Any]) -> None:
+    """Serves until the process that has started this one ends, or closes its pipe."""
+    reports = order["reports"]
+    for file in (order["alive"], reports, order["listener"]):
+        os.set_inheritable(file, False)
+    folder = order["folder"]
+    # While it imports.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    try:
+        _end_with(order["alive"])
+        try:
+            _server._imports = True
+            template = _template(order)
+            _server._imports = False
+        except _server.Unguarded as error:
+            _say(reports, str(error))
+            sys.exit(1)
+        except BaseException as error:
+            _say(reports, "".join(traceback.format_exception(type(error), error, error.__traceback__)))
+            sys.exit(1)
+        # A handler in Python would not run any more, and the server has its own one later.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        try:
+            server._serve(f"fd:{order['listener']}", order["options"], template)
+        except (OverflowError, RuntimeError, TypeError, ValueError) as error:
+            if not _say(reports, str(error)):
+                print(f"taskfork: {error}", file=sys.stderr)
+            sys.exit(1)
+    finally:
+        _server._remove(folder)
+        if folder is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(folder)
+
+
+def _template(order: dict[str, Any]) -> server._Worker:
+    pickled = order.get("pickled")
+    if pickled is not None:
+        from . import _pickled
+
+        return server._Worker(*_pickled.interface(pickled))
+    setup, done = order.get("setup"), order.get("checkout_done")
+    return server._Worker(_named(order["interface"]), _function(setup), _function(done))
+
+
+def _named(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    found: Any = importlib.import_module(module)
+    if not attribute:
+        names = getattr(found, "__all__", None) or [name for name in vars(found) if not name.startswith("_")]
+        # Functions that the module has imported are not its own.
+        own = [getattr(found, name) for name in names]
+        return [each for each in own if inspect.isroutine(each) and getattr(each, "__module__", "") == module]
+    for part in attribute.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def _function(name: Optional[str]) -> Any:
+    return None if name is None else _named(name)
+
+
+def _say(pipe: int, text: str) -> bool:
+    """Tells the process that has started this one. False if it waits no more."""
+    try:
+        os.write(pipe, text.encode(errors="replace")[: 1 << 15])
+    except OSError:
+        return False
+    return True
+
+
+def _end_with(pipe: int) -> None:
+    """Lets SIGTERM end this process once nobody has the other end of the pipe. It belongs to a process, not to the thread
+    that has started this one."""
+    fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(pipe, _F_SETSIG, signal.SIGTERM)
+    fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
+    poll = select.poll()
+    poll.register(pipe, select.POLLHUP)
+    if poll.poll(0):
+        # It ended before.
+        os._exit(1)
+
+
+#: Not in the module `fcntl` of every version.
+_F_SETSIG = 10

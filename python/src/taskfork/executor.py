@@ -1,0 +1,511 @@
+"""A drop-in for ``concurrent.futures.ProcessPoolExecutor``."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import itertools
+import logging
+import os
+import pickle
+import tempfile
+import threading
+import weakref
+from collections import deque
+from concurrent.futures import CancelledError, Executor as _Executor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from typing import Any, Callable, Deque, Iterable, Iterator, Optional, TypeVar, Union
+
+from . import _pickled, _pickling
+from ._call import Call
+from ._caller import UNSET, Timeout, Unset, limit
+from ._future import Future, OnLog, Reports, function_for
+from ._server import Server, check_guarded
+from .client import Client
+from .errors import SetupError, WorkerDied
+
+__all__ = ["BrokenProcessPool", "Executor", "Future", "Reports"]
+
+T = TypeVar("T")
+
+#: The longest pickled call or result, in bytes. It is the most that a frame can have.
+_MAX_FRAME = (1 << 32) - 1
+
+
+class Executor(_Executor):
+    """Runs functions in other processes, as ``concurrent.futures.ProcessPoolExecutor`` does, whose methods and arguments it
+    has.
+
+    Workers are forked from a server that has imported the main module, so that it must be guarded by ``if __name__ ==
+    "__main__"``. Functions, arguments and results are pickled, by ``cloudpickle`` if that is installed and ``pickle``
+    cannot.
+
+    What differs:
+
+    - A worker that dies fails its own call with ``WorkerDied``, which says how, and another one takes its place. A call that
+      had not begun is made again. With ``strict``, all calls fail with ``BrokenProcessPool``, and the executor is broken.
+    - ``timeout`` limits each call, from when it is given to a worker. It fails with ``TimedOut``, which is a
+      ``TimeoutError``, and its worker is replaced. :meth:`submit_within` sets it for one call.
+    - :meth:`Future.stop` ends a call that runs.
+    - :meth:`Future.progress` says how far a call has got, if its function calls ``taskfork.context().progress``.
+    - A call is running once it has a worker: no calls are queued ahead.
+    - An initializer that raises breaks the executor, with its error.
+
+    - ``max_workers``: the most workers at a time. Defaults to the number of processors.
+    - ``mp_context``: ignored.
+    - ``initializer``, ``initargs``: called in each new worker.
+    - ``max_tasks_per_child``: after how many calls a worker is replaced. Defaults to None, for never.
+    - ``timeout``: the time limit of a call in seconds. Defaults to None, for none.
+    - ``log``: gets what functions log in a worker, by ``logging`` or :func:`taskfork.worker.logger`, at the end of each call. A
+      function is called with the future and a message of Log::Defer, as ``log`` of :meth:`taskfork.Client.checkout` is, in a thread of
+      the executor. A logger of ``logging`` gets the lines. Defaults to None: nothing is kept.
+    """
+
+    def __init__(
+        self,
+        max_workers: Optional[int] = None,
+        mp_context: Any = None,
+        initializer: Optional[Callable[..., Any]] = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        max_tasks_per_child: Optional[int] = None,
+        timeout: Optional[float] = None,
+        strict: bool = False,
+        log: Union[OnLog, logging.Logger, None] = None,
+    ) -> None:
+        if max_workers is None:
+            max_workers = os.cpu_count() or 1
+        if max_workers <= 0:
+            raise ValueError("max_workers must be greater than 0")
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
+        if max_tasks_per_child is not None:
+            if not isinstance(max_tasks_per_child, int):
+                raise TypeError("max_tasks_per_child must be an integer")
+            if max_tasks_per_child <= 0:
+                raise ValueError("max_tasks_per_child must be >= 1")
+        # Programs look at this one of the standard library.
+        self._max_workers = max_workers
+        self._pool = _Pool(
+            max_workers,
+            initializer,
+            initargs,
+            max_tasks_per_child,
+            limit("timeout", timeout),
+            strict,
+            function_for(log),
+        )
+        # The thread of the pool does not keep this object.
+        weakref.finalize(self, self._pool.begin_shutdown, False).atexit = False
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        return self._pool.submit(fn, args, kwargs, UNSET)
+
+    def submit_within(self, timeout: Optional[float], fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """As ``submit``, with a time limit for this call in seconds; None is no limit."""
+        return self._pool.submit(fn, args, kwargs, limit("timeout", timeout))
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: Optional[float] = None,
+        chunksize: int = 1,
+        **options: Any,
+    ) -> Iterator[T]:
+        if chunksize < 1:
+            raise ValueError("chunksize must be >= 1.")
+        if chunksize == 1:
+            return super().map(fn, *iterables, timeout=timeout, **options)
+        chunks = _chunks(chunksize, *iterables)
+        results = super().map(partial(_run_chunk, fn), chunks, timeout=timeout, **options)
+        return itertools.chain.from_iterable(results)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._pool.begin_shutdown(cancel_futures)
+        if wait:
+            self._pool.join()
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> Optional[bool]:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            # It reaches no worker, so calls that run would go on.
+            self._pool.stop_all()
+        return super().__exit__(kind, error, traceback)
+
+    def __repr__(self) -> str:
+        return f"<taskfork.Executor of {self._max_workers} workers>"
+
+
+def _chunks(size: int, *iterables: Iterable[Any]) -> Iterator[list[tuple[Any, ...]]]:
+    together = zip(*iterables)
+    while chunk := list(itertools.islice(together, size)):
+        yield chunk
+
+
+def _run_chunk(fn: Callable[..., T], chunk: list[tuple[Any, ...]]) -> list[T]:
+    return [fn(*args) for args in chunk]
+
+
+class _RemoteTraceback(Exception):
+    """The cause of an exception of a worker: its traceback there."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self._text}"""'
+
+
+class _Pool:
+    """What an executor does, in a thread with an event loop. That begins with the first call."""
+
+    def __init__(
+        self,
+        max_workers: int,
+        initializer: Optional[Callable[..., Any]],
+        initargs: tuple[Any, ...],
+        max_calls: Optional[int],
+        timeout: Optional[float],
+        strict: bool,
+        log: Optional[OnLog],
+    ) -> None:
+        self._max_workers, self._max_calls, self._strict, self._log = max_workers, max_calls, strict, log
+        self._initializer, self._initargs, self._timeout = initializer, initargs, timeout
+        self._lock = threading.RLock()
+        self._thread: Optional[threading.Thread] = None
+        self._prepared = ""
+        self._loop: Optional[asyncio.AbstractEventLoop] = None
+        self._ended: Optional[asyncio.Future[None]] = None
+        self._client: Optional[Client] = None
+        #: Calls that have no worker, and those that have one.
+        self._pending: Deque[tuple[Future[Any], bytes, Timeout]] = deque()
+        self._running: dict[Future[Any], Call[Any]] = {}
+        #: Tasks that pass on reports of progress.
+        self._watchers: set[asyncio.Task[None]] = set()
+        #: The loop will look for something to do.
+        self._is_woken = False
+        self._is_shut_down = False
+        #: All calls are ended, also those that run.
+        self._is_stopped = False
+        self._broken: Optional[str] = None
+        self._pid = os.getpid()
+
+    def submit(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], timeout: Timeout
+    ) -> Future[Any]:
+        future: Future[Any] = Future()
+        future._pool = self
+        if os.getpid() != self._pid:
+            raise RuntimeError("this executor was made before the process was forked: make one in each process")
+        self._check_open()
+        check_guarded()
+        try:
+            work = _pickling.dumps((fn, args, kwargs))
+        except Exception as error:
+            future.set_running_or_notify_cancel()
+            future.set_exception(error)
+            return future
+        with self._lock:
+            # Pickling has run code of the user.
+            self._check_open()
+            if self._thread is None:
+                self._begin()
+            self._pending.append((future, work, timeout))
+            self._wake()
+        return future
+
+    def _begin(self) -> None:
+        """Starts the thread. If that fails, the next call tries again."""
+        # Here, because the main module forgets where it is from when it has ended.
+        self._prepared = self._prepare()
+        thread = threading.Thread(target=self._run, name="taskfork-executor", daemon=True)
+        try:
+            thread.start()
+        except BaseException:
+            os.unlink(self._prepared)
+            raise
+        self._thread = thread
+        _pools.add(self)
+
+    def _check_open(self) -> None:
+        with self._lock:
+            if self._is_shut_down:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            if self._broken is not None:
+                raise BrokenProcessPool(self._broken)
+
+    def stop(self, future: Future[Any]) -> bool:
+        with self._lock:
+            if self._loop is None or future.done():
+                return False
+            self._loop.call_soon_threadsafe(self._stop, future)
+            return True
+
+    def stop_all(self) -> None:
+        """Ends all calls, also those that run, and the server if it has not started yet."""
+        self._is_stopped = True
+        self.begin_shutdown(True)
+        with self._lock:
+            if self._loop is not None:
+                # There, so that it comes before or after a call is made.
+                self._loop.call_soon_threadsafe(self._stop_running)
+
+    def watch(self, future: Future[Any]) -> None:
+        with self._lock:
+            # Otherwise it is noticed when the call begins.
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._watch, future)
+
+    def begin_shutdown(self, cancel_futures: bool) -> None:
+        if os.getpid() != self._pid:
+            # Another thread of the parent may have held the lock when this process was forked.
+            return
+        with self._lock:
+            self._is_shut_down = True
+            cancelled = []
+            if cancel_futures:
+                cancelled = [future for future, _, _ in self._pending]
+                self._pending.clear()
+            self._wake()
+        for future in cancelled:
+            _cancel(future)
+
+    def join(self) -> None:
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def _wake(self) -> None:
+        if self._loop is not None and not self._is_woken:
+            self._is_woken = True
+            self._loop.call_soon_threadsafe(self._step)
+
+    def _run(self) -> None:
+        try:
+            server = self._start_server()
+        except BaseException as error:
+            self._break(str(error) if isinstance(error, RuntimeError) else f"the server could not start: {error}")
+            return
+        with server:
+            try:
+                asyncio.run(self._serve(server))
+            except BaseException as error:
+                self._break(f"the executor has failed: {type(error).__name__}: {error}")
+        self._break("the executor is shut down")
+
+    def _start_server(self) -> Server:
+        options = {
+            "name": "executor",
+            "max_workers": self._max_workers,
+            "spare_workers": 0,
+            "max_calls": self._max_calls,
+            "share_details": True,
+            "hung_worker_timeout": None,
+            "max_frame": _MAX_FRAME,
+            "shutdown_grace": 1.0,
+            "restarts": False,
+            "log_level": "warn",
+            "pickle": False,
+        }
+        try:
+            # At the end of the interpreter `_at_exit` lets the calls end first.
+            given = {"pickled": self._prepared}
+            return Server._start(
+                given, options, None, 600.0, ends_at_exit=False, is_given_up=lambda: self._is_stopped
+            )
+        finally:
+            if os.path.exists(self._prepared):
+                os.unlink(self._prepared)
+
+    def _prepare(self) -> str:
+        """Writes what the server has to know of this program to a file."""
+        file, path = tempfile.mkstemp(prefix="taskfork-")
+        os.close(file)
+        try:
+            _pickled.write(path, self._initializer, self._initargs)
+        except BaseException:
+            os.unlink(path)
+            raise
+        return path
+
+    async def _serve(self, server: Server) -> None:
+        loop = asyncio.get_running_loop()
+        self._ended = loop.create_future()
+        process = os.pidfd_open(server.pid)
+        try:
+            loop.add_reader(process, self._on_server_end)
+            async with Client(
+                server.address,
+                name="executor",
+                min_workers=0,
+                max_workers=self._max_workers,
+                timeout=None,
+                reuse_after_error=True,
+                max_frame=_MAX_FRAME,
+            ) as client:
+                self._client = client
+                with self._lock:
+                    self._loop = loop
+                self._step()
+                await self._ended
+        finally:
+            # Before the loop is closed, so that no thread calls it then.
+            with self._lock:
+                self._loop = None
+            loop.remove_reader(process)
+            os.close(process)
+
+    def _on_server_end(self) -> None:
+        self._break("the server of the workers has ended")
+        self._end()
+
+    def _end(self) -> None:
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
+
+    def _step(self) -> None:
+        """Gives calls to workers."""
+        assert self._client is not None
+        with self._lock:
+            self._is_woken = False
+        while len(self._running) < self._max_workers:
+            with self._lock:
+                if not self._pending:
+                    break
+                future, work, timeout = self._pending.popleft()
+            if not future.set_running_or_notify_cancel():
+                continue
+            limit = self._timeout if isinstance(timeout, Unset) else timeout
+            try:
+                call = self._call(future, work, limit)
+            except Exception as error:
+                _settle(future, None, error)
+                continue
+            self._running[future] = call
+            call.add_done_callback(partial(self._finish, future))
+            if future._is_watched:
+                self._watch(future)
+        with self._lock:
+            is_over = self._is_shut_down and not self._pending and not self._running
+        if is_over or self._broken is not None:
+            self._end()
+
+    def _call(self, future: Future[Any], work: bytes, limit: Optional[float]) -> Call[Any]:
+        assert self._client is not None
+        if self._log is None:
+            return self._client.call("call", work, timeout=limit)
+        # It has a log of its own. The call goes on when it is released.
+        checkout = self._client.checkout(log=partial(self._log, future))
+        call = checkout.call("call", work, timeout=limit)
+        checkout.release()
+        return call
+
+    def _watch(self, future: Future[Any]) -> None:
+        """Passes the reports of a call to its future. It may be asked twice: when the call begins, and by the future."""
+        call = self._running.get(future)
+        if call is None or future._has_watcher:
+            return
+        future._has_watcher = True
+        task = asyncio.get_running_loop().create_task(self._pass_on(future, call))
+        self._watchers.add(task)
+        task.add_done_callback(self._watchers.discard)
+
+    async def _pass_on(self, future: Future[Any], call: Call[Any]) -> None:
+        async for report in call.progress():
+            future._report(report)
+
+    def _stop(self, future: Future[Any]) -> None:
+        call = self._running.get(future)
+        if call is not None:
+            call.cancel()
+
+    def _stop_running(self) -> None:
+        for call in list(self._running.values()):
+            call.cancel()
+
+    def _finish(self, future: Future[Any], call: asyncio.Future[Any]) -> None:
+        self._running.pop(future, None)
+        if future.done():
+            # The executor is broken.
+            return
+        error: Optional[BaseException]
+        result = None
+        if call.cancelled():
+            error = CancelledError()
+        else:
+            error = call.exception()
+            if error is None:
+                result, error = _read(call.result())
+        if isinstance(error, SetupError):
+            self._break(f"the initializer has failed: {error}", future)
+        elif isinstance(error, WorkerDied) and self._strict:
+            self._break(f"a process of the pool was terminated abruptly: {error}", future)
+        else:
+            _settle(future, result, error)
+        self._step()
+
+    def _break(self, reason: str, *futures: Future[Any]) -> None:
+        """Fails all calls, and those to come."""
+        with self._lock:
+            self._broken = self._broken or reason
+            broken = [*futures, *self._running, *(future for future, _, _ in self._pending)]
+            self._pending.clear()
+        for future in broken:
+            if not future.done() and (future.running() or future.set_running_or_notify_cancel()):
+                _settle(future, None, BrokenProcessPool(reason))
+
+
+def _settle(future: Future[Any], result: Any, error: Optional[BaseException]) -> None:
+    """Ends a call for its caller, whose callbacks must not end the thread."""
+    try:
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+    except BaseException:
+        logging.getLogger("concurrent.futures").exception("exception calling callback for %r", future)
+
+
+def _cancel(future: Future[Any]) -> None:
+    """Cancels a call that has not begun."""
+    try:
+        future.cancel()
+    except BaseException:
+        logging.getLogger("concurrent.futures").exception("exception calling callback for %r", future)
+    future.set_running_or_notify_cancel()
+
+
+def _read(answer: Any) -> tuple[Any, Optional[BaseException]]:
+    """The result or the exception in an answer."""
+    try:
+        content = memoryview(answer)
+        value = pickle.loads(content[1:])
+        if content[:1] == _pickled.RESULT:
+            return value, None
+        error, text = value
+        # The class may forbid that its attributes are set, as a frozen dataclass does.
+        BaseException.__setattr__(error, "__cause__", _RemoteTraceback(text))
+        return None, error
+    except BaseException as error:
+        # Code of the user's classes, whose exception must not end the thread.
+        return None, error
+
+
+_pools: weakref.WeakSet[_Pool] = weakref.WeakSet()
+
+
+@atexit.register
+def _at_exit() -> None:
+    """Lets all calls end before the interpreter does."""
+    pools = [pool for pool in _pools if pool._pid == os.getpid()]
+    for pool in pools:
+        pool.begin_shutdown(False)
+    for pool in pools:
+        try:
+            pool.join()
+        except KeyboardInterrupt:
+            pool.stop_all()
+            pool.join()
+            raise
