@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use crate::python;
 use crate::report::{Row, Value};
 
 /// What a figure must be.
@@ -186,6 +187,7 @@ pub fn goals(rows: &[Row]) -> Vec<Goal> {
     add("bcrypt by threads", least(0.95), hashes);
     let growth = figures.median("queue_growth", "taskfork");
     add("a checkout with 100,000 waiting by with 100", most(1.25), growth);
+    goals.extend(python::goals(rows));
     goals
 }
 
@@ -256,6 +258,6 @@ mod tests {
         });
         let mut rows: Vec<Row> = all.collect();
         rows.push(row("instructions", "taskfork", 1.0));
-        assert_eq!(goals(&rows).len(), 61);
+        assert_eq!(goals(&rows).len(), 80);
     }
 }

@@ -12,6 +12,7 @@ mod nats;
 mod picture;
 mod pools;
 mod processor_time;
+mod python;
 mod remote;
 mod report;
 mod roles;
@@ -37,7 +38,7 @@ struct Options {
     /// Less of everything, without writing the results
     #[arg(long)]
     quick: bool,
-    /// Only works whose names contain this; nothing is written
+    /// Only works whose names contain this; nothing is written without `--update`
     #[arg(long, default_value = "")]
     only: String,
     /// How often each work is done: 5 times, or up to 3 in a quick run
@@ -46,6 +47,9 @@ struct Options {
     /// Instructions of one call outside the kernel, which another benchmark has counted
     #[arg(long)]
     instructions: Option<f64>,
+    /// Puts the results of the works of `--only` in place of those in results.json
+    #[arg(long, requires = "only")]
+    update: bool,
     /// Writes tables and pictures again from results.json, without a run
     #[arg(long)]
     render: bool,
@@ -76,6 +80,9 @@ fn main() -> ExitCode {
     let mut rows = report::rows(&compare(&options));
     rows.extend(options.instructions.map(instructions));
     println!("{}\n{}", report::tables(&rows), goals::table(&goals::goals(&rows)));
+    if options.update && !options.quick {
+        return done(read().and_then(|known| write(&report::updated(known, rows))));
+    }
     if options.quick || !options.only.is_empty() {
         return ExitCode::SUCCESS;
     }
@@ -107,8 +114,8 @@ fn done(result: io::Result<()>) -> ExitCode {
 const HEAD: &str = "\
 # Results
 
-Written by `bench/compare/run`: medians of all rounds of one run on one machine, each candidate in turn.
-Candidates whose names begin with `floor` are the same work in bare system calls. [CONTRIBUTING](../../CONTRIBUTING.md#benchmarks)
+Written by `bench/compare/run`: medians of all rounds of one run on one machine, each candidate in turn. The works in Python
+are from a run of their own (`--only python --update`). Candidates whose names begin with `floor` are the same work in bare system calls. [CONTRIBUTING](../../CONTRIBUTING.md#benchmarks)
 says how to run it.
 
 <picture>
@@ -175,13 +182,21 @@ fn scale(work: &Work, options: &Options) -> Option<usize> {
 
 /// How often a work is done in each round. A process can start from nothing only once.
 fn repetitions(work: &Work) -> u32 {
-    if work.name == "cold" { 7 } else { 1 }
+    if work.name == "cold" || work.name == "python_cold" { 7 } else { 1 }
 }
+
+/// The exit status of a candidate that is not there.
+const NOT_INSTALLED: i32 = 69;
 
 /// Runs one candidate in a process of its own. Nothing if it is not installed.
 fn run(name: &str, work: &str, scale: usize) -> Option<Sample> {
     let scale = scale.to_string();
     let mut command = match name {
+        _ if work.starts_with("python_") => {
+            let mut command = Command::new(present("peers/python/bin/python")?);
+            command.args(["python_works.py", name, work, &scale]);
+            command
+        }
         "futures" | "pebble" | "loky" => {
             let mut command = Command::new(present("peers/python/bin/python")?);
             command.args(["peers.py", name, work, &scale]);
@@ -200,6 +215,9 @@ fn run(name: &str, work: &str, scale: usize) -> Option<Sample> {
         }
     };
     let output = command.stderr(std::process::Stdio::null()).output().ok()?;
+    if output.status.code() == Some(NOT_INSTALLED) {
+        return None;
+    }
     let text = String::from_utf8_lossy(&output.stdout);
     let line = text.lines().rev().find(|line| line.starts_with('{'));
     Some(line.and_then(|line| serde_json::from_str(line).ok()).unwrap_or_else(|| Sample {

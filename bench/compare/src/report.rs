@@ -43,6 +43,17 @@ pub fn rows(results: &Results) -> Vec<Row> {
     results.iter().map(row).collect()
 }
 
+/// The rows of a run, with those of another run in place of all rows of the same works.
+pub fn updated(known: Vec<Row>, new: Vec<Row>) -> Vec<Row> {
+    let mut rows = known;
+    rows.retain(|row| new.iter().all(|other| other.work != row.work));
+    rows.extend(new);
+    // What is not a work here, such as counted instructions, stays behind all others.
+    let place = |row: &Row| WORKS.iter().position(|work| work.name == row.work);
+    rows.sort_by_key(|row| place(row).unwrap_or(WORKS.len()));
+    rows
+}
+
 fn summary(work: &Work, candidate: &str, samples: &[Sample]) -> Row {
     let all =
         |of: fn(&Sample) -> Option<f64>| -> Vec<f64> { samples.iter().filter_map(of).collect() };
@@ -119,6 +130,25 @@ mod tests {
         assert_eq!(row.failed, None);
         let row = summary(work, "taskfork", &[Sample::failed("why")]);
         assert_eq!((row.median, row.failed.as_deref()), (None, Some("why")));
+    }
+
+    #[test]
+    fn another_run_replaces_all_rows_of_its_works() {
+        let row = |work: &str, candidate: &str, median: f64| Row {
+            work: work.into(),
+            candidate: candidate.into(),
+            median: Some(median),
+            ..Row::default()
+        };
+        let known = vec![
+            row("python_call", "taskfork asyncio", 1.0),
+            row("python_call", "loky", 2.0),
+            row("queue_growth", "taskfork", 3.0),
+            row("instructions", "taskfork", 4.0),
+        ];
+        let new = vec![row("python_call", "loky", 5.0), row("latency", "taskfork", 6.0)];
+        let medians: Vec<_> = updated(known, new).iter().filter_map(|row| row.median).collect();
+        assert_eq!(medians, [6.0, 5.0, 3.0, 4.0]);
     }
 
     #[test]

@@ -75,6 +75,43 @@ const SIZES: &[&str] = &[RUST[0], RUST[3], OTHERS[1], OTHERS[2], OTHERS[3], OTHE
 const HASHES: &[&str] = &[RUST[0], RUST[2], RUST[3], OTHERS[0], OTHERS[1], OTHERS[2], OTHERS[3]];
 const REMOTE: &[&str] = &["taskfork tls", "floor tls", "floor tls through a relay"];
 const NATS: &[&str] = &["taskfork nats", "floor nats"];
+/// Those of programs in Python: an executor with futures, the package's other clients, and other executors.
+const PYTHON: &[&str] = &[
+    "taskfork Executor",
+    "taskfork blocking",
+    "taskfork asyncio",
+    OTHERS[1],
+    OTHERS[2],
+    OTHERS[3],
+];
+const PYTHON_GATHERED: &[&str] = &[
+    "taskfork Executor",
+    "taskfork blocking, queued",
+    "taskfork asyncio",
+    "taskfork asyncio, queued",
+    OTHERS[1],
+    OTHERS[2],
+    OTHERS[3],
+];
+const PYTHON_ARRAY: &[&str] = &[
+    "taskfork Executor",
+    "taskfork blocking",
+    "taskfork blocking, shared memory",
+    "taskfork asyncio",
+    OTHERS[1],
+    OTHERS[2],
+    OTHERS[3],
+];
+const PYTHON_COLD: &[&str] = &[
+    "taskfork Executor",
+    "taskfork blocking",
+    "taskfork blocking, server runs",
+    OTHERS[1],
+    OTHERS[2],
+    OTHERS[3],
+];
+const PYTHON_WORKERS: &[&str] =
+    &["taskfork Executor", "taskfork asyncio", OTHERS[1], OTHERS[2], OTHERS[3]];
 const ONE_MORE: &[&str] = &["taskfork", "floor fork"];
 const THREADS: &[&str] = &[
     "taskfork on 1 thread",
@@ -154,6 +191,16 @@ pub const WORKS: &[Work] = works! {
     "bcrypt", "bcrypt hashes of cost 8 on 2 workers", "hashes/s", true, [64, 16], HASHES;
     "checkouts", "queued checkouts of one call on 20 workers", "calls/s", true, [10_000, 2_000],
         ALL;
+    "python_call", "Python: one call of 64 characters after the other, median", "µs", false, [3000, 500], PYTHON;
+    "python_gathered", "Python: 100 calls at a time on 2 workers", "calls/s", true, [10_000, 2_000], PYTHON_GATHERED;
+    "python_array", "Python: an array of NumPy of 16 MiB there and back", "MB/s", true, [16 << 10, 16 << 10],
+        PYTHON_ARRAY;
+    "python_cold", "Python: from nothing but imports to the first answer", "µs", false, [1, 1], PYTHON_COLD;
+    "python_crash", "Python: a call that kills its worker, until the next answer; a broken pool is made anew", "µs",
+        false, [1, 1], PYTHON;
+    "python_lost", "Python: calls of 20 at a time on 4 workers that fail because one kills its worker", "calls", false,
+        [1, 1], PYTHON_WORKERS;
+    "python_pss", "Python: memory of an idle worker (PSS), NumPy imported", "KiB", false, [1, 1], PYTHON_WORKERS;
     "queue_growth", "a checkout with 100,000 waiting by one with 100", "times", false, [1, 1],
         &["taskfork"];
 };
