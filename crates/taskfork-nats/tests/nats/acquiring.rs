@@ -131,8 +131,20 @@ async fn many_clients_use_all_room_and_no_more() {
     }
 
     assert!(errors.iter().all(Error::is_no_room), "{errors:?}");
-    // Those that were refused by a node that became full have asked again.
-    assert_eq!(sessions.len(), 15, "{errors:?}");
+    assert!(sessions.len() <= 15, "{errors:?}");
+    // On a busy machine an answer can come too late, and then its place is given back after the others have been refused.
+    timeout(LONG, async {
+        while sessions.len() < 15 {
+            match fleet.acquire(&[], None).await {
+                Ok(session) => sessions.push(session),
+                Err(error) => assert!(error.is_no_room(), "{error}"),
+            }
+        }
+    })
+    .await
+    .unwrap();
+    let error = fleet.acquire(&[], None).await.unwrap_err();
+    assert!(error.is_no_room(), "{error}");
     for node in &nodes {
         assert_eq!(node.free(), 0);
     }
