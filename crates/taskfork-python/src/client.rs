@@ -23,6 +23,7 @@ use crate::log::CheckoutLog;
 use crate::options::{Options, limit};
 use crate::pickles;
 use crate::process::OfProcess;
+use crate::remote::Remote;
 use crate::stream::{self, ItemsSource, Reports, Shared, Stream};
 use crate::waiting::{self, Queued};
 
@@ -147,9 +148,10 @@ impl Client {
 #[pymethods]
 impl Client {
     #[new]
-    fn new(address: Cow<'_, str>, options: Options) -> PyResult<Self> {
+    fn new(address: Cow<'_, str>, options: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let (options, remote): (Options, Remote) = (options.extract()?, options.extract()?);
         let pickles = options.pickle;
-        let inner = OfProcess::new(options.build(&address)?);
+        let inner = OfProcess::new(options.build(&remote, &address)?);
         Ok(Self { inner, number: CLIENTS.fetch_add(1, Ordering::Relaxed), pickles })
     }
 

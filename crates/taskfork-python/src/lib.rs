@@ -22,6 +22,7 @@ mod options;
 mod pickles;
 mod process;
 mod receiver;
+mod remote;
 mod serving;
 mod stream;
 mod sys;

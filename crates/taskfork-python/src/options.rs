@@ -5,9 +5,10 @@ use std::time::Duration;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use taskfork::__private::binding;
-use taskfork::client::ClientBuilder;
+use taskfork::client::{ClientBuilder, ConfigError};
 
 use crate::process::runtime;
+use crate::remote::{self, Remote};
 
 /// Longer than this, in seconds, is no limit: 100 years.
 const LONGEST: f64 = 100.0 * 365.0 * 86400.0;
@@ -44,7 +45,7 @@ pub(crate) struct Options {
 
 impl Options {
     /// Builds the client. `ValueError` if an option or the address is wrong.
-    pub(crate) fn build(self, address: &str) -> PyResult<taskfork::Client> {
+    pub(crate) fn build(self, remote: &Remote, address: &str) -> PyResult<taskfork::Client> {
         let unlimited = |time: Option<Duration>| time.unwrap_or(Duration::MAX);
         let mut builder: ClientBuilder = taskfork::Client::builder()
             .address(address)
@@ -63,8 +64,20 @@ impl Options {
         if let Some(workers) = self.min_workers {
             builder = builder.min_workers(workers);
         }
+        builder = remote.connecting(builder)?;
         let runtime = runtime()?;
         let _in_runtime = runtime.enter();
-        builder.build().map_err(|error| PyValueError::new_err(error.to_string()))
+        let client = builder.build().map_err(wrong)?;
+        remote.placed(client).map_err(wrong)
     }
+}
+
+/// The error of options that do not go together, or that cannot be used.
+fn wrong(error: ConfigError) -> PyErr {
+    PyValueError::new_err(match error {
+        ConfigError::Option { option, reason } => {
+            format!("{} cannot be so: {reason}", remote::own_name(option))
+        }
+        error => error.to_string(),
+    })
 }

@@ -13,13 +13,15 @@ from ._caller import UNSET, Timeout, Unset, own_timeout
 from ._conversions import Receive
 from ._input import blocking_source
 from ._keywords import join
-from ._options import of_client
+from ._options import ClientOptions, of_client
 from ._progress import Progress
 from .client import OnLog, Stats
 from .converters import receiver
 from .errors import Aborted
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     # A client has an attribute `_native`.
     from ._native import Source, Stream as NativeStream
 
@@ -136,7 +138,7 @@ class Client(_Caller):
     Close it, or use it in a ``with``. All methods may be called from any thread. In a child that has been forked since,
     it is a client with connections of its own."""
 
-    def __init__(self, address: str, **options: Any) -> None:
+    def __init__(self, address: str, **options: Unpack[ClientOptions]) -> None:
         self._address, self._options = address, of_client(options)
         self._closed = False
         self._open()

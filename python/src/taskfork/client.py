@@ -6,13 +6,16 @@ import asyncio
 import warnings
 import weakref
 from dataclasses import dataclass
-from typing import Any, Callable, Optional
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from . import _native
 from ._call import Call, Stream
 from ._caller import UNSET, Caller, Timeout, Unset
 from ._loops import running_loop
-from ._options import of_client
+from ._options import ClientOptions, of_client
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 OnLog = Callable[[dict[str, Any]], None]
 
@@ -57,7 +60,8 @@ class Client(Caller):
     process that made it. Times are in seconds, and None means no limit. ``ValueError`` if an option is invalid, ``TypeError`` if it
     has a wrong type or does not exist, ``RuntimeError`` if no event loop runs.
 
-    - ``address``: ``unix:PATH``, ``unix-percent:PATH`` or ``tcp:HOST:PORT``.
+    - ``address``: ``unix:PATH``, ``unix-percent:PATH``, ``tcp:HOST:PORT``, ``tls:HOST:PORT`` of a gateway, or
+      ``nats://HOST:PORT/SERVICE`` and ``nats+tls://HOST:PORT/SERVICE`` of nodes at NATS.
     - ``name``: the client's name in the server's log. Defaults to ``taskfork``.
     - ``interfaces``: the names of interfaces that the server must serve, at most 64. If it does not, calls fail at once
       with ``WrongInterface``. A server of untyped methods or of programs serves any. Defaults to none.
@@ -73,9 +77,25 @@ class Client(Caller):
     - ``max_frame``: the longest message in bytes. Defaults to 64 MiB.
     - ``pickle``: whether values without another encoding are pickled, and pickled results are taken. The server can run any code
       in this process then. The workers need the option too. Defaults to False.
+
+    These are for the address of a gateway, and for direct connections to nodes. Files are in PEM:
+
+    - ``tls_ca``: the file with the authorities of its certificate. Defaults to None, for those that the system trusts.
+    - ``tls_identity``: the files with the certificate of this client and with its private key. Defaults to None.
+    - ``tls_name``: the name that the certificate must have. Defaults to None, for the host in the address.
+
+    And these for nodes at NATS. A client has the workers of such nodes only:
+
+    - ``nats_creds``: the file with the credentials of this user. Defaults to None.
+    - ``nats_ca``, ``nats_identity``: as ``tls_ca`` and ``tls_identity``, for the NATS servers.
+    - ``nats_route``: ``"direct"`` to the node by TLS, ``"relayed"`` through NATS, or ``"auto"``: directly if the node offers
+      that and can be reached there. Defaults to None, for ``"auto"``.
+    - ``labels``: what the nodes must have, such as ``["gpu=a100"]``, at most 5. Defaults to none.
+    - ``key``: the node to prefer is chosen by this text, and all clients with the same one choose the same node. Defaults to
+      None. With labels or a key no workers are kept connected for later: ``min_workers`` has no effect.
     """
 
-    def __init__(self, address: str, **options: Any) -> None:
+    def __init__(self, address: str, **options: Unpack[ClientOptions]) -> None:
         loop = running_loop()
         if loop is None:
             raise RuntimeError(
