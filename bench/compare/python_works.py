@@ -142,6 +142,13 @@ class Executor(Pool):
         self.pool.shutdown(cancel_futures=True)
 
 
+class ForkedExecutor(Executor):
+    """Its server is a fork of the program, as the workers of the other pools are."""
+
+    def __init__(self, workers):
+        self.pool = taskfork.Executor(workers, multiprocessing.get_context("fork"))
+
+
 class Blocking:
     """The client without asyncio, and a server of its own."""
 
@@ -371,6 +378,7 @@ CANDIDATES = {
     "pebble": Pebble,
     "loky": Loky,
     "taskfork Executor": Executor,
+    "taskfork Executor, fork": ForkedExecutor,
     "taskfork blocking": Blocking,
     "taskfork blocking, queued": Blocking,
     "taskfork blocking, server runs": Served,

@@ -1,11 +1,14 @@
 //! What belongs to this process alone: the runtime that drives all clients, and values that a forked child must not
 //! touch.
 
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, PoisonError};
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use tokio::runtime::{Builder, Handle};
+
+use crate::forking::{Descriptor, of_this_runtime};
 
 /// The runtime of a process, and the process.
 static RUNTIME: Mutex<Option<(u32, Handle)>> = Mutex::new(None);
@@ -27,6 +30,34 @@ pub(crate) fn runtime() -> PyResult<Handle> {
     // The thread of a parent's runtime is not in this process, so that its handle cannot be dropped either.
     std::mem::forget(known.replace((pid, handle.clone())));
     Ok(handle)
+}
+
+/// The runtime's thread waits while this exists, between two polls of tasks: it holds no lock and opens no connection.
+pub(crate) struct Pause {
+    /// What the runtime has open: the connections of all clients, and what it waits with.
+    pub(crate) descriptors: Vec<Descriptor>,
+    _resumes: Sender<()>,
+}
+
+/// Lets the runtime's thread wait. `None` if this process has none, because it has had no client.
+pub(crate) fn pause(py: Python<'_>) -> Option<Pause> {
+    let pid = std::process::id();
+    let known = RUNTIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let handle = known.as_ref().filter(|(of, _)| *of == pid).map(|(_, handle)| handle.clone())?;
+    drop(known);
+    let (resumes, resumed) = channel();
+    let (tells, told) = channel();
+    handle.spawn(wait(tells, resumed));
+    // The thread may drop what needs the interpreter before.
+    let descriptors = py.detach(move || told.recv()).ok()?;
+    Some(Pause { descriptors, _resumes: resumes })
+}
+
+/// Blocks the runtime's thread until the other end of `resumed` is dropped.
+async fn wait(tells: Sender<Vec<Descriptor>>, resumed: Receiver<()>) {
+    if tells.send(of_this_runtime()).is_ok() {
+        let _ = resumed.recv();
+    }
 }
 
 /// A value with connections, which is of no use in a child that has been forked since. There it is never dropped: its

@@ -32,6 +32,8 @@ pub(crate) struct Options {
     shutdown_grace: f64,
     /// Whether SIGHUP starts the program anew. Otherwise it ends the server.
     restarts: bool,
+    /// Whether memory is moved to huge pages, which costs time when the server starts, and copies what it shares.
+    huge_pages: bool,
     /// Whether values without another encoding are pickled.
     pickle: bool,
     /// From which level on is logged: `info`, `warn` or `error`.
@@ -78,7 +80,8 @@ impl Options {
             .name(self.name)
             .spare_workers(self.spare_workers)
             .max_calls(self.max_calls)
-            .share_details(self.share_details);
+            .share_details(self.share_details)
+            .huge_pages(self.huge_pages);
         if !self.restarts {
             server = server.restart_on_hangup(false);
         }

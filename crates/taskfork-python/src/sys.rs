@@ -17,7 +17,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyModule, PySlice};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use taskfork::__private::{InputItems, Taken};
+use taskfork::__private::{InputItems, Taken, is_forking_guardian};
 use taskfork::Emitter;
 use taskfork::worker::{EmitError, ReceiveError};
 
@@ -181,11 +181,47 @@ fn alarm_handler() -> std::io::Result<Option<extern "C" fn(c_int)>> {
     })
 }
 
+#[expect(unsafe_code, reason = "standard output of the C library")]
+unsafe extern "C" {
+    static stdout: *mut libc::FILE;
+    fn __fpurge(stream: *mut libc::FILE);
+}
+
 #[expect(unsafe_code, reason = "functions of the stable ABI that the bindings lack")]
 unsafe extern "C" {
     fn PyOS_BeforeFork();
     fn PyOS_AfterFork_Parent();
     fn PyOS_AfterFork_Child();
+}
+
+/// Forks this process, and tells the interpreter, as `os.fork` does. Returns 0 in the child, which has a copy of this thread
+/// alone.
+#[expect(unsafe_code, reason = "a fork, and calls of the interpreter")]
+pub(crate) fn fork(_: Python<'_>) -> std::io::Result<i32> {
+    // SAFETY: this thread holds the interpreter.
+    unsafe { PyOS_BeforeFork() };
+    // SAFETY: the child may do what that of `os.fork` may. Locks of the interpreter and of the allocator are free in it, and the
+    // caller has paused the thread of the clients, so those that it takes are free too.
+    let child = unsafe { libc::fork() };
+    let error = std::io::Error::last_os_error();
+    match child {
+        0 => {
+            // SAFETY: this is the stream of the C library. What the program has buffered there, the program writes.
+            unsafe { __fpurge(stdout) };
+            // SAFETY: this thread holds the interpreter, and is the only one.
+            unsafe { PyOS_AfterFork_Child() };
+        }
+        // SAFETY: this thread holds the interpreter since `PyOS_BeforeFork`.
+        _ => unsafe { PyOS_AfterFork_Parent() },
+    }
+    if child < 0 { Err(error) } else { Ok(child) }
+}
+
+/// Closes a descriptor whose owner in Rust is never dropped in this process.
+#[expect(unsafe_code, reason = "a descriptor is closed by its number")]
+pub(crate) fn close_forgotten(number: i32) {
+    // SAFETY: nothing in this process closes it again, or uses it, as the caller says.
+    drop(unsafe { OwnedFd::from_raw_fd(number) });
 }
 
 /// Whether this process is a server, which forks workers without Python's `os.fork`.
@@ -208,7 +244,7 @@ pub(crate) fn tell_interpreter_of_forks(is_server: bool) {
 
 #[expect(unsafe_code, reason = "calls of the interpreter")]
 unsafe extern "C" fn before_fork() {
-    if !IS_SERVER.load(SeqCst) {
+    if !is_for_python() {
         return;
     }
     // SAFETY: the interpreter runs. This thread has a state in it, which it has released before it began to serve.
@@ -220,7 +256,7 @@ unsafe extern "C" fn before_fork() {
 
 #[expect(unsafe_code, reason = "calls of the interpreter")]
 unsafe extern "C" fn in_parent() {
-    if IS_SERVER.load(SeqCst) {
+    if is_for_python() {
         // SAFETY: `before_fork` has run in this thread, so it holds the interpreter.
         unsafe { PyOS_AfterFork_Parent() };
         release();
@@ -229,12 +265,19 @@ unsafe extern "C" fn in_parent() {
 
 #[expect(unsafe_code, reason = "calls of the interpreter")]
 unsafe extern "C" fn in_child() {
+    let is_for_python = is_for_python();
     // The forks of workers' code are those of `os.fork`, which tells the interpreter itself.
-    if IS_SERVER.swap(false, SeqCst) {
+    IS_SERVER.store(false, SeqCst);
+    if is_for_python {
         // SAFETY: the child is a copy of the only thread, which held the interpreter.
         unsafe { PyOS_AfterFork_Child() };
         release();
     }
+}
+
+/// Whether the fork is that of a worker.
+fn is_for_python() -> bool {
+    IS_SERVER.load(SeqCst) && !is_forking_guardian()
 }
 
 /// Undoes what `before_fork` did.

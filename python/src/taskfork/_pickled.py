@@ -15,6 +15,9 @@ from .worker import DeadlineExceeded
 #: What an answer begins with: a result follows, or an exception and its traceback as text.
 RESULT, RAISED = b"\0", b"\1"
 
+#: Whether this worker comes from a fork of the program.
+_is_forked = False
+
 
 def write(path: str, initializer: Optional[Callable[..., Any]], initargs: tuple[Any, ...]) -> None:
     """Writes what :func:`interface` reads."""
@@ -46,6 +49,18 @@ def interface(path: str) -> tuple[Any, Any, Any]:
     return [call], setup, None
 
 
+def objects(initializer: Optional[Callable[..., Any]], initargs: tuple[Any, ...]) -> dict[str, Any]:
+    """What a fork of the program serves, which needs nothing of the above."""
+
+    def setup() -> None:
+        global _is_forked
+        _is_forked = True
+        if initializer is not None:
+            initializer(*initargs)
+
+    return {"interface": [call], "setup": setup, "checkout_done": None}
+
+
 def call(work: Any) -> bytes:
     """Runs a pickled call. An exception is an answer too, so that the worker goes on."""
     try:
@@ -65,6 +80,11 @@ def _explained(error: AttributeError) -> AttributeError:
     """The error of a function that is not in the main module here."""
     if "'__main__'" not in str(error) and "'__mp_main__'" not in str(error):
         return error
+    if _is_forked:
+        return AttributeError(
+            f"{error}: workers have what the program had at the executor's first call, from which they are forked. Define the "
+            "function before that, or make another executor"
+        )
     return AttributeError(
         f'{error}: workers have no main module of a program from standard input, from `-c`, from `-m PACKAGE` or from the '
         'prompt, and nothing that is below `if __name__ == "__main__":`. Put the function into a module, or, if the program is '

@@ -96,7 +96,7 @@ def run(
     _serve(listen, options, _Worker(interface, setup, checkout_done))
 
 
-def _serve(listen: str, options: dict[str, Any], template: _Worker) -> None:
+def _serve(listen: str, options: dict[str, Any], template: _Worker, is_forked: bool = False) -> None:
     threads = len(os.listdir("/proc/self/task"))
     if threads > 1:
         raise RuntimeError(
@@ -104,12 +104,14 @@ def _serve(listen: str, options: dict[str, Any], template: _Worker) -> None:
             "`setup`, which runs in each worker. A library that is imported may have started them; NumPy starts none with the "
             "variable OPENBLAS_NUM_THREADS=1, others with OMP_NUM_THREADS=1 or MKL_NUM_THREADS=1"
         )
+    template.handle_signals()
     # The collector writes to each object that it visits, which would copy its page in each worker. What is there now is
     # left alone from here on.
     gc.collect()
     gc.freeze()
     try:
-        _native.serve(listen, options, template)
+        # A fork of a program shares its memory with it.
+        _native.serve(listen, {**options, "huge_pages": not is_forked}, template)
     finally:
         gc.unfreeze()
 
@@ -144,11 +146,16 @@ class _Worker:
         self._is_interrupted = False
         self._pid = 0
         self._root_level = logging.WARNING
+        self._records = worker._Records()
+        self._records.setFormatter(logging.Formatter("%(name)s: %(message)s"))
         for what, function in (("setup", setup), ("checkout_done", checkout_done)):
             if function is not None and not callable(function):
                 raise TypeError(f"{what} is {function!r:.100}: it takes a function")
         if not inspect.isclass(interface):
             self._methods = Methods(interface).read_all()
+
+    def handle_signals(self) -> None:
+        """Before workers are forked."""
         # The loop's own handler calls this one.
         signal.signal(signal.SIGALRM, self._on_alarm)
         faulthandler.enable()
@@ -178,9 +185,7 @@ class _Worker:
         """Runs ``setup`` in a new worker. Returns the messages of its error and of the causes."""
         if self._pid == 0:
             self._pid = os.getpid()
-            handler = worker._Records()
-            handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-            logging.getLogger().addHandler(handler)
+            logging.getLogger().addHandler(self._records)
             worker._log._send = _log
             worker._context._find_peer = _native.peer
 
