@@ -491,7 +491,9 @@ def test_a_thread_that_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_warnings_of_workers_that_nobody_collects(executor: Executor, capfd: pytest.CaptureFixture[str]) -> None:
     executor.submit(warn, "the disk is full").result(60)
-    assert "the disk is full" in capfd.readouterr().err
+    # The server passes on what workers write.
+    said: list[str] = []
+    until("the warning is there", lambda: said.append(capfd.readouterr().err) or "the disk is full" in "".join(said))  # type: ignore[func-returns-value]
 
 
 def test_an_exception_whose_attributes_cannot_be_set_is_raised_as_it_is(executor: Executor) -> None:
@@ -580,3 +582,117 @@ if __name__ == "__main__":
 
 def test_ctrl_c_ends_a_server_that_imports(tmp_path: Path) -> None:
     interrupt(tmp_path, SLOW, "imports")
+
+
+def pause(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+class SlowToRead:
+    """What takes some time to be made of a pickle."""
+
+    def __setstate__(self, state: Any) -> None:
+        time.sleep(0.5)
+
+    def __getstate__(self) -> Any:
+        return {"some": "state"}
+
+
+def waits_of(future: Any, count: int = 1) -> list[Any]:
+    """Threads that wait for a future, and what they get."""
+    found: list[Any] = []
+
+    def wait() -> None:
+        try:
+            found.append(future.result(60))
+        except BaseException as error:
+            found.append(error)
+
+    threads = [threading.Thread(target=wait, daemon=True) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    return [found, *threads]
+
+
+@pytest.fixture
+def driven(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Is set once a thread waits for a call, and so completes it."""
+    begun, drive = threading.Event(), executor._pool.drive
+
+    def note(*args: Any) -> None:
+        begun.set()
+        drive(*args)
+
+    executor.submit(pid).result(60)
+    monkeypatch.setattr(executor._pool, "drive", note)
+    return begun
+
+
+def test_all_threads_that_wait_for_a_call_get_its_result(executor: Executor) -> None:
+    executor.submit(pid).result(60)
+    future = executor.submit(pause, 0.3)
+    found, *threads = waits_of(future, 3)
+    for thread in threads:
+        thread.join(60)
+    assert found == [0.3] * 3
+
+
+def test_a_call_that_a_thread_waits_for_can_be_stopped(executor: Executor, driven: threading.Event) -> None:
+    future = executor.submit(pause, 600)
+    found, thread = waits_of(future)
+    assert driven.wait(60)
+    assert future.stop()
+    thread.join(60)
+    assert len(found) == 1 and isinstance(found[0], concurrent.futures.CancelledError)
+    assert executor.submit(add, 1, 2).result(60) == 3
+
+
+def test_a_thread_that_gives_up_leaves_the_call_to_the_executor(executor: Executor) -> None:
+    executor.submit(pid).result(60)
+    future = executor.submit(pause, 0.5)
+    with pytest.raises(concurrent.futures.TimeoutError):
+        future.result(0.05)
+    until("the call has ended", future.done)
+    assert future.result() == 0.5
+
+
+def test_callbacks_run_in_the_thread_of_the_executor_whoever_waits(executor: Executor) -> None:
+    executor.submit(pid).result(60)
+    names: list[str] = []
+    future = executor.submit(pause, 0.2)
+    future.add_done_callback(lambda _: names.append(threading.current_thread().name))
+    assert future.result(60) == 0.2
+    until("it is called", lambda: bool(names))
+    assert names == ["taskfork-executor"]
+
+
+def test_ctrl_c_ends_a_wait_and_not_the_call(executor: Executor, driven: threading.Event) -> None:
+    future = executor.submit(pause, 1.0)
+
+    def interrupt() -> None:
+        assert driven.wait(60)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        future.result(60)
+    thread.join()
+    assert future.result(60) == 1.0
+
+
+def test_a_shutdown_waits_for_calls_that_other_threads_complete(executor: Executor, driven: threading.Event) -> None:
+    future = executor.submit(SlowToRead)
+    found, thread = waits_of(future)
+    assert driven.wait(60)
+    executor.shutdown(wait=True)
+    assert future.done()
+    thread.join(60)
+    assert len(found) == 1 and isinstance(found[0], SlowToRead)
+
+
+def test_a_call_that_ends_gives_its_worker_to_the_next_one_in_any_thread(executor: Executor) -> None:
+    executor.submit(pid).result(60)
+    futures = [executor.submit(add, number, 1) for number in range(50)]
+    assert [future.result(60) for future in futures] == list(range(1, 51))

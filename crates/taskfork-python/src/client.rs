@@ -4,12 +4,12 @@ use std::borrow::Cow;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
-use taskfork::__private::binding;
+use taskfork::__private::binding::{self, ProgressSource};
 use taskfork::Call;
 use taskfork::client::ProgressUpdates;
 
@@ -66,6 +66,22 @@ impl Pending {
             Self::Items(slot) => stream::changed(stream::poll(slot, context)),
             Self::Reports(slot) => stream::changed(stream::poll(slot, context)),
             Self::Close(future) => future.as_mut().poll(context).map(|()| Ok(none())),
+        }
+    }
+
+    /// Has a task woken once a poll returns the outcome, without a poll. Returns false if it must be polled before that.
+    pub(crate) fn set_waker(&self, waker: &Waker) -> bool {
+        match self {
+            Self::Call(call, ..) => binding::set_waker(call, waker),
+            _ => false,
+        }
+    }
+
+    /// Where the reports of a call's progress come from.
+    pub(crate) fn progress_source(&self) -> ProgressSource {
+        match self {
+            Self::Call(call, ..) => ProgressSource::of(call),
+            _ => ProgressSource::default(),
         }
     }
 
@@ -172,7 +188,24 @@ impl Client {
     ) -> PyResult<u64> {
         let pending = self.pending(method, args, timeout, input)?;
         let waiting = Waiting { future, log: None, client: Some(self.number) };
-        EventLoop::add(event_loop, pending, waiting)
+        event_loop.get().watch(self.inner.get()?);
+        Ok(event_loop.get().add(pending, waiting))
+    }
+
+    /// Makes a call in a checkout of its own, in any thread. The event loop completes it, in its own thread, unless a thread waits
+    /// for it: see [`EventLoop::wait`].
+    fn start(
+        &self,
+        event_loop: &Bound<'_, EventLoop>,
+        future: Py<PyAny>,
+        method: Cow<'_, str>,
+        args: &Bound<'_, PyTuple>,
+        timeout: Option<f64>,
+    ) -> PyResult<u64> {
+        let pending = self.pending(Some(method), args, timeout, None)?;
+        let waiting = Waiting { future, log: None, client: Some(self.number) };
+        event_loop.get().watch(self.inner.get()?);
+        Ok(event_loop.get().start(pending, waiting))
     }
 
     /// Makes a call in a checkout of its own, and waits for its result.
@@ -215,6 +248,9 @@ impl Client {
         event_loop: Option<&Bound<'_, EventLoop>>,
     ) -> PyResult<Checkout> {
         let client = self.inner.get()?;
+        if let Some(event_loop) = event_loop {
+            event_loop.get().watch(client);
+        }
         let timeout = limit("timeout", timeout)?;
         let mut checkout = client.checkout();
         if own_timeout {
@@ -237,7 +273,7 @@ impl Client {
     /// Closes the client. The future gets its result when the last connection is closed.
     fn close(&self, event_loop: &Bound<'_, EventLoop>, future: Py<PyAny>) -> PyResult<u64> {
         let close = OfProcess::new(Pending::Close(Box::pin(self.inner.get()?.close())));
-        EventLoop::add(event_loop, close, Waiting { future, log: None, client: None })
+        Ok(event_loop.get().add(close, Waiting { future, log: None, client: None }))
     }
 
     /// Closes the client, and waits until its last connection is closed.
@@ -329,7 +365,7 @@ impl Checkout {
     ) -> PyResult<Option<u64>> {
         let Some(pending) = pending else { return Ok(None) };
         let waiting = Waiting { future, log: self.log(event_loop.py()), client: None };
-        EventLoop::add(event_loop, pending, waiting).map(Some)
+        Ok(Some(event_loop.get().add(pending, waiting)))
     }
 }
 

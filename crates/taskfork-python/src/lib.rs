@@ -35,6 +35,7 @@ use pyo3::prelude::*;
 /// of calls, relies on it.
 #[pymodule(gil_used = true)]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    sys::count_forks();
     module.add_class::<client::Client>()?;
     module.add_class::<client::Checkout>()?;
     module.add_class::<event_loop::EventLoop>()?;

@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 use tokio::runtime::{Builder, Handle};
 
 use crate::forking::{Descriptor, of_this_runtime};
+use crate::sys::forks;
 
 /// The runtime of a process, and the process.
 static RUNTIME: Mutex<Option<(u32, Handle)>> = Mutex::new(None);
@@ -16,10 +17,10 @@ static RUNTIME: Mutex<Option<(u32, Handle)>> = Mutex::new(None);
 /// The runtime in which all clients of this process connect and keep the time. Its thread starts with the first client,
 /// never holds the interpreter, and ends with the process.
 pub(crate) fn runtime() -> PyResult<Handle> {
-    let pid = std::process::id();
+    let process = forks();
     let mut known = RUNTIME.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some((of, handle)) = known.as_ref()
-        && *of == pid
+        && *of == process
     {
         return Ok(handle.clone());
     }
@@ -28,7 +29,7 @@ pub(crate) fn runtime() -> PyResult<Handle> {
     let thread = std::thread::Builder::new().name("taskfork-client".to_owned());
     thread.spawn(move || runtime.block_on(std::future::pending::<()>()))?;
     // The thread of a parent's runtime is not in this process, so that its handle cannot be dropped either.
-    std::mem::forget(known.replace((pid, handle.clone())));
+    std::mem::forget(known.replace((process, handle.clone())));
     Ok(handle)
 }
 
@@ -41,9 +42,9 @@ pub(crate) struct Pause {
 
 /// Lets the runtime's thread wait. `None` if this process has none, because it has had no client.
 pub(crate) fn pause(py: Python<'_>) -> Option<Pause> {
-    let pid = std::process::id();
+    let process = forks();
     let known = RUNTIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let handle = known.as_ref().filter(|(of, _)| *of == pid).map(|(_, handle)| handle.clone())?;
+    let handle = known.as_ref().filter(|(of, _)| *of == process).map(|(_, handle)| handle.clone())?;
     drop(known);
     let (resumes, resumed) = channel();
     let (tells, told) = channel();
@@ -65,17 +66,18 @@ async fn wait(tells: Sender<Vec<Descriptor>>, resumed: Receiver<()>) {
 #[derive(Debug)]
 pub(crate) struct OfProcess<T> {
     value: Option<T>,
-    pid: u32,
+    /// How often the process had been forked by then.
+    process: u32,
 }
 
 impl<T> OfProcess<T> {
     pub(crate) fn new(value: T) -> Self {
-        Self { value: Some(value), pid: std::process::id() }
+        Self { value: Some(value), process: forks() }
     }
 
     /// The value. `RuntimeError` in a child.
     pub(crate) fn get(&self) -> PyResult<&T> {
-        let is_here = self.pid == std::process::id();
+        let is_here = self.process == forks();
         self.value.as_ref().filter(|_| is_here).ok_or_else(after_fork)
     }
 
@@ -86,14 +88,14 @@ impl<T> OfProcess<T> {
 
     /// The value, to be changed. `RuntimeError` in a child.
     pub(crate) fn get_mut(&mut self) -> PyResult<&mut T> {
-        let is_here = self.pid == std::process::id();
+        let is_here = self.process == forks();
         self.value.as_mut().filter(|_| is_here).ok_or_else(after_fork)
     }
 }
 
 impl<T> Drop for OfProcess<T> {
     fn drop(&mut self) {
-        if self.pid != std::process::id() {
+        if self.process != forks() {
             std::mem::forget(self.value.take());
         }
     }

@@ -254,7 +254,7 @@ impl Stream {
     /// Completes a future once `take` has something, or the stream is closed.
     fn changed(&self, event_loop: &Bound<'_, EventLoop>, future: Py<PyAny>) -> PyResult<u64> {
         let pending = OfProcess::new(Pending::Items(self.slot.clone()));
-        EventLoop::add(event_loop, pending, Waiting { future, log: None, client: None })
+        Ok(event_loop.get().add(pending, Waiting { future, log: None, client: None }))
     }
 
     /// Waits for something, and takes it; `None` if the stream is closed.
@@ -374,7 +374,7 @@ impl Reports {
     /// Completes a future once `take` has something.
     fn changed(&self, event_loop: &Bound<'_, EventLoop>, future: Py<PyAny>) -> PyResult<u64> {
         let pending = OfProcess::new(Pending::Reports(self.slot.clone()));
-        EventLoop::add(event_loop, pending, Waiting { future, log: None, client: None })
+        Ok(event_loop.get().add(pending, Waiting { future, log: None, client: None }))
     }
 
     /// Waits for a report; `None` if there are no more.

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::mem::ManuallyDrop;
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Once, OnceLock};
 use std::thread::{self, ThreadId};
 use std::time::Instant;
@@ -185,6 +185,27 @@ fn alarm_handler() -> std::io::Result<Option<extern "C" fn(c_int)>> {
 unsafe extern "C" {
     static stdout: *mut libc::FILE;
     fn __fpurge(stream: *mut libc::FILE);
+}
+
+/// How many forks lie between this process and the one that has loaded the module.
+static FORKS: AtomicU32 = AtomicU32::new(0);
+
+/// A number that a forked child and its parent do not have in common. It costs no system call.
+pub(crate) fn forks() -> u32 {
+    FORKS.load(Relaxed)
+}
+
+/// Makes [`forks`] right in children that `fork` makes. Those that execute another program at once may be made otherwise.
+#[expect(unsafe_code, reason = "a handler of forks")]
+pub(crate) fn count_forks() {
+    extern "C" fn in_child() {
+        FORKS.fetch_add(1, Relaxed);
+    }
+    static REGISTER: Once = Once::new();
+    REGISTER.call_once(|| {
+        // SAFETY: the handler lives as long as this module, which is never unloaded.
+        unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
+    });
 }
 
 #[expect(unsafe_code, reason = "functions of the stable ABI that the bindings lack")]

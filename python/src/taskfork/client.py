@@ -30,14 +30,7 @@ def _native_part(loop: asyncio.AbstractEventLoop) -> _native.EventLoop:
     entry = _event_loops.get(loop)
     known = None if entry is None else entry()
     if known is None:
-        weak = weakref.ref(loop)
-
-        def call_soon(run: Callable[[], None]) -> None:
-            current = weak()
-            if current is not None:
-                current.call_soon(run)
-
-        known = _native.EventLoop(call_soon)
+        known = _native.EventLoop()
         _event_loops[loop] = weakref.ref(known)
         loop.add_reader(known.fileno(), known.run)
     return known

@@ -25,7 +25,7 @@ import os
 import signal
 import sys
 import time
-from typing import Any, Callable, Iterator, NoReturn, Optional, TypeVar
+from typing import Any, Callable, Iterator, NoReturn, Optional, Sequence, TypeVar
 
 from . import _keywords, _methods, _native, _server_options, _texts, worker
 from ._emitter import STREAMS_NOTHING, TAKES_NOTHING, ItemError
@@ -197,29 +197,29 @@ class _Worker:
                 self._methods = Methods(given).read_all()
             return []
 
-        return self._messages(run)
+        try:
+            return self._run_user_code(run)
+        except BaseException as error:
+            return _messages_of(error)
 
     def end_checkout(self) -> list[str]:
         """Runs ``checkout_done`` in the same way."""
 
-        def run() -> list[str]:
-            done = self._checkout_done or (self._methods and self._methods.checkout_done)
-            if done:
-                _methods.resolve(done())
-            # The process ends without the exit handlers of the interpreter.
-            for stream in (sys.stdout, sys.stderr):
-                if stream is not None:
-                    stream.flush()
-            return []
-
-        return self._messages(run)
-
-    def _messages(self, run: Callable[[], list[str]]) -> list[str]:
+        # It follows each call of most clients, so there are no functions within functions.
         try:
-            return self._run_user_code(run)
+            try:
+                done = self._checkout_done or (self._methods and self._methods.checkout_done)
+                if done:
+                    _methods.resolve(done())
+                # The process ends without the exit handlers of the interpreter.
+                for stream in (sys.stdout, sys.stderr):
+                    if stream is not None:
+                        stream.flush()
+            finally:
+                self._exit_if_forked()
         except BaseException as error:
-            causes, _ = worker._causes_of(error)
-            return [worker._error_text(error), *causes]
+            return _messages_of(error)
+        return []
 
     def call(
         self,
@@ -235,17 +235,26 @@ class _Worker:
         worker._deadline = None if remaining is None else worker._begun_at + remaining
         worker._log.level = level
         worker._context._report = _report
-        root = logging.getLogger()
+        root = logging.root
         self._root_level = root.level
-        wanted = logging.DEBUG if level >= DEBUG else logging.INFO
-        if level >= INFO and root.level > wanted:
-            root.setLevel(wanted)
-
-        def run() -> _Answer:
-            self._raise_if_due()
-            return self._run(method, args, reads_items, receiver)
-
-        answer = self._guarded(run)
+        if level >= INFO:
+            wanted = logging.DEBUG if level >= DEBUG else logging.INFO
+            if root.level > wanted:
+                root.setLevel(wanted)
+        try:
+            # `DeadlineExceeded` may be raised anywhere in this block.
+            try:
+                self._in_call = True
+                try:
+                    if self._is_due:
+                        self._raise_if_due()
+                    answer = self._run(method, args, reads_items, receiver)
+                finally:
+                    self._exit_if_forked()
+            finally:
+                self._in_call = False
+        except BaseException as error:
+            answer = _fault(error)
         if answer[0] != "items":
             self._end()
         return answer
@@ -295,12 +304,20 @@ class _Worker:
                 close()
             return ("ok", None)
 
-        answer = self._guarded(run)
+        try:
+            # `DeadlineExceeded` may be raised anywhere in this block.
+            try:
+                self._in_call = True
+                answer = self._run_user_code(run)
+            finally:
+                self._in_call = False
+        except BaseException as error:
+            answer = _fault(error)
         self._end()
         return answer
 
     def _end(self) -> None:
-        root = logging.getLogger()
+        root = logging.root
         # It clears the caches of all loggers.
         if root.level != self._root_level:
             root.setLevel(self._root_level)
@@ -310,17 +327,6 @@ class _Worker:
             self._input._close()
             self._input = None
 
-    def _guarded(self, run: Callable[[], _Answer]) -> _Answer:
-        try:
-            # `DeadlineExceeded` may be raised anywhere in this block.
-            try:
-                self._in_call = True
-                return self._run_user_code(run)
-            finally:
-                self._in_call = False
-        except BaseException as error:
-            return _fault(error)
-
     def _run(
         self,
         method: Optional[str],
@@ -329,6 +335,9 @@ class _Worker:
         receiver: Optional[_native.Receiver],
     ) -> _Answer:
         assert self._methods is not None
+        plain = self._methods.plain.get("" if method is None else method)
+        if plain is not None and not reads_items and receiver is None and not _keywords.has_mark(args):
+            return self._result_of(plain, args, {}, method, False)
         call, known = self._methods.find(method)
         kind = self._methods.kind(method)
         if call is None or kind is None:
@@ -353,16 +362,28 @@ class _Worker:
                 receiver.open()
         except TypeError as error:
             return ("arguments", _texts.encodable(str(error)))
+        return self._result_of(call, positional, keywords, method, kind.streams)
+
+    def _result_of(
+        self,
+        call: Callable[..., Any],
+        args: Sequence[Any],
+        keywords: dict[str, Any],
+        method: Optional[str],
+        streams: bool,
+    ) -> _Answer:
+        assert self._methods is not None
         try:
-            result = call(*positional, **keywords)
+            result = call(*args, **keywords)
         except TypeError as error:
             # Raised by the call itself, and not in the method.
             if error.__traceback__ is not None and error.__traceback__.tb_next is None:
-                wrong = _methods.argument_error(kind.signature, positional, keywords)
+                kind = self._methods.kind(method)
+                wrong = None if kind is None else _methods.argument_error(kind.signature, args, keywords)
                 if wrong is not None:
                     return ("arguments", wrong)
             raise
-        return ("items", _methods.items_of(result)) if kind.streams else ("ok", _methods.resolve(result))
+        return ("items", _methods.items_of(result)) if streams else ("ok", _methods.resolve(result))
 
     def _run_user_code(self, run: Callable[[], _T]) -> _T:
         """Runs user code. A child that it forks, and that returns from it, exits here: it shares the connection with the
@@ -370,8 +391,11 @@ class _Worker:
         try:
             return run()
         finally:
-            if os.getpid() != self._pid:
-                worker._exit_child(sys.exc_info()[1])
+            self._exit_if_forked()
+
+    def _exit_if_forked(self) -> None:
+        if os.getpid() != self._pid:
+            worker._exit_child(sys.exc_info()[1])
 
     def _on_alarm(self, *_: Any) -> None:
         # The signal also asks what the worker does. A wait for the input ends without it.
@@ -404,6 +428,11 @@ def _log(message: dict[str, Any]) -> None:
 
 def _report(report: list[Any]) -> None:
     _native.progress(*report)
+
+
+def _messages_of(error: BaseException) -> list[str]:
+    causes, _ = worker._causes_of(error)
+    return [worker._error_text(error), *causes]
 
 
 def _fault(error: BaseException) -> _Answer:

@@ -532,6 +532,14 @@ impl Session {
         Some((method, outcome))
     }
 
+    /// Whether a call has ended.
+    pub(crate) fn is_done(&self, seq: Seq) -> bool {
+        !matches!(
+            self.calls.progress(seq),
+            Some(Progress::Queued | Progress::Sending | Progress::Sent(_))
+        )
+    }
+
     /// Sets the task to wake when this call ends.
     pub(crate) fn set_waker(&mut self, seq: Seq, waker: &Waker) {
         self.calls.set_waker(seq, waker);
