@@ -158,28 +158,6 @@ def test_other_tasks_run_between_calls_that_are_answered_at_once(server: Any) ->
     asyncio.run(asyncio.wait_for(test(), 60))
 
 
-def test_other_tasks_run_while_answers_follow_each_other(server: Any) -> None:
-    async def test() -> None:
-        turns = 0
-
-        async def other() -> None:
-            nonlocal turns
-            while True:
-                turns += 1
-                await asyncio.sleep(0)
-
-        async with taskfork.Client(server.address, max_workers=2, min_workers=2) as client:
-            task = asyncio.create_task(other())
-            await asyncio.gather(*(client.call("echo", number) for number in range(100)))
-            turns = 0
-            # They wait for two workers, so that there is always another answer to come.
-            await asyncio.gather(*(client.call("echo", number) for number in range(3000)))
-            task.cancel()
-        assert turns > 10
-
-    asyncio.run(test())
-
-
 def test_a_worker_that_has_answered_gets_the_next_call_before_the_turn_of_the_loop(own_server: Any, tmp_path: Any) -> None:
     address = own_server().address
 

@@ -589,14 +589,23 @@ def pause(seconds: float) -> float:
     return seconds
 
 
+reading = threading.Event()
+
+
 class SlowToRead:
     """What takes some time to be made of a pickle."""
 
     def __setstate__(self, state: Any) -> None:
-        time.sleep(0.5)
+        reading.set()
+        time.sleep(2)
 
     def __getstate__(self) -> Any:
         return {"some": "state"}
+
+
+def slow_to_read(seconds: float) -> SlowToRead:
+    time.sleep(seconds)
+    return SlowToRead()
 
 
 def waits_of(future: Any, count: int = 1) -> list[Any]:
@@ -683,9 +692,10 @@ def test_ctrl_c_ends_a_wait_and_not_the_call(executor: Executor, driven: threadi
 
 
 def test_a_shutdown_waits_for_calls_that_other_threads_complete(executor: Executor, driven: threading.Event) -> None:
-    future = executor.submit(SlowToRead)
+    # The thread waits before it has ended.
+    future = executor.submit(slow_to_read, 0.5)
     found, thread = waits_of(future)
-    assert driven.wait(60)
+    assert driven.wait(60) and reading.wait(60)
     executor.shutdown(wait=True)
     assert future.done()
     thread.join(60)

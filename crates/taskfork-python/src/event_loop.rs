@@ -187,7 +187,7 @@ impl EventLoop {
         lock(&self.calls).logs.insert(number, callback);
     }
 
-    /// Adds a call, and returns its key. It is polled in the next turn of the loop, or when it is awaited before.
+    /// Adds a call, and returns its key. The loop has a turn for it, and completes it when it is noted, or when it is awaited before.
     pub(crate) fn add(&self, pending: OfProcess<Pending>, waiting: Waiting) -> u64 {
         let (key, is_alone) = self.insert(pending, waiting);
         self.notes.signal();
@@ -198,7 +198,7 @@ impl EventLoop {
         key
     }
 
-    /// Adds a call without a turn of the loop.
+    /// Adds a call as another thread may do. The loop has no turn before it is noted.
     pub(crate) fn start(&self, pending: OfProcess<Pending>, waiting: Waiting) -> u64 {
         let (key, _) = self.insert(pending, waiting);
         key
@@ -463,7 +463,7 @@ impl EventLoop {
             std::mem::take(&mut calls.fresh)
         };
         if let Some(mut watch) = self.watch_now() {
-            watch.record_wake(fresh.is_empty());
+            watch.record_wake(self.notes.has_any());
         }
         let mut done = self.poll_noted(py);
         for key in fresh {

@@ -71,7 +71,7 @@ impl AnswerWatch {
     pub fn look(&mut self) -> Awaited {
         let checks_socket = self.spin.as_ref().is_some_and(LoopSpin::checks_socket);
         let cores = self.clients.iter().filter_map(|answers| answers.0.upgrade());
-        let found = cores.map(|core| core.look(checks_socket)).max();
+        let found = cores.map(|core| core.watched.look(checks_socket)).max();
         self.is_on |= found > Some(Look::Idle);
         match found {
             Some(Look::Found) => {
@@ -113,7 +113,7 @@ impl AnswerWatch {
         }
         if std::mem::take(&mut self.is_on) {
             let cores = self.clients.iter().filter_map(|answers| answers.0.upgrade());
-            cores.for_each(|core| core.end_watch());
+            cores.for_each(|core| core.watched.end(|key| core.poll_idle(key)));
         }
     }
 }

@@ -310,7 +310,7 @@ impl Link {
     /// sleep meanwhile.
     pub(super) fn look(&mut self, proto: &mut proto::Connection, checks_socket: bool) -> bool {
         self.notifier.set_watched(true);
-        proto.set_awake();
+        proto.set_looking();
         self.has_arrived(proto, checks_socket)
     }
 

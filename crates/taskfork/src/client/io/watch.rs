@@ -6,7 +6,6 @@
 
 use std::sync::{Arc, Mutex, Weak};
 
-use super::core::Core;
 use super::driver_queue::Look;
 use super::waker::{ConnectionWaker, Holder};
 use crate::client::pool::WorkerKey;
@@ -39,14 +38,12 @@ impl Watched {
             }
         })
     }
-}
 
-impl Core {
     /// Handles what the workers of running calls have sent. It neither waits nor lets other sides wait: call it again soon,
-    /// or [`end_watch`](Self::end_watch). Tasks whose calls have ended are woken.
+    /// or [`end`](Self::end). Tasks whose calls have ended are woken.
     pub(crate) fn look(&self, checks_socket: bool) -> Look {
         let mut found = Look::Idle;
-        for connection in self.watched.each() {
+        for connection in self.each() {
             if let Holder::Session(session) = connection.holder()
                 && let Some(session) = session.upgrade()
             {
@@ -56,15 +53,15 @@ impl Core {
         found
     }
 
-    /// Tasks are woken for answers from here on.
-    pub(crate) fn end_watch(&self) {
-        for connection in self.watched.each() {
+    /// Tasks are woken for answers from here on. `poll_idle` polls the connection of an idle worker.
+    pub(crate) fn end(&self, poll_idle: impl Fn(WorkerKey)) {
+        for connection in self.each() {
             if !connection.set_watched(false) {
                 continue;
             }
             match connection.holder() {
                 Holder::None => {}
-                Holder::Idle(key) => self.poll_idle(key),
+                Holder::Idle(key) => poll_idle(key),
                 Holder::Session(session) => {
                     if let Some(session) = session.upgrade() {
                         session.connection_event();
