@@ -213,18 +213,3 @@ def test_calls_with_a_log_are_calls_like_any_other(tmp_path: Path, monkeypatch: 
     assert str(printed[0]) == "a mistake of the user"
     with pytest.raises(TypeError, match="log must be a function or a logger"):
         Executor(1, log=5)  # type: ignore[arg-type]
-
-
-def test_reports_come_while_another_thread_waits_for_the_result(executor: Executor, tmp_path: Path) -> None:
-    future = executor.submit(steps, str(tmp_path), 2)
-    until("it runs", future.running)
-    found: list[int] = []
-    thread = threading.Thread(target=lambda: found.append(future.result(60)))
-    thread.start()
-    reports = future.progress()
-    for step in (1, 2):
-        (tmp_path / str(step)).touch()
-        assert reports.wait(60) == Progress(step, 2, "steps")
-    (tmp_path / "end").touch()
-    thread.join(60)
-    assert found == [2] and list(reports) == []

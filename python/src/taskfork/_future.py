@@ -21,8 +21,6 @@ _LOGGER = logging.getLogger("taskfork.executor")
 class Pool(Protocol):
     """What runs the calls of an executor."""
 
-    def drive(self, future: Future[Any], timeout: Optional[float]) -> None:
-        """Completes a call in this thread, if it runs and no other thread does."""
     def stop(self, future: Future[Any]) -> bool: ...
     def watch(self, future: Future[Any]) -> None:
         """Passes the reports of a call's progress to its future, from now on or from when it begins."""
@@ -45,23 +43,6 @@ class Future(_Future[T]):
         #: How many reports have come.
         self._reports = 0
         self._on_progress: list[Callable[[Progress], Any]] = []
-
-    def result(self, timeout: Optional[float] = None) -> T:
-        return super().result(self._drive(timeout))
-
-    def exception(self, timeout: Optional[float] = None) -> Optional[BaseException]:
-        return super().exception(self._drive(timeout))
-
-    def _drive(self, timeout: Optional[float]) -> Optional[float]:
-        """Lets this thread complete the call, instead of being woken by the thread that does. Returns the rest of the time."""
-        if self.done():
-            return timeout
-        if timeout is None:
-            self._pool.drive(self, None)
-            return None
-        end = time.monotonic() + timeout
-        self._pool.drive(self, timeout)
-        return max(0.0, end - time.monotonic())
 
     def stop(self) -> bool:
         """Cancels the call, also if it runs: its worker is killed then, and another one replaces it. Whoever waits gets

@@ -6,21 +6,20 @@ import asyncio
 import atexit
 import itertools
 import logging
-import math
 import os
 import pickle
 import tempfile
 import threading
 import weakref
 from collections import deque
-from concurrent.futures import CancelledError, Executor as _Executor, InvalidStateError
+from concurrent.futures import CancelledError, Executor as _Executor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Any, Callable, Deque, Iterable, Iterator, Optional, TypeVar, Union
 
 # Those of a fork too, which must not wait for an import.
 from . import _forked as _forked, _pickled, _pickling, _started as _started
-from ._call import Reports as ReportsOfCall
+from ._call import Call
 from ._caller import UNSET, Timeout, Unset, limit
 from ._future import Future, OnLog, Reports, function_for
 from ._server import Server, Starting, check_guarded, is_fork
@@ -176,37 +175,8 @@ class _RemoteTraceback(Exception):
         return f'\n"""\n{self._text}"""'
 
 
-class _Running:
-    """A call that has a worker, as the future that the native module completes: in the thread of the pool, or in one that waits for
-    the call."""
-
-    def __init__(self, pool: _Pool, future: Future[Any]) -> None:
-        self._pool, self.future = pool, future
-        #: The number of the call in the native module; 0 as long as that does not have it.
-        self.key = 0
-
-    def done(self) -> bool:
-        return self.future.done()
-
-    def set_result(self, result: Any) -> None:
-        try:
-            self._pool._finish(self, result, None)
-        except BaseException:
-            # Ctrl-C in a thread that waits. The call has ended nevertheless, and others may wait for it.
-            self._pool._finish(self, result, None)
-            raise
-
-    def set_exception(self, exception: BaseException) -> None:
-        self._pool._finish(self, None, exception)
-
-    def exception(self) -> None:
-        """An event loop reports the exception of a future for which nobody asks."""
-
-
 class _Pool:
-    """What an executor does. A thread with an event loop, which begins with the first call, starts the server, and completes the calls
-    for which no other thread waits. Whoever makes a call gives it to a worker, if one is free, and whoever completes one gives the next
-    one."""
+    """What an executor does, in a thread with an event loop. That begins with the first call."""
 
     def __init__(
         self,
@@ -233,9 +203,7 @@ class _Pool:
         self._client: Optional[Client] = None
         #: Calls that have no worker, and those that have one.
         self._pending: Deque[tuple[Future[Any], bytes, Timeout]] = deque()
-        self._running: dict[Future[Any], _Running] = {}
-        #: Calls that have ended, but not for those who wait for them.
-        self._ending: set[_Running] = set()
+        self._running: dict[Future[Any], Call[Any]] = {}
         #: Tasks that pass on reports of progress.
         self._watchers: set[asyncio.Task[None]] = set()
         #: The loop will look for something to do.
@@ -267,7 +235,7 @@ class _Pool:
             if self._thread is None:
                 self._begin()
             self._pending.append((future, work, timeout))
-        self._step()
+            self._wake()
         return future
 
     def _begin(self) -> None:
@@ -313,14 +281,6 @@ class _Pool:
                 raise RuntimeError("cannot schedule new futures after shutdown")
             if self._broken is not None:
                 raise BrokenProcessPool(self._broken)
-
-    def drive(self, future: Future[Any], timeout: Optional[float]) -> None:
-        running, client = self._running.get(future), self._client
-        if running is None or client is None or not running.key:
-            return
-        # Callbacks, and the function for logs, are called in the thread of the pool.
-        if self._log is None and not future._done_callbacks:  # type: ignore[attr-defined]
-            client._native_loop.wait(running.key, timeout)
 
     def stop(self, future: Future[Any]) -> bool:
         with self._lock:
@@ -426,7 +386,7 @@ class _Pool:
         finally:
             # Before the loop is closed, so that no thread calls it then.
             with self._lock:
-                self._loop = self._client = None
+                self._loop = None
             loop.remove_reader(process)
             os.close(process)
 
@@ -440,95 +400,85 @@ class _Pool:
             self._ended.set_result(None)
 
     def _step(self) -> None:
-        """Gives calls to workers, in any thread."""
-        while True:
+        """Gives calls to workers."""
+        assert self._client is not None
+        with self._lock:
+            self._is_woken = False
+        while len(self._running) < self._max_workers:
             with self._lock:
-                self._is_woken = False
-                client = self._client
-                if client is None or not self._pending or len(self._running) >= self._max_workers:
-                    is_over = self._is_shut_down and not (self._pending or self._running or self._ending)
-                    if (is_over or self._broken is not None) and self._loop is not None:
-                        self._loop.call_soon_threadsafe(self._end)
-                    return
+                if not self._pending:
+                    break
                 future, work, timeout = self._pending.popleft()
-                if not future.set_running_or_notify_cancel():
-                    continue
-                running = self._running[future] = _Running(self, future)
-                try:
-                    self._start(client, running, work, self._timeout if isinstance(timeout, Unset) else timeout)
-                    failure = None
-                except Exception as error:
-                    del self._running[future]
-                    failure = error
-                if future._is_watched and self._loop is not None:
-                    self._loop.call_soon_threadsafe(self._watch, future)
-            if failure is not None:
-                _settle(future, None, failure)
+            if not future.set_running_or_notify_cancel():
+                continue
+            limit = self._timeout if isinstance(timeout, Unset) else timeout
+            try:
+                call = self._call(future, work, limit)
+            except Exception as error:
+                _settle(future, None, error)
+                continue
+            self._running[future] = call
+            call.add_done_callback(partial(self._finish, future))
+            if future._is_watched:
+                self._watch(future)
+        with self._lock:
+            is_over = self._is_shut_down and not self._pending and not self._running
+        if is_over or self._broken is not None:
+            self._end()
 
-    def _start(self, client: Client, running: _Running, work: bytes, limit: Optional[float]) -> None:
-        loop, time = client._native_loop, math.inf if limit is None else limit
+    def _call(self, future: Future[Any], work: bytes, limit: Optional[float]) -> Call[Any]:
+        assert self._client is not None
         if self._log is None:
-            running.key = client._native.start(loop, running, "call", (work,), time)
-            return
+            return self._client.call("call", work, timeout=limit)
         # It has a log of its own. The call goes on when it is released.
-        log = partial(self._log, running.future)
-        checkout = client._native.checkout(own_timeout=False, timeout=None, log=log, event_loop=loop)
-        running.key = checkout.call(loop, running, "call", (work,), time, None) or 0
+        checkout = self._client.checkout(log=partial(self._log, future))
+        call = checkout.call("call", work, timeout=limit)
         checkout.release()
+        return call
 
     def _watch(self, future: Future[Any]) -> None:
         """Passes the reports of a call to its future. It may be asked twice: when the call begins, and by the future."""
-        running, client = self._running.get(future), self._client
-        if running is None or client is None or future._has_watcher:
+        call = self._running.get(future)
+        if call is None or future._has_watcher:
             return
         future._has_watcher = True
-        loop, native_loop = asyncio.get_running_loop(), client._native_loop
-        reports = ReportsOfCall(native_loop.progress(running.key), loop, native_loop)
-        task = loop.create_task(self._pass_on(future, reports))
+        task = asyncio.get_running_loop().create_task(self._pass_on(future, call))
         self._watchers.add(task)
         task.add_done_callback(self._watchers.discard)
 
-    async def _pass_on(self, future: Future[Any], reports: ReportsOfCall) -> None:
-        async for report in reports:
+    async def _pass_on(self, future: Future[Any], call: Call[Any]) -> None:
+        async for report in call.progress():
             future._report(report)
 
     def _stop(self, future: Future[Any]) -> None:
-        running, client = self._running.get(future), self._client
-        if running is not None and client is not None and client._native_loop.cancel(running.key):
-            self._finish(running, None, CancelledError())
+        call = self._running.get(future)
+        if call is not None:
+            call.cancel()
 
     def _stop_running(self) -> None:
-        for future in list(self._running):
-            self._stop(future)
+        for call in list(self._running.values()):
+            call.cancel()
 
-    def _finish(self, running: _Running, answer: Any, error: Optional[BaseException]) -> None:
-        """Ends a call, in any thread."""
-        future = running.future
-        with self._lock:
-            self._running.pop(future, None)
-            self._ending.add(running)
-            has_next = bool(self._pending)
-        if error is None and has_next:
-            # First of all, the worker gets its next call.
-            self._step()
-        # It is done if the executor is broken.
-        if not future.done():
-            self._settle(future, answer, error)
-        with self._lock:
-            self._ending.discard(running)
-            goes_on = self._pending or self._is_shut_down or self._broken is not None
-        if goes_on:
-            self._step()
-
-    def _settle(self, future: Future[Any], answer: Any, error: Optional[BaseException]) -> None:
-        if error is None:
-            _settle(future, *_read(answer))
-        elif isinstance(error, SetupError):
+    def _finish(self, future: Future[Any], call: asyncio.Future[Any]) -> None:
+        self._running.pop(future, None)
+        if future.done():
+            # The executor is broken.
+            return
+        error: Optional[BaseException]
+        result = None
+        if call.cancelled():
+            error = CancelledError()
+        else:
+            error = call.exception()
+            if error is None:
+                result, error = _read(call.result())
+        if isinstance(error, SetupError):
             self._break(f"the initializer has failed: {error}", future)
         elif isinstance(error, WorkerDied) and self._strict:
             self._break(f"a process of the pool was terminated abruptly: {error}", future)
         else:
-            _settle(future, None, error)
+            _settle(future, result, error)
+        self._step()
 
     def _break(self, reason: str, *futures: Future[Any]) -> None:
         """Fails all calls, and those to come."""
@@ -548,13 +498,7 @@ def _settle(future: Future[Any], result: Any, error: Optional[BaseException]) ->
             future.set_result(result)
         else:
             future.set_exception(error)
-    except InvalidStateError:
-        # The executor has been broken meanwhile.
-        return
-    except BaseException as problem:
-        if not isinstance(problem, Exception) and threading.current_thread() is threading.main_thread():
-            # Ctrl-C, while this thread waits for the call.
-            raise
+    except BaseException:
         logging.getLogger("concurrent.futures").exception("exception calling callback for %r", future)
 
 
