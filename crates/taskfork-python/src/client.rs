@@ -192,22 +192,6 @@ impl Client {
         Ok(event_loop.get().add(pending, waiting))
     }
 
-    /// Makes a call in a checkout of its own, in any thread. The event loop completes it, in its own thread, unless a thread waits
-    /// for it: see [`EventLoop::wait`].
-    fn start(
-        &self,
-        event_loop: &Bound<'_, EventLoop>,
-        future: Py<PyAny>,
-        method: Cow<'_, str>,
-        args: &Bound<'_, PyTuple>,
-        timeout: Option<f64>,
-    ) -> PyResult<u64> {
-        let pending = self.pending(Some(method), args, timeout, None)?;
-        let waiting = Waiting { future, log: None, client: Some(self.number) };
-        event_loop.get().watch(self.inner.get()?);
-        Ok(event_loop.get().start(pending, waiting))
-    }
-
     /// Makes a call in a checkout of its own, and waits for its result.
     fn wait(
         &self,

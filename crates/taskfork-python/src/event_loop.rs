@@ -12,7 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
@@ -28,10 +28,8 @@ use crate::client::{Outcome, Pending};
 use crate::error::{aborted, exception};
 use crate::interruption;
 use crate::log::{CheckoutLog, hand_over};
-use crate::options::limit;
 use crate::process::OfProcess;
 use crate::stream::Reports;
-use crate::waiting::WaitingThread;
 
 /// For how long calls are completed at once, without a turn of the event loop between. Other tasks wait meanwhile.
 const LONGEST_WITHOUT_TURN: Duration = Duration::from_millis(1);
@@ -92,8 +90,6 @@ struct Entry {
     pending: Option<OfProcess<Pending>>,
     /// It can go on, which was noted while it was polled.
     is_noted: bool,
-    /// The thread that waits for it, and polls it meanwhile.
-    thread: Option<Arc<WaitingThread>>,
     progress: OfProcess<ProgressSource>,
     future: Py<PyAny>,
     waker: Waker,
@@ -198,12 +194,6 @@ impl EventLoop {
         key
     }
 
-    /// Adds a call as another thread may do. The loop has no turn before it is noted.
-    pub(crate) fn start(&self, pending: OfProcess<Pending>, waiting: Waiting) -> u64 {
-        let (key, _) = self.insert(pending, waiting);
-        key
-    }
-
     /// Returns the key, and whether there is no other call.
     fn insert(&self, pending: OfProcess<Pending>, waiting: Waiting) -> (u64, bool) {
         let Waiting { future, log, client } = waiting;
@@ -214,7 +204,6 @@ impl EventLoop {
         let entry = Entry {
             pending: Some(pending),
             is_noted: false,
-            thread: None,
             progress: OfProcess::new(progress),
             future,
             waker,
@@ -242,6 +231,17 @@ impl EventLoop {
     /// of the user.
     fn watch_now(&self) -> Option<MutexGuard<'_, AnswerWatch>> {
         self.watch.get().ok()?.try_lock().ok()
+    }
+
+    /// Sleeps until something is noted.
+    fn sleep(&self, is_waiting: bool) {
+        match self.watch.get().map(Mutex::try_lock) {
+            Ok(Ok(mut watch)) => watch.sleep(is_waiting),
+            // Another thread looks, and may leave connections whose workers wake nobody.
+            Ok(Err(TryLockError::WouldBlock)) => return self.notes.signal(),
+            Ok(Err(TryLockError::Poisoned(_))) | Err(_) => {}
+        }
+        self.notes.sleep();
     }
 
     /// Handles answers that have come. Their calls are noted.
@@ -323,7 +323,6 @@ impl EventLoop {
         let mut calls = lock(&self.calls);
         let unwanted = match calls.entries.get_mut(&key) {
             Some(entry) => {
-                entry.thread = None;
                 if std::mem::take(&mut entry.is_noted) {
                     entry.waker.wake_by_ref();
                 }
@@ -338,13 +337,6 @@ impl EventLoop {
 }
 
 impl Entry {
-    /// Ends the wait of a thread for a call that nobody wants any more. The thread drops the call.
-    fn release_thread(&self) {
-        if let Some(thread) = &self.thread {
-            thread.release();
-        }
-    }
-
     fn complete(self, py: Python<'_>, outcome: Outcome) -> PyResult<()> {
         let future = self.future.bind(py);
         let completed = match outcome {
@@ -473,12 +465,7 @@ impl EventLoop {
         let (next, done) = self.complete(py, begun);
         match next {
             Next::Turn => self.notes.signal(),
-            Next::Sleep { is_waiting } => {
-                if let Some(mut watch) = self.watch_now() {
-                    watch.sleep(is_waiting);
-                }
-                self.notes.sleep();
-            }
+            Next::Sleep { is_waiting } => self.sleep(is_waiting),
         }
         done
     }
@@ -515,46 +502,6 @@ impl EventLoop {
         Ok(())
     }
 
-    /// Waits for a call in this thread, which is not that of the loop, and completes it. Returns at once if another thread does. After
-    /// so many seconds, the loop completes the call.
-    fn wait(&self, py: Python<'_>, key: u64, timeout: Option<f64>) -> PyResult<()> {
-        let until = limit("timeout", timeout.map(|seconds| seconds.max(0.0)))?;
-        let until = until.and_then(|time| Instant::now().checked_add(time));
-        let mut calls = lock(&self.calls);
-        let Some(entry) = calls.entries.get_mut(&key) else { return Ok(()) };
-        let Some(mut pending) = entry.pending.take() else { return Ok(()) };
-        let (thread, waker) = (WaitingThread::current(), entry.waker.clone());
-        entry.thread = Some(thread.clone());
-        drop(calls);
-        let (outcome, stopped) = loop {
-            let outcome = match pending.get_mut() {
-                Ok(pending) => py.detach(|| thread.wait(pending, until)),
-                Err(error) => break (None, Err(error)),
-            };
-            let interrupted = interruption::check();
-            if outcome.is_some() {
-                break (outcome, interrupted);
-            }
-            let stopped = interrupted.and_then(|()| py.check_signals());
-            let is_late = until.is_some_and(|until| until <= Instant::now());
-            if stopped.is_err() || is_late || thread.is_released() {
-                break (None, stopped);
-            }
-        };
-        if let Some(outcome) = outcome {
-            drop(pending);
-            return first(py, stopped, self.end(py, key, outcome));
-        }
-        // The loop is woken for it from here on.
-        if let Ok(pending) = pending.get()
-            && !pending.set_waker(&waker)
-        {
-            waker.wake();
-        }
-        self.put_back(key, pending);
-        stopped
-    }
-
     /// How far a call has got.
     fn progress(&self, key: u64) -> PyResult<Reports> {
         let calls = lock(&self.calls);
@@ -564,13 +511,10 @@ impl EventLoop {
         }
     }
 
-    /// The caller does not want the call any more. Returns whether it had not ended.
-    fn cancel(&self, key: u64) -> bool {
+    /// The caller does not want the call any more.
+    fn cancel(&self, key: u64) {
         let entry = lock(&self.calls).entries.remove(&key);
-        entry.is_some_and(|entry| {
-            entry.release_thread();
-            true
-        })
+        drop(entry);
     }
 
     /// Fails all calls that a client has made in checkouts of their own, because it is closed.
@@ -582,7 +526,6 @@ impl EventLoop {
         drop(calls);
         let mut done = Ok(());
         for entry in &entries {
-            entry.release_thread();
             let error = aborted(py, "the client is closed", true);
             let told = error.and_then(|error| fail(entry.future.bind(py), &error));
             done = first(py, done, told);

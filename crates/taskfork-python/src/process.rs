@@ -44,7 +44,8 @@ pub(crate) struct Pause {
 pub(crate) fn pause(py: Python<'_>) -> Option<Pause> {
     let process = forks();
     let known = RUNTIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let handle = known.as_ref().filter(|(of, _)| *of == process).map(|(_, handle)| handle.clone())?;
+    let handle =
+        known.as_ref().filter(|(of, _)| *of == process).map(|(_, handle)| handle.clone())?;
     drop(known);
     let (resumes, resumed) = channel();
     let (tells, told) = channel();

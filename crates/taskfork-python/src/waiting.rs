@@ -1,7 +1,6 @@
 //! Calls whose thread waits for them, without holding the interpreter.
 
 use std::mem;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
@@ -21,63 +20,20 @@ use crate::stream::Reports;
 /// After this time a waiting thread looks whether Python has a signal to handle, such as that of Ctrl-C.
 const SIGNAL_CHECK: Duration = Duration::from_millis(50);
 
-/// Wakes a thread that waits for a call.
-pub(crate) struct WaitingThread {
-    thread: Thread,
-    /// The thread must not wait any more.
-    is_released: AtomicBool,
-}
+struct Unpark(Thread);
 
-impl WaitingThread {
-    /// This thread.
-    pub(crate) fn current() -> Arc<Self> {
-        Arc::new(Self { thread: thread::current(), is_released: AtomicBool::new(false) })
-    }
-
-    /// Ends the wait of the thread without an outcome.
-    pub(crate) fn release(&self) {
-        self.is_released.store(true, Ordering::SeqCst);
-        self.thread.unpark();
-    }
-
-    pub(crate) fn is_released(&self) -> bool {
-        self.is_released.load(Ordering::SeqCst)
-    }
-
-    /// Waits in this thread for the outcome, and at most until a time. `None` after a moment, to look whether Python has a signal to
-    /// handle.
-    pub(crate) fn wait(
-        self: &Arc<Self>,
-        pending: &mut Pending,
-        until: Option<Instant>,
-    ) -> Option<Outcome> {
-        let waker = Waker::from(self.clone());
-        let moment = Instant::now() + SIGNAL_CHECK;
-        let end = until.map_or(moment, |until| until.min(moment));
-        loop {
-            if let Poll::Ready(outcome) = pending.poll(&mut Context::from_waker(&waker), true) {
-                return Some(outcome);
-            }
-            if self.is_released() {
-                return None;
-            }
-            thread::park_timeout(end.checked_duration_since(Instant::now())?);
-        }
-    }
-}
-
-impl Wake for WaitingThread {
+impl Wake for Unpark {
     fn wake(self: Arc<Self>) {
-        self.thread.unpark();
+        self.0.unpark();
     }
 }
 
 /// Waits for the outcome. Raises what a signal handler raises, also in an iterable of the user; the call is dropped then.
 pub(crate) fn wait(py: Python<'_>, pending: &mut OfProcess<Pending>) -> PyResult<Outcome> {
     let pending = pending.get_mut()?;
-    let thread = WaitingThread::current();
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
     loop {
-        let outcome = py.detach(|| thread.wait(pending, None));
+        let outcome = py.detach(|| wait_for_a_moment(pending, &waker));
         interruption::check()?;
         if let Some(interruption) = pending.take_interruption(py) {
             return Err(interruption);
@@ -86,6 +42,17 @@ pub(crate) fn wait(py: Python<'_>, pending: &mut OfProcess<Pending>) -> PyResult
             return Ok(outcome);
         }
         py.check_signals()?;
+    }
+}
+
+fn wait_for_a_moment(pending: &mut Pending, waker: &Waker) -> Option<Outcome> {
+    let end = Instant::now() + SIGNAL_CHECK;
+    loop {
+        if let Poll::Ready(outcome) = pending.poll(&mut Context::from_waker(waker), true) {
+            return Some(outcome);
+        }
+        let left = end.checked_duration_since(Instant::now())?;
+        thread::park_timeout(left);
     }
 }
 
