@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import select
-import shutil
 import socket
 import stat
 import subprocess
@@ -18,7 +16,8 @@ import weakref
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Callable, Optional, Type, Union
 
-from . import _server_options
+from . import _folders, _server_options
+from ._guard import check_guarded
 
 if TYPE_CHECKING:
     from ._forked import Process as _Fork
@@ -27,14 +26,11 @@ if TYPE_CHECKING:
     Process = Union[subprocess.Popen[bytes], _Fork]
 
 #: What a started process runs. It has the import path of this one before it imports anything of the user's.
-_PROGRAM = "import sys, json; o = json.loads(sys.argv[1]); sys.path[:] = o['path']; import taskfork._started as s; s.main(o)"
+_PROGRAM = "import sys; inf = float('inf'); o = {!a}; sys.path[:] = o['path']; import taskfork._started as s; s.main(o)"
 
 #: Libraries that compute in threads of their own start them when they are imported, and workers can only be forked from a
 #: process without threads. Each of these has to say so by itself, and what the user has set stays.
 _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-
-#: Whether this process has been started for a server, and imports what it serves.
-_imports = False
 
 #: The longest wait of one system call, in seconds.
 _LONGEST_POLL = 3600.0
@@ -44,22 +40,6 @@ _SHORT_POLL = 0.2
 
 #: The longest path of a unix socket, in bytes.
 _MAX_PATH = 107
-
-
-class Unguarded(RuntimeError):
-    """A module starts a server while it is imported for one, which would never end."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "the program's module is imported by the server of its workers, and starts a server itself: put what only the "
-            'program does below `if __name__ == "__main__":`'
-        )
-
-
-def check_guarded() -> None:
-    """``Unguarded`` in a process that imports what it will serve."""
-    if _imports:
-        raise Unguarded
 
 
 #: How long a server has to end before it is killed, in seconds, beside the time that its workers have.
@@ -234,7 +214,7 @@ def _listen(listen: Optional[str]) -> tuple[socket.socket, str, Optional[str]]:
             folder = tempfile.mkdtemp(prefix="taskfork-")
             rest = os.path.join(folder, "socket")
         if len(os.fsencode(rest)) > _MAX_PATH:
-            _remove(folder)
+            _folders.remove(folder)
             raise ValueError(
                 f"the path of the server's socket is longer than {_MAX_PATH} bytes, {rest}: choose a shorter one by `listen`, "
                 "or set TMPDIR to a shorter folder"
@@ -263,7 +243,7 @@ def _listen(listen: Optional[str]) -> tuple[socket.socket, str, Optional[str]]:
         listener.listen(1024)
     except BaseException:
         listener.close()
-        _remove(folder)
+        _folders.remove(folder)
         raise
     if kind == "tcp":
         host, number = listener.getsockname()[:2]
@@ -305,7 +285,7 @@ class Starting:
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as passed:
             listener, self._address, self._folder = _listen(listen)
             passed.callback(listener.close)
-            undo.callback(_remove, self._folder)
+            undo.callback(_folders.remove, self._folder)
             alive, self._lifeline = os.pipe()
             #: What the process says if it cannot serve.
             self._report, reports = os.pipe()
@@ -395,7 +375,7 @@ def _execute(order: dict[str, Any], notify: str) -> subprocess.Popen[bytes]:
     environment = {**dict.fromkeys(_THREADS, "1"), **os.environ, "NOTIFY_SOCKET": notify}
     return subprocess.Popen(
         # As for processes of `multiprocessing`.
-        [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", _PROGRAM, json.dumps(order)],  # type: ignore[attr-defined]
+        [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", _PROGRAM.format(order)],  # type: ignore[attr-defined]
         pass_fds=[order[file] for file in ("listener", "alive", "reports")],
         stdin=subprocess.DEVNULL,
         env=environment,
@@ -482,11 +462,4 @@ def _end(
         process.kill()
         process.wait()
     readiness.close()
-    _remove(folder)
-
-
-def _remove(place: Optional[str]) -> None:
-    """Removes a folder with a socket. A socket at a path of the user's is removed by the server itself: another one may have
-    taken its place later."""
-    if place is not None and os.path.isdir(place):
-        shutil.rmtree(place, ignore_errors=True)
+    _folders.remove(folder)

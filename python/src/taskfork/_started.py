@@ -13,7 +13,7 @@ import sys
 import traceback
 from typing import Any, Optional
 
-from . import _server, server
+from . import _folders, _guard, server
 
 
 def main(order: dict[str, Any], forked: Optional[server._Worker] = None, is_forked: bool = False) -> None:
@@ -30,10 +30,10 @@ def main(order: dict[str, Any], forked: Optional[server._Worker] = None, is_fork
     try:
         _end_with(order["alive"])
         try:
-            _server._imports = True
+            _guard.imports = True
             template = forked or template_of(order)
-            _server._imports = False
-        except _server.Unguarded as error:
+            _guard.imports = False
+        except _guard.Unguarded as error:
             _say(reports, str(error))
             sys.exit(1)
         except BaseException as error:
@@ -48,7 +48,7 @@ def main(order: dict[str, Any], forked: Optional[server._Worker] = None, is_fork
                 print(f"taskfork: {error}", file=sys.stderr)
             sys.exit(1)
     finally:
-        _server._remove(folder)
+        _folders.remove(folder)
         if folder is not None:
             with contextlib.suppress(OSError):
                 os.unlink(folder)

@@ -22,7 +22,8 @@ from . import _forked as _forked, _pickled, _pickling, _started as _started
 from ._call import Call
 from ._caller import UNSET, Timeout, Unset, limit
 from ._future import Future, OnLog, Reports, function_for
-from ._server import Server, Starting, check_guarded, is_fork
+from ._guard import check_guarded
+from ._server import Server, Starting, is_fork
 from .client import Client
 from .errors import SetupError, WorkerDied
 
