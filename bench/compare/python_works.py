@@ -51,7 +51,7 @@ def crash(_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def array_of_bytes(data):
+def array_of_bytes(data: memoryview):
     """Bytes arrive, and the elements of an array are sent back as bytes."""
     return numpy.frombuffer(data)
 

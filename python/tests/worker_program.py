@@ -608,6 +608,10 @@ if __name__ == "__main__":
         start(lambda method, *args: [method, *args])
     elif which == "inputs":
         start(Inputs)
+    elif which == "arrays":
+        import array_methods
+
+        start(array_methods.METHODS)
     elif which == "converters":
         import converter_methods
 

@@ -16,14 +16,14 @@ use taskfork::StreamCall;
 use taskfork::client::ProgressUpdates;
 use taskfork::error::Error;
 
-use crate::client::{Outcome, Pending, Pickles};
+use crate::client::{Outcome, Pending};
 use crate::decode::Object;
 use crate::error::{Failed, OwnError, exception};
 use crate::event_loop::{EventLoop, Waiting};
 use crate::input::Feed;
 use crate::interruption;
 use crate::log::CheckoutLog;
-use crate::pickles;
+use crate::pickles::{self, Terms};
 use crate::process::OfProcess;
 use crate::waiting;
 
@@ -141,7 +141,7 @@ fn busy() -> PyErr {
 pub(crate) struct ItemsSource {
     state: ItemsState,
     feed: Feed,
-    pickles: Pickles,
+    terms: Terms,
 }
 
 /// What is wanted of a call that streams. Once its result is asked for, its items are discarded.
@@ -165,7 +165,7 @@ impl Source for ItemsSource {
     type Found = Found;
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Found> {
-        pickles::within(self.pickles, || self.poll_call(context))
+        pickles::within(self.terms, || self.poll_call(context))
     }
 }
 
@@ -207,13 +207,8 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    pub(crate) fn new(
-        items: Items,
-        feed: Feed,
-        log: Option<CheckoutLog>,
-        pickles: Pickles,
-    ) -> Self {
-        let source = ItemsSource { state: ItemsState::Items(items), feed, pickles };
+    pub(crate) fn new(items: Items, feed: Feed, log: Option<CheckoutLog>, terms: Terms) -> Self {
+        let source = ItemsSource { state: ItemsState::Items(items), feed, terms };
         Self { slot: new(source), log: Mutex::new(log) }
     }
 

@@ -12,7 +12,7 @@ from typing import Any, Callable, Optional
 from ._pickling import dumps
 from .worker import DeadlineExceeded
 
-#: What an answer begins with: a result follows, or an exception and its traceback as text.
+#: What an answer begins with: a result and its buffers follow, or an exception and its traceback as text.
 RESULT, RAISED = b"\0", b"\1"
 
 #: Whether this worker comes from a fork of the program.
@@ -61,19 +61,19 @@ def objects(initializer: Optional[Callable[..., Any]], initargs: tuple[Any, ...]
     return {"interface": [call], "setup": setup, "checkout_done": None}
 
 
-def call(work: Any) -> bytes:
+def call(work: Any, *buffers: Any) -> list[Any]:
     """Runs a pickled call. An exception is an answer too, so that the worker goes on."""
     try:
         try:
-            function, args, keywords = pickle.loads(work)
+            function, args, keywords = pickle.loads(work, buffers=buffers)
         except AttributeError as error:
             raise _explained(error) from error
-        result = RESULT + dumps(function(*args, **keywords))
+        apart: list[memoryview] = []
+        return [RESULT, dumps(function(*args, **keywords), apart), *apart]
     except DeadlineExceeded:
         raise
     except BaseException as error:
-        return RAISED + _raised(error)
-    return result
+        return [RAISED, _raised(error)]
 
 
 def _explained(error: AttributeError) -> AttributeError:

@@ -155,6 +155,11 @@ def _start_method(context: Any) -> Optional[str]:
     return found
 
 
+class _Client(Client):
+    #: Arrays in results can be written to, as the caller's own.
+    _takes_writable = True
+
+
 def _chunks(size: int, *iterables: Iterable[Any]) -> Iterator[list[tuple[Any, ...]]]:
     together = zip(*iterables)
     while chunk := list(itertools.islice(together, size)):
@@ -203,7 +208,7 @@ class _Pool:
         self._ended: Optional[asyncio.Future[None]] = None
         self._client: Optional[Client] = None
         #: Calls that have no worker, and those that have one.
-        self._pending: Deque[tuple[Future[Any], bytes, Timeout]] = deque()
+        self._pending: Deque[tuple[Future[Any], list[bytes], Timeout]] = deque()
         self._running: dict[Future[Any], Call[Any]] = {}
         #: Tasks that pass on reports of progress.
         self._watchers: set[asyncio.Task[None]] = set()
@@ -225,7 +230,10 @@ class _Pool:
         self._check_open()
         check_guarded()
         try:
-            work = _pickling.dumps((fn, args, kwargs))
+            buffers: list[memoryview] = []
+            work = [_pickling.dumps((fn, args, kwargs), buffers)]
+            # The caller may change its arrays before a worker has them.
+            work += map(bytes, buffers)
         except Exception as error:
             future.set_running_or_notify_cancel()
             future.set_exception(error)
@@ -272,6 +280,7 @@ class _Pool:
             "restarts": False,
             "log_level": "warn",
             "pickle": False,
+            "writable": True,
         }
         # At the end of the interpreter `_at_exit` lets the calls end first.
         return Starting(given, options, forks=self._forks, ends_at_exit=False)
@@ -370,7 +379,7 @@ class _Pool:
         process = os.pidfd_open(server.pid)
         try:
             loop.add_reader(process, self._on_server_end, server)
-            async with Client(
+            async with _Client(
                 server.address,
                 name="executor",
                 min_workers=0,
@@ -427,13 +436,13 @@ class _Pool:
         if is_over or self._broken is not None:
             self._end()
 
-    def _call(self, future: Future[Any], work: bytes, limit: Optional[float]) -> Call[Any]:
+    def _call(self, future: Future[Any], work: list[bytes], limit: Optional[float]) -> Call[Any]:
         assert self._client is not None
         if self._log is None:
-            return self._client.call("call", work, timeout=limit)
+            return self._client.call("call", *work, timeout=limit)
         # It has a log of its own. The call goes on when it is released.
         checkout = self._client.checkout(log=partial(self._log, future))
-        call = checkout.call("call", work, timeout=limit)
+        call = checkout.call("call", *work, timeout=limit)
         checkout.release()
         return call
 
@@ -515,9 +524,9 @@ def _cancel(future: Future[Any]) -> None:
 def _read(answer: Any) -> tuple[Any, Optional[BaseException]]:
     """The result or the exception in an answer."""
     try:
-        content = memoryview(answer)
-        value = pickle.loads(content[1:])
-        if content[:1] == _pickled.RESULT:
+        kind, pickled, *buffers = answer
+        value = pickle.loads(pickled, buffers=buffers)
+        if kind == _pickled.RESULT:
             return value, None
         error, text = value
         # The class may forbid that its attributes are set, as a frozen dataclass does.

@@ -174,6 +174,11 @@ class _Worker:
         kind = self._kind(method)
         return kind is None or kind.input is not None
 
+    def takes_views(self, method: Optional[str]) -> bool:
+        """Whether long bytes of a method's arguments are views of the memory that they have arrived in."""
+        kind = self._kind(method)
+        return kind is not None and kind.arguments is not None and kind.arguments.takes_views
+
     def _kind(self, method: Optional[str]) -> Optional[Kind]:
         if self._methods is not None:
             return self._methods.kind(method)

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
 pub use super::answers::{AnswerWatch, Answers, Awaited};
@@ -93,6 +94,12 @@ pub fn stream<I, T, E>(
         None => checkout.make_stream_within(timeout, method, args),
         Some(input) => checkout.make_stream_with_input_within(timeout, method, args, input),
     }
+}
+
+/// Replaces arguments of a call that are [`borrowed`](crate::__private::borrowed) by copies, unless the call has been sent and they
+/// are in memory that is shared with its worker. `copy` must not wait for anything, because the call is locked.
+pub fn own_arguments<T, E>(call: &Call<T, E>, copy: &mut dyn FnMut(&[u8]) -> Bytes) {
+    call.own_arguments(copy);
 }
 
 fn name(method: Option<&str>) -> MethodName {

@@ -86,6 +86,13 @@ impl<T, E> Call<T, E> {
         Self::from(Source::Session { session, seq, spin_guard: None, input })
     }
 
+    /// See [`binding::own_arguments`](super::binding::own_arguments).
+    pub(super) fn own_arguments(&self, copy: &mut dyn FnMut(&[u8]) -> Bytes) {
+        if let Source::Session { session, seq, .. } = &self.source {
+            session.own_arguments(*seq, copy);
+        }
+    }
+
     /// A call that has this result, without a worker: `Ok` of a value, or the interface's own error. It is
     /// for tests of code that calls workers: a type of the test can implement the trait `…Calls` of a typed interface.
     ///

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use log_defer::Log;
 
 use super::connection::{Connection, Link, Received};
@@ -433,6 +434,11 @@ impl SharedSession {
     /// Allocates memory that is shared with the worker, if there is any.
     pub(crate) fn alloc_shared(&self, length: usize) -> Option<ShmBufferMut> {
         self.lock().session.alloc_shared(length)
+    }
+
+    /// Replaces the borrowed arguments of a call by copies, unless they are in memory that is shared with the worker.
+    pub(crate) fn own_arguments(&self, seq: Seq, copy: &mut dyn FnMut(&[u8]) -> Bytes) {
+        self.lock().session.own_arguments(seq, copy);
     }
 
     /// Where reports of the progress of a call go. `None` if there will be none.
