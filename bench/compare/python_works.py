@@ -51,7 +51,7 @@ def crash(_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def array_of_bytes(data):
+def array_of_bytes(data: memoryview):
     """Bytes arrive, and the elements of an array are sent back as bytes."""
     return numpy.frombuffer(data)
 
@@ -140,6 +140,13 @@ class Executor(Pool):
 
     def close(self):
         self.pool.shutdown(cancel_futures=True)
+
+
+class ForkedExecutor(Executor):
+    """Its server is a fork of the program, as the workers of the other pools are."""
+
+    def __init__(self, workers):
+        self.pool = taskfork.Executor(workers, multiprocessing.get_context("fork"))
 
 
 class Blocking:
@@ -371,6 +378,7 @@ CANDIDATES = {
     "pebble": Pebble,
     "loky": Loky,
     "taskfork Executor": Executor,
+    "taskfork Executor, fork": ForkedExecutor,
     "taskfork blocking": Blocking,
     "taskfork blocking, queued": Blocking,
     "taskfork blocking, server runs": Served,

@@ -297,7 +297,7 @@ def test_annotations_of_all_kinds() -> None:
         (plain, Union[str, datetime.date], plain),
         (5, Union[datetime.timedelta, int], 5),
         (datetime.date, Union[decimal.Decimal, Any], datetime.date),
-        (b"x", memoryview, b"x"),
+        (b"x", memoryview, memoryview(b"x")),
         (2, Box[float] | float if hasattr(types, "UnionType") else float, 2.0),
     ]:  # fmt: skip
         if annotation == "dict":

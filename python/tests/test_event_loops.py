@@ -158,6 +158,24 @@ def test_other_tasks_run_between_calls_that_are_answered_at_once(server: Any) ->
     asyncio.run(asyncio.wait_for(test(), 60))
 
 
+def test_a_worker_that_has_answered_gets_the_next_call_before_the_turn_of_the_loop(own_server: Any, tmp_path: Any) -> None:
+    address = own_server().address
+
+    async def test() -> None:
+        async with taskfork.Client(address, max_workers=1) as client:
+            assert await client.call("echo", 1) == 1
+            calls = [client.call("touch", str(tmp_path / str(number))) for number in range(2)]
+            end = time.monotonic() + 30
+            # The loop has no turn here: the worker gets the second call when another one is made.
+            while not (tmp_path / "1").exists():
+                assert time.monotonic() < end, "the worker has no second call"
+                calls.append(client.call("echo", 2))
+                time.sleep(0.01)
+            await asyncio.gather(*calls)
+
+    asyncio.run(test())
+
+
 def test_a_forgotten_call_that_fails_is_no_mistake(server: Any) -> None:
     problems: list[Any] = []
 

@@ -442,7 +442,7 @@ def test_programs_that_are_no_file(tmp_path: Path) -> None:
     own = "import taskfork\ndef own(): return 1\nwith taskfork.Executor(1) as executor:\n    executor.submit(own).result()\n"
     done = run(tmp_path, "-c", own)
     assert "Put the function into a module, or, if the program is no file, install cloudpickle" in done.stderr
-    (tmp_path / "cloudpickle.py").write_text("def dumps(value): return b'by value'\n")
+    (tmp_path / "cloudpickle.py").write_text("def dumps(value, *_, **__): return b'by value'\n")
     done = run(tmp_path, "-c", own)
     # The stand-in has pickled it.
     assert "UnpicklingError" in done.stderr

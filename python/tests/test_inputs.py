@@ -608,6 +608,7 @@ def test_the_signal_of_a_deadline_that_has_ended_a_wait_is_ignored(monkeypatch: 
     before = signal.getsignal(signal.SIGALRM)
     try:
         worker = taskfork.server._Worker([method], None, None)
+        worker.handle_signals()
         worker._pid = os.getpid()
         kind, items = worker.call("method", (), 1.0, 0, True, LateReceiver())  # type: ignore[arg-type]
         assert kind == "items"

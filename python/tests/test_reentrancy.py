@@ -97,28 +97,35 @@ def test_an_input_that_ends_with_its_client_sees_that_other_calls_have_failed(se
     run(test())
 
 
-def test_calls_go_on_after_one_that_could_not_be_scheduled(server: Any) -> None:
-    async def test() -> None:
-        loop = asyncio.get_running_loop()
-        async with taskfork.Client(server.address) as client:
-            assert await client.call("echo", 1) == 1
-            real = loop.call_soon
+def test_calls_go_on_after_a_turn_that_was_interrupted(server: Any) -> None:
+    calls: list[Any] = []
+    clients: list[taskfork.Client] = []
 
-            def once(*args: Any, **options: Any) -> Any:
-                if getattr(args[0], "__name__", "") == "run":
-                    loop.call_soon = real  # type: ignore[method-assign]
-                    raise Stop
-                return real(*args, **options)
+    def stop(_: Any) -> None:
+        raise KeyboardInterrupt
 
-            # The next call asks for a turn of the loop.
-            await asyncio.sleep(0.01)
-            loop.call_soon = once  # type: ignore[method-assign, assignment]
-            with pytest.raises(Stop):
-                client.call("echo", 2)
-            for number in range(3):
-                assert await asyncio.wait_for(client.call("echo", number), 20) == number
+    async def begin() -> None:
+        client = taskfork.Client(server.address, max_workers=2)
+        clients.append(client)
+        checkout = client.checkout(log=stop)
+        await checkout.ready()
+        # Its log ends the turn in which it is answered.
+        calls.append(checkout.call("log", "keys"))
+        calls.extend(client.call("echo", number) for number in range(20))
+        await asyncio.gather(*calls)
 
-    run(test())
+    async def end() -> list[Any]:
+        # Awaiting a call would look for its answer without a turn.
+        _, left = await asyncio.wait(calls[1:], timeout=20)
+        assert not left
+        await clients[0].close()
+        return [call.result() for call in calls[1:]]
+
+    loop = asyncio.new_event_loop()
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(begin())
+    assert loop.run_until_complete(end()) == list(range(20))
+    loop.close()
 
 
 def test_a_stream_belongs_to_the_loop_of_its_client(server: Any) -> None:

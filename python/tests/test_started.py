@@ -337,3 +337,17 @@ with taskfork.Server.start("flags") as server, taskfork.blocking.Client(server.a
         check=False,
     )
     assert done.stdout == "[False, ['error']]\n", done.stderr
+
+
+def test_a_server_imports_nothing_that_it_does_not_need(tmp_path: Path) -> None:
+    (tmp_path / "imported.py").write_text("import sys\ndef modules(): return list(sys.modules)\n")
+    sys.path.insert(0, str(tmp_path))
+    try:
+        with taskfork.Server.start("imported") as server, client(server) as caller:
+            found = set(caller.call("modules"))
+    finally:
+        sys.path.remove(str(tmp_path))
+    # Those of clients, of workers that are programs, and of whoever starts a server.
+    assert "taskfork.server" in found
+    unneeded = {"asyncio", "json", "msgpack", "shutil", "socket", "subprocess", "tempfile", "taskfork._server", "taskfork._wire"}
+    assert not unneeded & found

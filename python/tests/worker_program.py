@@ -206,6 +206,10 @@ def is_inherited(file: io.FileIO) -> bool:
         return os.get_inheritable(file.fileno())
 
 
+def touch(path: str) -> None:
+    Path(path).touch()
+
+
 def opened(path: str) -> Any:
     return open(path, "rb", buffering=0)
 
@@ -420,6 +424,7 @@ async def numbers_later(count: int) -> AsyncIterator[int]:
 
 
 FUNCTIONS = [
+    touch,
     named, named_lines, named_timeout, gather_sleeps, event_loop, fail_later, sleep_for_long, spin_in_coroutine,
     was_cleaned, numbers_later,
     raise_noted, raise_group, raise_large_group,
@@ -603,6 +608,10 @@ if __name__ == "__main__":
         start(lambda method, *args: [method, *args])
     elif which == "inputs":
         start(Inputs)
+    elif which == "arrays":
+        import array_methods
+
+        start(array_methods.METHODS)
     elif which == "converters":
         import converter_methods
 

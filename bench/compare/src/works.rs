@@ -104,6 +104,7 @@ const PYTHON_ARRAY: &[&str] = &[
 ];
 const PYTHON_COLD: &[&str] = &[
     "taskfork Executor",
+    "taskfork Executor, fork",
     "taskfork blocking",
     "taskfork blocking, server runs",
     OTHERS[1],

@@ -4,15 +4,16 @@ use std::borrow::Cow;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
-use taskfork::__private::binding;
+use taskfork::__private::binding::{self, ProgressSource};
 use taskfork::Call;
 use taskfork::client::ProgressUpdates;
 
+use crate::copies::{self, Borrowed, Target};
 use crate::decode::Object;
 use crate::encode;
 use crate::error::{Failed, OwnError};
@@ -21,7 +22,7 @@ use crate::input::{Feed, input};
 use crate::interruption;
 use crate::log::CheckoutLog;
 use crate::options::{Options, limit};
-use crate::pickles;
+use crate::pickles::{self, Terms};
 use crate::process::OfProcess;
 use crate::remote::Remote;
 use crate::stream::{self, ItemsSource, Reports, Shared, Stream};
@@ -30,12 +31,9 @@ use crate::waiting::{self, Queued};
 /// The result of a call.
 pub(crate) type Outcome = Result<Py<PyAny>, Failed>;
 
-/// Whether a client has agreed to pickled values.
-pub(crate) type Pickles = bool;
-
 /// Something that is waited for.
 pub(crate) enum Pending {
-    Call(Call<Object, OwnError>, Feed, Pickles),
+    Call(Call<Object, OwnError>, Feed, Terms),
     /// A worker for a checkout.
     Worker(Call<(), OwnError>),
     /// Something of a call that streams.
@@ -49,8 +47,8 @@ pub(crate) enum Pending {
 impl Pending {
     pub(crate) fn poll(&mut self, context: &mut Context<'_>, may_spin: bool) -> Poll<Outcome> {
         match self {
-            Self::Call(call, feed, pickles) => {
-                let polled = pickles::within(*pickles, || match may_spin {
+            Self::Call(call, feed, terms) => {
+                let polled = pickles::within(*terms, || match may_spin {
                     true => Pin::new(call).poll(context),
                     false => binding::poll_without_spin(call, context),
                 });
@@ -66,6 +64,22 @@ impl Pending {
             Self::Items(slot) => stream::changed(stream::poll(slot, context)),
             Self::Reports(slot) => stream::changed(stream::poll(slot, context)),
             Self::Close(future) => future.as_mut().poll(context).map(|()| Ok(none())),
+        }
+    }
+
+    /// Has a task woken once a poll returns the outcome, without a poll. Returns false if it must be polled before that.
+    pub(crate) fn set_waker(&self, waker: &Waker) -> bool {
+        match self {
+            Self::Call(call, ..) => binding::set_waker(call, waker),
+            _ => false,
+        }
+    }
+
+    /// Where the reports of a call's progress come from.
+    pub(crate) fn progress_source(&self) -> ProgressSource {
+        match self {
+            Self::Call(call, ..) => ProgressSource::of(call),
+            _ => ProgressSource::default(),
         }
     }
 
@@ -97,12 +111,29 @@ impl Pending {
     }
 }
 
-/// Makes a call for a client that has agreed to pickled values or not. The call is dropped if something like Ctrl-C interrupts the
+/// Makes a call on the terms of its client. The call is dropped if something like Ctrl-C interrupts the
 /// encoding of its arguments.
-fn made<T>(pickles: Pickles, make: impl FnOnce() -> T) -> PyResult<T> {
-    let made = pickles::within(pickles, make);
+fn made<T>(terms: Terms, make: impl FnOnce() -> T) -> PyResult<T> {
+    let made = pickles::within(terms, make);
     interruption::check()?;
     Ok(made)
+}
+
+/// Makes a call in the same way, which owns its arguments then.
+fn call_made<'py, T, E>(
+    terms: Terms,
+    args: &[Bound<'py, PyAny>],
+    make: impl FnOnce(Vec<encode::Value<'_, 'py>>) -> Call<T, E>,
+) -> PyResult<Call<T, E>> {
+    let borrowed = Borrowed::default();
+    let args = encode::arguments(args, Target::Borrowed(&borrowed));
+    made(terms, || {
+        let call = make(args);
+        if !borrowed.is_empty() {
+            binding::own_arguments(&call, &mut copies::copy_of);
+        }
+        call
+    })
 }
 
 /// The time limit of one call in seconds; `None` is that of its client or checkout.
@@ -122,7 +153,7 @@ static CLIENTS: AtomicU64 = AtomicU64::new(0);
 pub(crate) struct Client {
     inner: OfProcess<taskfork::Client>,
     number: u64,
-    pickles: Pickles,
+    terms: Terms,
 }
 
 impl Client {
@@ -136,12 +167,11 @@ impl Client {
         let client = self.inner.get()?;
         let timeout = own_timeout(timeout)?;
         let args: Vec<_> = args.iter().collect();
-        let args = encode::arguments(&args);
         let (input, feed) = input(source)?;
-        let call = made(self.pickles, || {
+        let call = call_made(self.terms, &args, |args| {
             binding::call_alone(client, method.as_deref(), args, timeout, input)
         })?;
-        Ok(OfProcess::new(Pending::Call(call, feed, self.pickles)))
+        Ok(OfProcess::new(Pending::Call(call, feed, self.terms)))
     }
 }
 
@@ -150,9 +180,9 @@ impl Client {
     #[new]
     fn new(address: Cow<'_, str>, options: &Bound<'_, PyAny>) -> PyResult<Self> {
         let (options, remote): (Options, Remote) = (options.extract()?, options.extract()?);
-        let pickles = options.pickle;
+        let terms = options.terms();
         let inner = OfProcess::new(options.build(&remote, &address)?);
-        Ok(Self { inner, number: CLIENTS.fetch_add(1, Ordering::Relaxed), pickles })
+        Ok(Self { inner, number: CLIENTS.fetch_add(1, Ordering::Relaxed), terms })
     }
 
     #[getter]
@@ -172,7 +202,8 @@ impl Client {
     ) -> PyResult<u64> {
         let pending = self.pending(method, args, timeout, input)?;
         let waiting = Waiting { future, log: None, client: Some(self.number) };
-        EventLoop::add(event_loop, pending, waiting)
+        event_loop.get().watch(self.inner.get()?);
+        Ok(event_loop.get().add(pending, waiting))
     }
 
     /// Makes a call in a checkout of its own, and waits for its result.
@@ -198,11 +229,11 @@ impl Client {
     ) -> PyResult<Stream> {
         let (client, timeout) = (self.inner.get()?, own_timeout(timeout)?);
         let args: Vec<_> = args.iter().collect();
-        let args = encode::arguments(&args);
+        let args = encode::arguments(&args, Target::Copy);
         let (input, feed) = input(source)?;
         let items =
-            made(self.pickles, || binding::stream_alone(client, &method, args, timeout, input))?;
-        Ok(Stream::new(items, feed, None, self.pickles))
+            made(self.terms, || binding::stream_alone(client, &method, args, timeout, input))?;
+        Ok(Stream::new(items, feed, None, self.terms))
     }
 
     /// Begins a checkout. Without a `timeout` of its own it has that of the client.
@@ -215,6 +246,9 @@ impl Client {
         event_loop: Option<&Bound<'_, EventLoop>>,
     ) -> PyResult<Checkout> {
         let client = self.inner.get()?;
+        if let Some(event_loop) = event_loop {
+            event_loop.get().watch(client);
+        }
         let timeout = limit("timeout", timeout)?;
         let mut checkout = client.checkout();
         if own_timeout {
@@ -225,7 +259,7 @@ impl Client {
             checkout = checkout.log(own.log.log());
         }
         let open = Open { checkout: Arc::new(OfProcess::new(checkout)), log };
-        Ok(Checkout { open: Mutex::new(Some(open)), pickles: self.pickles })
+        Ok(Checkout { open: Mutex::new(Some(open)), terms: self.terms })
     }
 
     /// The numbers of idle, busy and connecting workers, and of waiting checkouts.
@@ -237,7 +271,7 @@ impl Client {
     /// Closes the client. The future gets its result when the last connection is closed.
     fn close(&self, event_loop: &Bound<'_, EventLoop>, future: Py<PyAny>) -> PyResult<u64> {
         let close = OfProcess::new(Pending::Close(Box::pin(self.inner.get()?.close())));
-        EventLoop::add(event_loop, close, Waiting { future, log: None, client: None })
+        Ok(event_loop.get().add(close, Waiting { future, log: None, client: None }))
     }
 
     /// Closes the client, and waits until its last connection is closed.
@@ -252,7 +286,7 @@ impl Client {
 pub(crate) struct Checkout {
     /// `None` once it is released.
     open: Mutex<Option<Open>>,
-    pickles: Pickles,
+    terms: Terms,
 }
 
 /// What a checkout has until it is released.
@@ -307,13 +341,12 @@ impl Checkout {
         let Some(checkout) = self.inner() else { return Ok(None) };
         let timeout = own_timeout(timeout)?;
         let args: Vec<_> = args.iter().collect();
-        let args = encode::arguments(&args);
         let (input, feed) = input(source)?;
         let checkout = checkout.get()?;
-        let call = made(self.pickles, || {
+        let call = call_made(self.terms, &args, |args| {
             binding::call(checkout, method.as_deref(), args, timeout, input)
         })?;
-        Ok(Some(OfProcess::new(Pending::Call(call, feed, self.pickles))))
+        Ok(Some(OfProcess::new(Pending::Call(call, feed, self.terms))))
     }
 
     fn worker(&self) -> PyResult<Option<OfProcess<Pending>>> {
@@ -329,7 +362,7 @@ impl Checkout {
     ) -> PyResult<Option<u64>> {
         let Some(pending) = pending else { return Ok(None) };
         let waiting = Waiting { future, log: self.log(event_loop.py()), client: None };
-        EventLoop::add(event_loop, pending, waiting).map(Some)
+        Ok(Some(event_loop.get().add(pending, waiting)))
     }
 }
 
@@ -378,12 +411,11 @@ impl Checkout {
         let Some(checkout) = self.inner() else { return Ok(None) };
         let timeout = own_timeout(timeout)?;
         let args: Vec<_> = args.iter().collect();
-        let args = encode::arguments(&args);
+        let args = encode::arguments(&args, Target::Copy);
         let (input, feed) = input(source)?;
         let checkout = checkout.get()?;
-        let items =
-            made(self.pickles, || binding::stream(checkout, &method, args, timeout, input))?;
-        Ok(Some(Stream::new(items, feed, self.log(py), self.pickles)))
+        let items = made(self.terms, || binding::stream(checkout, &method, args, timeout, input))?;
+        Ok(Some(Stream::new(items, feed, self.log(py), self.terms)))
     }
 
     /// Waits for a worker in the same way.

@@ -6,14 +6,15 @@ use std::fmt;
 use std::os::fd::IntoRawFd;
 
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
+use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList, PyString, PyTuple};
 use serde::de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use taskfork::__private::{Received, received};
 
-use crate::encode::cause;
+use crate::encode::{LONG, cause};
 use crate::keys::{Collisions, FEW, Places};
-use crate::pickles::unpickled;
+use crate::pickles::{are_views, are_writable, unpickled};
+use crate::sys::{new_bytearray, new_bytes, view};
 
 /// A decoded value.
 pub(crate) struct Object(pub(crate) Py<PyAny>);
@@ -111,7 +112,10 @@ impl<'de, 'py> Visitor<'de> for Value<'py> {
     }
 
     fn visit_bytes<E: Error>(self, value: &[u8]) -> Result<Self::Value, E> {
-        Ok(PyBytes::new(self.py, value).into_any())
+        Ok(match value.len() >= LONG && are_writable() {
+            true => PyByteArray::new(self.py, value).into_any(),
+            false => PyBytes::new(self.py, value).into_any(),
+        })
     }
 
     fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
@@ -173,7 +177,16 @@ impl<'de, 'py> Visitor<'de> for Value<'py> {
                 self.py.import("taskfork._keywords").and_then(|it| it.getattr("KEYWORDS"))
             }
             Received::Pickled(bytes) => return self.of_pickled(&bytes),
-            Received::Bytes(bytes) => Ok(PyBytes::new(self.py, &bytes).into_any()),
+            Received::Bytes(shared) => {
+                if are_views() {
+                    return view(self.py, shared.into_bytes()).map_err(of_python);
+                }
+                let fill = |target: &mut [_]| shared.copy_to(target);
+                match are_writable() {
+                    true => new_bytearray(self.py, shared.len(), fill),
+                    false => new_bytes(self.py, shared.len(), fill),
+                }
+            }
             Received::Memory(file) => {
                 let shared = self.py.import("taskfork.shared");
                 shared.and_then(|shared| shared.call_method1("view_of", (file.into_raw_fd(),)))

@@ -5,44 +5,45 @@
 
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
-use pyo3::types::{
-    PyBool, PyByteArray, PyBytes, PyDict, PyFloat, PyInt, PyList, PyMemoryView, PyString, PyTuple,
-};
+use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple};
 use serde::ser::{Error, Serialize, SerializeMap, SerializeSeq, Serializer};
 use taskfork::__private::{Keywords, Pickled};
 use taskfork::blob::{Blob, OpenFile};
 
-use crate::copies::Copied;
+use crate::copies::Target;
 use crate::interruption;
 use crate::pickles::{outside, pickled};
-use crate::sys::duplicate;
+use crate::sys::{Buffer, duplicate};
 
 /// Byte strings of this length or more are not copied.
-const LONG: usize = 16 << 10;
+pub(crate) const LONG: usize = 16 << 10;
 
 /// The most characters of a value's `repr` in an error.
 const MOST_SHOWN: usize = 100;
 
 /// A Python object as a value of a call.
-pub(crate) struct Value<'a, 'py>(pub(crate) &'a Bound<'py, PyAny>);
+pub(crate) struct Value<'a, 'py>(pub(crate) &'a Bound<'py, PyAny>, pub(crate) Target<'a, 'py>);
 
 /// An object that is encoded later.
 pub(crate) struct Owned(pub(crate) Py<PyAny>);
 
 impl Serialize for Owned {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        Python::attach(|py| Value(self.0.bind(py)).serialize(serializer))
+        Python::attach(|py| Value(self.0.bind(py), Target::Copy).serialize(serializer))
     }
 }
 
 /// The arguments of a call.
-pub(crate) fn arguments<'a, 'py>(args: &'a [Bound<'py, PyAny>]) -> Vec<Value<'a, 'py>> {
-    args.iter().map(Value).collect()
+pub(crate) fn arguments<'a, 'py>(
+    args: &'a [Bound<'py, PyAny>],
+    target: Target<'a, 'py>,
+) -> Vec<Value<'a, 'py>> {
+    args.iter().map(|arg| Value(arg, target)).collect()
 }
 
 impl Serialize for Value<'_, '_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let value = self.0;
+        let Self(value, target) = *self;
         if value.is_none() {
             serializer.serialize_unit()
         } else if let Ok(text) = value.cast::<PyString>() {
@@ -56,20 +57,18 @@ impl Serialize for Value<'_, '_> {
         } else if let Ok(bytes) = value.cast::<PyBytes>() {
             byte_string(bytes, serializer)
         } else if let Ok(list) = value.cast::<PyList>() {
-            sequence(&list.to_tuple(), serializer)
+            sequence(&list.to_tuple(), target, serializer)
         } else if let Ok(tuple) = value.cast::<PyTuple>() {
-            sequence(tuple, serializer)
+            sequence(tuple, target, serializer)
         } else if let Ok(map) = value.cast::<PyDict>() {
             let map = map.copy().map_err(refusal(value))?;
             let mut out = serializer.serialize_map(Some(map.len()))?;
             for (key, value) in map.iter() {
-                out.serialize_entry(&Value(&key), &Value(&value))?;
+                out.serialize_entry(&Value(&key, target), &Value(&value, target))?;
             }
             out.end()
-        } else if let Ok(bytes) = value.cast::<PyByteArray>() {
-            long_bytes(bytes.to_vec(), serializer)
         } else {
-            other(value, serializer)
+            other(value, target, serializer)
         }
     }
 }
@@ -98,35 +97,46 @@ fn byte_string<S: Serializer>(
     Blob::from(bytes::Bytes::from_owner(held)).serialize(serializer)
 }
 
-fn long_bytes<S: Serializer>(bytes: Vec<u8>, serializer: S) -> Result<S::Ok, S::Error> {
-    if bytes.len() < LONG {
-        return serializer.serialize_bytes(&bytes);
+fn memory<'py, S: Serializer>(
+    buffer: Buffer<'py>,
+    target: Target<'_, 'py>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    let py = buffer.py();
+    let failed = |error: PyErr| S::Error::custom(cause(py, &error));
+    if buffer.len() < LONG {
+        return serializer.serialize_bytes(&buffer.append_to(Vec::new()).map_err(failed)?);
     }
-    Blob::from(bytes).serialize(serializer)
+    target.blob(buffer).map_err(failed)?.serialize(serializer)
 }
 
-fn sequence<S: Serializer>(
-    elements: &Bound<'_, PyTuple>,
+fn sequence<'py, S: Serializer>(
+    elements: &Bound<'py, PyTuple>,
+    target: Target<'_, 'py>,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
     let mut out = serializer.serialize_seq(Some(elements.len()))?;
     for element in elements.iter() {
-        out.serialize_element(&Value(&element))?;
+        out.serialize_element(&Value(&element, target))?;
     }
     out.end()
 }
 
 /// A value of a type that is not built in: memory, an open file, a number of NumPy, an object with a buffer, or one that is sent
 /// as a plain value.
-fn other<S: Serializer>(value: &Bound<'_, PyAny>, serializer: S) -> Result<S::Ok, S::Error> {
+fn other<'py, S: Serializer>(
+    value: &Bound<'py, PyAny>,
+    target: Target<'_, 'py>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     let found = outside(|| Other::of(value));
     match found.unwrap_or_else(|error| Other::Unknown(cause(value.py(), &error))) {
-        Other::Plain(plain) => Value(&plain).serialize(serializer),
+        Other::Plain(plain) => Value(&plain, target).serialize(serializer),
         Other::Blob(blob) => blob.serialize(serializer),
         Other::File(file) => file.serialize(serializer),
         Other::Keywords => Keywords.serialize(serializer),
-        Other::Number(number) => Value(&number).serialize(serializer),
-        Other::Bytes(bytes) => byte_string(&bytes, serializer),
+        Other::Number(number) => Value(&number, target).serialize(serializer),
+        Other::Memory(buffer) => memory(buffer, target, serializer),
         Other::Refused(reason) => Err(S::Error::custom(reason)),
         Other::Unknown(reason) => pickle(value, reason, serializer),
     }
@@ -152,7 +162,7 @@ enum Other<'py> {
     /// The next argument is a dict of arguments by name.
     Keywords,
     Number(Bound<'py, PyAny>),
-    Bytes(Bound<'py, PyBytes>),
+    Memory(Buffer<'py>),
     /// It cannot be sent in any way.
     Refused(String),
     /// It has no encoding of its own.
@@ -188,29 +198,24 @@ impl<'py> Other<'py> {
             let is_plain = !is_numpy_scalar(&number)? && !matches!(kind.as_str(), "m" | "M");
             return Ok(if is_plain { Self::Number(number) } else { Self::Unknown(unknown(value)) });
         }
-        let memory = match PyMemoryView::from(value) {
-            Ok(memory) => memory,
+        let buffer = match Buffer::of(value) {
+            Ok(buffer) => buffer,
             Err(error) => {
                 interruption::note(py, &error);
                 return Ok(Self::Unknown(unknown(value)));
             }
         };
-        let format: String = memory.getattr("format")?.extract()?;
-        if has_objects(&format) {
+        if has_objects(&buffer.format()) {
             let said = "an array of Python objects cannot be encoded: send a list";
             return Ok(Self::Unknown(said.to_owned()));
         }
-        Ok(match Copied::of(&memory)? {
-            Copied::Bytes(bytes) => Self::Bytes(bytes),
-            Copied::Kept(bytes) => Self::Blob(Blob::from(bytes)),
-        })
+        Ok(Self::Memory(buffer))
     }
 
     fn blob(value: &Bound<'py, PyAny>) -> PyResult<Self> {
         let py = value.py();
         if !value.getattr("is_shareable")?.extract::<bool>()? {
-            let bytes = value.getattr("view")?.call_method0("tobytes")?;
-            return Ok(Self::Bytes(bytes.cast_into::<PyBytes>()?));
+            return Ok(Self::Memory(Buffer::of(&value.getattr("view")?)?));
         }
         let file = duplicate(py, value.call_method0("fileno")?.extract()?)?;
         match taskfork::__private::sealed_memory(file) {

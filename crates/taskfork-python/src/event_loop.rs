@@ -4,20 +4,25 @@
 //! eventfd, which the loop watches. The loop's thread then polls all noted calls, which reads their answers from the
 //! sockets, and completes their futures. So one wake-up serves any number of answers.
 //!
+//! While answers follow each other quickly, the loop looks for them itself in each of its turns, and the eventfd stays readable.
+//! So no thread is woken for them, and nothing of the loop can be lost by which the next turn would come.
+//!
 //! Code of the user runs while a call is polled, completed or dropped, and may make calls and cancel others. So no call is known
 //! by a number that another one has had.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use log_defer::Message;
 use pyo3::exceptions::PyException;
 use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::intern;
 use pyo3::prelude::*;
 use rustix::event::{EventfdFlags, eventfd};
+use taskfork::__private::binding::{AnswerWatch, Answers, Awaited, ProgressSource};
 
 use crate::client::{Outcome, Pending};
 use crate::error::{aborted, exception};
@@ -29,13 +34,19 @@ use crate::stream::Reports;
 /// For how long calls are completed at once, without a turn of the event loop between. Other tasks wait meanwhile.
 const LONGEST_WITHOUT_TURN: Duration = Duration::from_millis(1);
 
+/// For how long one turn completes calls, while others wait for the workers that answer.
+const LONGEST_TURN: Duration = Duration::from_micros(250);
+
+/// For how long one turn looks for answers without any. Then other tasks have their turns before it looks again.
+const LONGEST_LOOK: Duration = Duration::from_micros(20);
+
 /// The native part of an event loop.
 #[pyclass(frozen, weakref, module = "taskfork._native")]
 pub(crate) struct EventLoop {
     notes: Arc<Notes>,
     calls: Mutex<Calls>,
-    /// Lets the loop call a function in its next turn.
-    call_soon: Py<PyAny>,
+    /// The answers of all clients of this loop.
+    watch: OfProcess<Mutex<AnswerWatch>>,
 }
 
 /// What other threads tell the event loop.
@@ -50,7 +61,7 @@ struct Noted {
     ready: Vec<u64>,
     /// What checkouts have logged after their last calls.
     logs: Vec<(u64, Message)>,
-    /// The event loop is being woken.
+    /// The eventfd is readable, so that the loop has a turn for these calls.
     is_signalled: bool,
 }
 
@@ -62,9 +73,9 @@ struct Calls {
     next: u64,
     /// Calls that have not been polled, so that nothing wakes the loop for them yet.
     fresh: Vec<u64>,
-    /// The loop will run [`EventLoop::run`] in its next turn.
-    is_scheduled: bool,
     last_turn: Instant,
+    /// How many calls have ended since the last turn began.
+    completed: usize,
 }
 
 impl Calls {
@@ -79,6 +90,7 @@ struct Entry {
     pending: Option<OfProcess<Pending>>,
     /// It can go on, which was noted while it was polled.
     is_noted: bool,
+    progress: OfProcess<ProgressSource>,
     future: Py<PyAny>,
     waker: Waker,
     log: Option<CheckoutLog>,
@@ -114,12 +126,29 @@ impl Notes {
         self.add(|noted| noted.logs.push((number, message)));
     }
 
-    fn take(&self) -> Noted {
+    /// Lets the loop have a turn.
+    fn signal(&self) {
+        self.add(|_| {});
+    }
+
+    /// Takes what is noted. The loop has a turn after this one, unless [`sleep`](Self::sleep) follows.
+    fn take(&self) -> (Vec<u64>, Vec<(u64, Message)>) {
         let mut noted = lock(&self.noted);
-        if noted.is_signalled {
+        (std::mem::take(&mut noted.ready), std::mem::take(&mut noted.logs))
+    }
+
+    fn has_any(&self) -> bool {
+        let noted = lock(&self.noted);
+        !noted.ready.is_empty() || !noted.logs.is_empty()
+    }
+
+    /// Lets the loop sleep until something is noted, if nothing is.
+    fn sleep(&self) {
+        let mut noted = lock(&self.noted);
+        if noted.is_signalled && noted.ready.is_empty() && noted.logs.is_empty() {
+            noted.is_signalled = false;
             let _ = rustix::io::read(&self.event, &mut [0; 8]);
         }
-        std::mem::take(&mut *noted)
     }
 }
 
@@ -128,6 +157,15 @@ pub(crate) struct Waiting {
     pub(crate) future: Py<PyAny>,
     pub(crate) log: Option<CheckoutLog>,
     pub(crate) client: Option<u64>,
+}
+
+/// What comes after a turn.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// Another turn.
+    Turn,
+    /// A sleep. Calls run meanwhile, or not.
+    Sleep { is_waiting: bool },
 }
 
 impl EventLoop {
@@ -145,42 +183,105 @@ impl EventLoop {
         lock(&self.calls).logs.insert(number, callback);
     }
 
-    /// Adds a call, and returns its key. It is polled in the next turn of the loop, or when it is awaited before.
-    pub(crate) fn add(
-        slf: &Bound<'_, Self>,
-        pending: OfProcess<Pending>,
-        waiting: Waiting,
-    ) -> PyResult<u64> {
-        let this = slf.get();
-        let Waiting { future, log, client } = waiting;
-        let mut calls = lock(&this.calls);
-        let key = calls.number();
-        let waker = Waker::from(Arc::new(CallWaker { notes: this.notes.clone(), key }));
-        let pending = Some(pending);
-        calls.entries.insert(key, Entry { pending, is_noted: false, future, waker, log, client });
-        calls.fresh.push(key);
-        drop(calls);
-        if let Err(error) = this.schedule(slf) {
-            // Nobody gets the call.
-            this.cancel(key);
-            return Err(error);
+    /// Adds a call, and returns its key. The loop has a turn for it, and completes it when it is noted, or when it is awaited before.
+    pub(crate) fn add(&self, pending: OfProcess<Pending>, waiting: Waiting) -> u64 {
+        let (key, is_alone) = self.insert(pending, waiting);
+        self.notes.signal();
+        if !is_alone {
+            // Workers that have answered get their next calls before the turn of the loop.
+            self.look();
         }
-        Ok(key)
+        key
     }
 
-    /// Lets the loop call `run` in its next turn.
-    fn schedule(&self, slf: &Bound<'_, Self>) -> PyResult<()> {
-        if std::mem::replace(&mut lock(&self.calls).is_scheduled, true) {
-            return Ok(());
+    /// Returns the key, and whether there is no other call.
+    fn insert(&self, pending: OfProcess<Pending>, waiting: Waiting) -> (u64, bool) {
+        let Waiting { future, log, client } = waiting;
+        let key = lock(&self.calls).number();
+        let waker = Waker::from(Arc::new(CallWaker { notes: self.notes.clone(), key }));
+        let is_fresh = pending.peek().is_none_or(|pending| !pending.set_waker(&waker));
+        let progress = pending.peek().map(Pending::progress_source).unwrap_or_default();
+        let entry = Entry {
+            pending: Some(pending),
+            is_noted: false,
+            progress: OfProcess::new(progress),
+            future,
+            waker,
+            log,
+            client,
+        };
+        let mut calls = lock(&self.calls);
+        calls.entries.insert(key, entry);
+        if is_fresh {
+            calls.fresh.push(key);
         }
-        let scheduled =
-            slf.getattr("run").and_then(|run| self.call_soon.call1(slf.py(), (run,)).map(drop));
-        if scheduled.is_err() {
-            // Other calls may rely on that turn.
-            lock(&self.calls).is_scheduled = false;
-            self.notes.add(|_| {});
+        (key, calls.entries.len() == 1)
+    }
+
+    /// Looks for the answers of a client in the turns of this loop.
+    pub(crate) fn watch(&self, client: &taskfork::Client) {
+        if let Some(mut watch) = self.watch_now()
+            && !watch.has(client)
+        {
+            watch.add(Answers::of(client));
         }
-        scheduled
+    }
+
+    /// What the loop looks at. `None` in a forked child, and within a look, which may drop the arguments of calls and so run code
+    /// of the user.
+    fn watch_now(&self) -> Option<MutexGuard<'_, AnswerWatch>> {
+        self.watch.get().ok()?.try_lock().ok()
+    }
+
+    /// Sleeps until something is noted.
+    fn sleep(&self, is_waiting: bool) {
+        match self.watch.get().map(Mutex::try_lock) {
+            Ok(Ok(mut watch)) => watch.sleep(is_waiting),
+            // Another thread looks, and may leave connections whose workers wake nobody.
+            Ok(Err(TryLockError::WouldBlock)) => return self.notes.signal(),
+            Ok(Err(TryLockError::Poisoned(_))) | Err(_) => {}
+        }
+        self.notes.sleep();
+    }
+
+    /// Handles answers that have come. Their calls are noted.
+    fn look(&self) -> Awaited {
+        self.watch_now().map_or(Awaited::Nothing, |mut watch| watch.look())
+    }
+
+    /// Completes calls as long as their answers follow each other quickly, and the loop needs no turn for other tasks.
+    fn complete(&self, py: Python<'_>, begun: Instant) -> (Next, PyResult<()>) {
+        loop {
+            let awaited = self.look();
+            if awaited == Awaited::Arrived || self.notes.has_any() {
+                if let Some(mut watch) = self.watch_now() {
+                    watch.record_found();
+                }
+                let done = self.poll_noted(py);
+                if done.is_err() {
+                    return (Next::Turn, done);
+                }
+            } else if awaited == Awaited::Nothing {
+                return (Next::Sleep { is_waiting: false }, Ok(()));
+            } else {
+                let Some(mut watch) = self.watch_now() else { break };
+                let has_completed = lock(&self.calls).completed > 0;
+                if has_completed && watch.queued() == 0 {
+                    // Nobody waits for the next answers but those who are told of these.
+                    return (Next::Turn, Ok(()));
+                }
+                if !watch.pause() {
+                    break;
+                }
+                if !has_completed && begun.elapsed() > LONGEST_LOOK {
+                    return (Next::Turn, Ok(()));
+                }
+            }
+            if begun.elapsed() > LONGEST_TURN {
+                return (Next::Turn, Ok(()));
+            }
+        }
+        (Next::Sleep { is_waiting: true }, Ok(()))
     }
 
     /// Polls a call, and completes its future if it is over. The error is one that nobody else gets.
@@ -199,26 +300,39 @@ impl EventLoop {
             Err(_) => Poll::Pending,
         };
         let interrupted = interruption::check();
+        match polled {
+            Poll::Ready(outcome) => first(py, interrupted, self.end(py, key, outcome)),
+            Poll::Pending => {
+                self.put_back(key, pending);
+                interrupted
+            }
+        }
+    }
+
+    /// Completes the future of a call.
+    fn end(&self, py: Python<'_>, key: u64, outcome: Outcome) -> PyResult<()> {
         let mut calls = lock(&self.calls);
-        let Poll::Ready(outcome) = polled else {
-            let unwanted = match calls.entries.get_mut(&key) {
-                Some(entry) => {
-                    if std::mem::take(&mut entry.is_noted) {
-                        entry.waker.wake_by_ref();
-                    }
-                    entry.pending.replace(pending)
-                }
-                None => Some(pending),
-            };
-            // Dropping a call may run code of the user, so not under the lock.
-            drop(calls);
-            drop(unwanted);
-            return interrupted;
-        };
         let entry = calls.entries.remove(&key);
+        calls.completed += 1;
         drop(calls);
-        let completed = entry.map_or(Ok(()), |entry| entry.complete(py, outcome));
-        first(py, interrupted, completed)
+        entry.map_or(Ok(()), |entry| entry.complete(py, outcome))
+    }
+
+    /// Keeps a call that has been polled, unless nobody wants it any more.
+    fn put_back(&self, key: u64, pending: OfProcess<Pending>) {
+        let mut calls = lock(&self.calls);
+        let unwanted = match calls.entries.get_mut(&key) {
+            Some(entry) => {
+                if std::mem::take(&mut entry.is_noted) {
+                    entry.waker.wake_by_ref();
+                }
+                entry.pending.replace(pending)
+            }
+            None => Some(pending),
+        };
+        // Dropping a call may run code of the user, so not under the lock.
+        drop(calls);
+        drop(unwanted);
     }
 }
 
@@ -226,10 +340,12 @@ impl Entry {
     fn complete(self, py: Python<'_>, outcome: Outcome) -> PyResult<()> {
         let future = self.future.bind(py);
         let completed = match outcome {
-            Ok(value) => is_waiting(future).and_then(|is_waiting| match is_waiting {
-                true => future.call_method1("set_result", (value,)).map(drop),
-                false => Ok(()),
-            }),
+            Ok(value) => match future.call_method1(intern!(py, "set_result"), (value,)) {
+                Ok(_) => Ok(()),
+                // It has been completed otherwise.
+                Err(error) if is_wrong_state(py, &error) && !is_waiting(future)? => Ok(()),
+                Err(error) => Err(error),
+            },
             Err(error) => exception(py, error).and_then(|error| fail(future, &error)),
         };
         let completed = completed.or_else(|error| tell(py, future, error));
@@ -250,8 +366,14 @@ fn first(py: Python<'_>, one: PyResult<()>, other: PyResult<()>) -> PyResult<()>
     }
 }
 
+/// Whether asyncio says that a future is complete already.
+fn is_wrong_state(py: Python<'_>, error: &PyErr) -> bool {
+    let class = py.import("asyncio").and_then(|it| it.getattr("InvalidStateError"));
+    class.is_ok_and(|class| error.matches(py, class).unwrap_or(false))
+}
+
 fn is_waiting(future: &Bound<'_, PyAny>) -> PyResult<bool> {
-    Ok(!future.call_method0("done")?.is_truthy()?)
+    Ok(!future.call_method0(intern!(future.py(), "done"))?.is_truthy()?)
 }
 
 /// Fails a future. asyncio would log the exception if nobody awaits the call, as if it were a mistake.
@@ -277,7 +399,7 @@ fn tell(py: Python<'_>, future: &Bound<'_, PyAny>, error: PyErr) -> PyResult<()>
 #[pymethods]
 impl EventLoop {
     #[new]
-    fn new(call_soon: Py<PyAny>) -> PyResult<Self> {
+    fn new() -> PyResult<Self> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(std::io::Error::from)?;
         let calls = Calls {
@@ -285,17 +407,16 @@ impl EventLoop {
             logs: BTreeMap::new(),
             next: 0,
             fresh: Vec::new(),
-            is_scheduled: false,
             last_turn: Instant::now(),
+            completed: 0,
         };
         let notes = Arc::new(Notes { noted: Mutex::default(), event });
-        Ok(Self { notes, calls: Mutex::new(calls), call_soon })
+        Ok(Self { notes, calls: Mutex::new(calls), watch: OfProcess::new(Mutex::default()) })
     }
 
     /// Tells the collector what is kept. A future keeps its loop, which keeps this object: a loop that has ended with calls
     /// in it is garbage.
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.call_soon)?;
         // If it is locked, the collector finds too few references, and collects nothing.
         let Ok(calls) = self.calls.try_lock() else { return Ok(()) };
         for callback in calls.logs.values() {
@@ -327,58 +448,67 @@ impl EventLoop {
 
     /// One turn: completes the calls that can be completed.
     fn run(&self, py: Python<'_>) -> PyResult<()> {
+        let begun = Instant::now();
         let fresh = {
             let mut calls = lock(&self.calls);
-            calls.is_scheduled = false;
-            calls.last_turn = Instant::now();
+            (calls.last_turn, calls.completed) = (begun, 0);
             std::mem::take(&mut calls.fresh)
         };
+        if let Some(mut watch) = self.watch_now() {
+            watch.record_wake(self.notes.has_any());
+        }
         let mut done = self.poll_noted(py);
         for key in fresh {
             done = first(py, done, self.poll(py, key, false));
+        }
+        done?;
+        let (next, done) = self.complete(py, begun);
+        match next {
+            Next::Turn => self.notes.signal(),
+            Next::Sleep { is_waiting } => self.sleep(is_waiting),
         }
         done
     }
 
     /// Completes the calls that can be completed, in a turn of another callback.
     fn poll_noted(&self, py: Python<'_>) -> PyResult<()> {
-        let noted = self.notes.take();
+        let (ready, logs) = self.notes.take();
         let mut done = Ok(());
-        for (number, message) in &noted.logs {
+        for (number, message) in &logs {
             let callback = lock(&self.calls).logs.remove(number);
             if let Some(callback) = callback {
                 done = first(py, done, hand_over(py, &callback, message));
             }
         }
-        for key in noted.ready {
+        for key in ready {
             done = first(py, done, self.poll(py, key, false));
         }
         done
     }
 
     /// Tries to complete a call that is about to be awaited. It may spin for its answer for a moment.
-    fn complete_now(slf: &Bound<'_, Self>, key: u64) -> PyResult<()> {
-        let this = slf.get();
-        let mut calls = lock(&this.calls);
+    fn complete_now(&self, py: Python<'_>, key: u64) -> PyResult<()> {
+        let mut calls = lock(&self.calls);
         let has_turned = calls.last_turn.elapsed() < LONGEST_WITHOUT_TURN;
         // Others must not wait for this one: the loop is told of each answer as it comes.
         let is_alone = calls.entries.len() == 1;
         if has_turned {
             drop(calls);
-            return this.poll(slf.py(), key, is_alone);
+            return self.poll(py, key, is_alone);
         }
-        if !calls.is_scheduled {
-            calls.fresh.push(key);
-        }
+        calls.fresh.push(key);
         drop(calls);
-        this.schedule(slf)
+        self.notes.signal();
+        Ok(())
     }
 
     /// How far a call has got.
     fn progress(&self, key: u64) -> PyResult<Reports> {
         let calls = lock(&self.calls);
-        let pending = calls.entries.get(&key).and_then(|entry| entry.pending.as_ref());
-        pending.map_or_else(|| Ok(Reports::new(None)), |pending| Ok(pending.get()?.progress()))
+        match calls.entries.get(&key) {
+            Some(entry) => Ok(Reports::new(Some(entry.progress.get()?.updates()))),
+            None => Ok(Reports::new(None)),
+        }
     }
 
     /// The caller does not want the call any more.

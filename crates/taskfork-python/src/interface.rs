@@ -10,10 +10,11 @@ use std::time::Duration;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyString, PyTuple};
-use taskfork::__private::{Raised, Reply, Request, encoded};
+use taskfork::__private::{Raised, Reply, Request, ResultMemory, encoded};
 use taskfork::error::Failure;
 use taskfork::worker::{ArgumentsError, EmitError, Interface, context, logger};
 
+use crate::copies::Target;
 use crate::decode::{Argument, Object};
 use crate::encode::{Owned, Value};
 use crate::pickles;
@@ -82,10 +83,12 @@ impl<'py> Answer<'py> {
         })
     }
 
-    fn reply(self, request: Request<'_>) -> Reply {
+    fn reply(self, mut request: Request<'_>) -> Reply {
         match self {
             Self::Value(value) | Self::Item(value) | Self::Items(value) => {
-                request.value(&Value(&value))
+                let memory = ResultMemory::of(&mut request);
+                let alloc = |length| memory.alloc(length);
+                request.value(&Value(&value, Target::Shared(&alloc)))
             }
             Self::Error(raised) => request.failed(raised),
             Self::Unread => match request.emitter::<Owned>() {
@@ -159,7 +162,10 @@ impl PythonInterface {
 
 impl Interface<()> for PythonInterface {
     fn call(&self, (): &mut (), request: Request<'_>) -> Reply {
-        let args = match request.parse() {
+        // Most calls have none, and Python need not be asked.
+        let takes_views =
+            request.may_have_long_bytes() && self.says("takes_views", request.method());
+        let args = match pickles::taking_views(takes_views, || request.parse()) {
             Ok(args) => args,
             Err(reply) => return reply,
         };
@@ -237,7 +243,7 @@ pub(crate) fn progress(done: u64, total: Option<u64>, what: std::borrow::Cow<'_,
 pub(crate) fn log(message: &Bound<'_, PyAny>) -> PyResult<()> {
     let invalid = |error: String| PyValueError::new_err(format!("this cannot be logged: {error}"));
     // Who reads a log has agreed to nothing.
-    let encoded = pickles::without(|| encoded(&Value(message))).map_err(invalid)?;
+    let encoded = pickles::without(|| encoded(&Value(message, Target::Copy))).map_err(invalid)?;
     let message = rmp_serde::from_slice(&encoded).map_err(|error| invalid(error.to_string()))?;
     logger().merge(message);
     Ok(())

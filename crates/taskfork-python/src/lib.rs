@@ -5,7 +5,7 @@
 //! threads, `stream` is for iterators of items and of reports, `input` is for what calls stream to their methods, and `error` makes
 //! exceptions. `pickles` is for objects without another encoding, `interruption` for what Ctrl-C raises meanwhile, and `keys` bounds the
 //! time that maps of peers take. `serving` is a server whose workers run Python, `interface` passes their calls on, and `receiver` their
-//! inputs. The package's Python files define what users see.
+//! inputs; `forking` makes a program such a server by a fork. The package's Python files define what users see.
 
 mod client;
 mod copies;
@@ -13,6 +13,7 @@ mod decode;
 mod encode;
 mod error;
 mod event_loop;
+mod forking;
 mod input;
 mod interface;
 mod interruption;
@@ -34,6 +35,7 @@ use pyo3::prelude::*;
 /// of calls, relies on it.
 #[pymodule(gil_used = true)]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    sys::count_forks();
     module.add_class::<client::Client>()?;
     module.add_class::<client::Checkout>()?;
     module.add_class::<event_loop::EventLoop>()?;
@@ -42,6 +44,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<stream::Reports>()?;
     module.add_function(wrap_pyfunction!(keys::are_colliding, module)?)?;
     module.add_function(wrap_pyfunction!(serving::serve, module)?)?;
+    module.add_function(wrap_pyfunction!(forking::fork, module)?)?;
     module.add_function(wrap_pyfunction!(interface::is_cancelled, module)?)?;
     module.add_function(wrap_pyfunction!(interface::peer, module)?)?;
     module.add_function(wrap_pyfunction!(interface::progress, module)?)?;

@@ -6,7 +6,7 @@ use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 
 use crate::decode::{Object, decode};
-use crate::pickles;
+use crate::pickles::{self, Terms};
 
 /// The log of a checkout, and the user's function. What a call has logged is handed over when the call ends.
 ///
@@ -51,7 +51,8 @@ pub(crate) fn hand_over(py: Python<'_>, callback: &Py<PyAny>, message: &Message)
         return Ok(());
     }
     let encoded = rmp_serde::to_vec_named(message).map_err(|error| error.to_string());
-    let decoded = pickles::within(false, || encoded.and_then(|encoded| decode(&encoded)));
+    let decoded =
+        pickles::within(Terms::default(), || encoded.and_then(|encoded| decode(&encoded)));
     let Ok(Object(message)) = decoded else { return Ok(()) };
     match callback.call1(py, (message,)) {
         Err(error) if error.is_instance_of::<PyException>(py) => {

@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 use taskfork::__private::binding;
 use taskfork::client::{ClientBuilder, ConfigError};
 
+use crate::pickles::Terms;
 use crate::process::runtime;
 use crate::remote::{self, Remote};
 
@@ -40,10 +41,15 @@ pub(crate) struct Options {
     reuse_after_error: bool,
     connect_timeout: Option<f64>,
     max_frame: usize,
-    pub(crate) pickle: bool,
+    pickle: bool,
+    writable: bool,
 }
 
 impl Options {
+    pub(crate) fn terms(&self) -> Terms {
+        Terms { pickles: self.pickle, writable: self.writable }
+    }
+
     /// Builds the client. `ValueError` if an option or the address is wrong.
     pub(crate) fn build(self, remote: &Remote, address: &str) -> PyResult<taskfork::Client> {
         let unlimited = |time: Option<Duration>| time.unwrap_or(Duration::MAX);

@@ -15,30 +15,55 @@ thread_local! {
     /// What has interrupted the object that was unpickled last, as Ctrl-C and the end of a call's time do.
     static INTERRUPTION: Cell<Option<PyErr>> = const { Cell::new(None) };
 
-    /// What the running call has agreed to; `None` outside of the calls of a client.
-    static OF_CALL: Cell<Option<bool>> = const { Cell::new(None) };
+    /// The terms of the running call; `None` outside of the calls of a client.
+    static OF_CALL: Cell<Option<Terms>> = const { Cell::new(None) };
+
+    /// Whether the arguments of a worker's call are decoded for a method that takes views of memory.
+    static TAKES_VIEWS: Cell<bool> = const { Cell::new(false) };
 
     /// Whether a client makes or polls a call, also while that runs code of the user.
     static IS_CLIENT: Cell<bool> = const { Cell::new(false) };
 }
 
-/// What this worker has agreed to.
-static OF_WORKER: AtomicBool = AtomicBool::new(false);
+/// How a client, or the workers of a server, exchange values.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Terms {
+    /// It has agreed to pickled values.
+    pub(crate) pickles: bool,
+    /// Long bytes become a `bytearray`, which can be written to, as arrays of a pickled value need it.
+    pub(crate) writable: bool,
+}
 
-/// Says for this process, which serves, whether it has agreed.
-pub(crate) fn set_for_worker(agreed: bool) {
-    OF_WORKER.store(agreed, Ordering::Relaxed);
+/// The terms of this worker.
+static PICKLES: AtomicBool = AtomicBool::new(false);
+static WRITABLE: AtomicBool = AtomicBool::new(false);
+
+/// Sets the terms of this process, which serves.
+pub(crate) fn set_for_worker(Terms { pickles, writable }: Terms) {
+    PICKLES.store(pickles, Ordering::Relaxed);
+    WRITABLE.store(writable, Ordering::Relaxed);
 }
 
 /// Runs what encodes or decodes values of a client.
-pub(crate) fn within<T>(agreed: bool, run: impl FnOnce() -> T) -> T {
+pub(crate) fn within<T>(terms: Terms, run: impl FnOnce() -> T) -> T {
     let _before = Before(&IS_CLIENT, IS_CLIENT.replace(true));
-    replaced(Some(agreed), run)
+    replaced(Some(terms), run)
 }
 
 /// Runs what encodes values that are never pickled.
 pub(crate) fn without<T>(run: impl FnOnce() -> T) -> T {
-    replaced(Some(false), run)
+    replaced(Some(Terms::default()), run)
+}
+
+/// Runs what decodes the arguments of a worker's call, whose method may take views of memory.
+pub(crate) fn taking_views<T>(takes_views: bool, run: impl FnOnce() -> T) -> T {
+    let _before = Before(&TAKES_VIEWS, TAKES_VIEWS.replace(takes_views));
+    run()
+}
+
+/// Whether long bytes are views of the memory that they have arrived in.
+pub(crate) fn are_views() -> bool {
+    OF_CALL.get().is_none() && TAKES_VIEWS.get()
 }
 
 /// Runs what belongs to no call of a client: code of the user that encoding, decoding or polling a call runs, and what a worker
@@ -47,7 +72,7 @@ pub(crate) fn outside<T>(run: impl FnOnce() -> T) -> T {
     replaced(None, run)
 }
 
-fn replaced<T>(of_call: Option<bool>, run: impl FnOnce() -> T) -> T {
+fn replaced<T>(of_call: Option<Terms>, run: impl FnOnce() -> T) -> T {
     let _before = Before(&OF_CALL, OF_CALL.replace(of_call));
     run()
 }
@@ -67,7 +92,12 @@ pub(crate) fn are_of_client() -> bool {
 }
 
 fn are_agreed() -> bool {
-    OF_CALL.get().unwrap_or_else(|| OF_WORKER.load(Ordering::Relaxed))
+    OF_CALL.get().map_or_else(|| PICKLES.load(Ordering::Relaxed), |terms| terms.pickles)
+}
+
+/// Whether long bytes can be written to once they are decoded.
+pub(crate) fn are_writable() -> bool {
+    OF_CALL.get().map_or_else(|| WRITABLE.load(Ordering::Relaxed), |terms| terms.writable)
 }
 
 /// An object that has no other encoding, pickled. `Err` has the text for its call.

@@ -15,7 +15,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::interface::{self, PythonInterface};
 use crate::options::limit;
-use crate::pickles;
+use crate::pickles::{self, Terms};
 use crate::sys::{pass_alarms_to_python, tell_interpreter_of_forks};
 
 /// The options of a server.
@@ -32,8 +32,12 @@ pub(crate) struct Options {
     shutdown_grace: f64,
     /// Whether SIGHUP starts the program anew. Otherwise it ends the server.
     restarts: bool,
+    /// Whether memory is moved to huge pages, which costs time when the server starts, and copies what it shares.
+    huge_pages: bool,
     /// Whether values without another encoding are pickled.
     pickle: bool,
+    /// Whether long bytes of arguments can be written to.
+    writable: bool,
     /// From which level on is logged: `info`, `warn` or `error`.
     log_level: String,
 }
@@ -57,7 +61,8 @@ pub(crate) fn serve(
     let _ = log.with_max_level(most).try_init();
     let hung = limit("hung_worker_timeout", options.hung_worker_timeout)?;
     let grace = limit("shutdown_grace", Some(options.shutdown_grace))?;
-    pickles::set_for_worker(options.pickle);
+    let Options { pickle: pickles, writable, .. } = options;
+    pickles::set_for_worker(Terms { pickles, writable });
     pass_alarms_to_python(py)?;
     tell_interpreter_of_forks(true);
     let served = py.detach(move || {
@@ -78,7 +83,8 @@ impl Options {
             .name(self.name)
             .spare_workers(self.spare_workers)
             .max_calls(self.max_calls)
-            .share_details(self.share_details);
+            .share_details(self.share_details)
+            .huge_pages(self.huge_pages);
         if !self.restarts {
             server = server.restart_on_hangup(false);
         }

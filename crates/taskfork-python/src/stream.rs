@@ -16,14 +16,14 @@ use taskfork::StreamCall;
 use taskfork::client::ProgressUpdates;
 use taskfork::error::Error;
 
-use crate::client::{Outcome, Pending, Pickles};
+use crate::client::{Outcome, Pending};
 use crate::decode::Object;
 use crate::error::{Failed, OwnError, exception};
 use crate::event_loop::{EventLoop, Waiting};
 use crate::input::Feed;
 use crate::interruption;
 use crate::log::CheckoutLog;
-use crate::pickles;
+use crate::pickles::{self, Terms};
 use crate::process::OfProcess;
 use crate::waiting;
 
@@ -141,7 +141,7 @@ fn busy() -> PyErr {
 pub(crate) struct ItemsSource {
     state: ItemsState,
     feed: Feed,
-    pickles: Pickles,
+    terms: Terms,
 }
 
 /// What is wanted of a call that streams. Once its result is asked for, its items are discarded.
@@ -165,7 +165,7 @@ impl Source for ItemsSource {
     type Found = Found;
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Found> {
-        pickles::within(self.pickles, || self.poll_call(context))
+        pickles::within(self.terms, || self.poll_call(context))
     }
 }
 
@@ -207,13 +207,8 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    pub(crate) fn new(
-        items: Items,
-        feed: Feed,
-        log: Option<CheckoutLog>,
-        pickles: Pickles,
-    ) -> Self {
-        let source = ItemsSource { state: ItemsState::Items(items), feed, pickles };
+    pub(crate) fn new(items: Items, feed: Feed, log: Option<CheckoutLog>, terms: Terms) -> Self {
+        let source = ItemsSource { state: ItemsState::Items(items), feed, terms };
         Self { slot: new(source), log: Mutex::new(log) }
     }
 
@@ -254,7 +249,7 @@ impl Stream {
     /// Completes a future once `take` has something, or the stream is closed.
     fn changed(&self, event_loop: &Bound<'_, EventLoop>, future: Py<PyAny>) -> PyResult<u64> {
         let pending = OfProcess::new(Pending::Items(self.slot.clone()));
-        EventLoop::add(event_loop, pending, Waiting { future, log: None, client: None })
+        Ok(event_loop.get().add(pending, Waiting { future, log: None, client: None }))
     }
 
     /// Waits for something, and takes it; `None` if the stream is closed.
@@ -374,7 +369,7 @@ impl Reports {
     /// Completes a future once `take` has something.
     fn changed(&self, event_loop: &Bound<'_, EventLoop>, future: Py<PyAny>) -> PyResult<u64> {
         let pending = OfProcess::new(Pending::Reports(self.slot.clone()));
-        EventLoop::add(event_loop, pending, Waiting { future, log: None, client: None })
+        Ok(event_loop.get().add(pending, Waiting { future, log: None, client: None }))
     }
 
     /// Waits for a report; `None` if there are no more.

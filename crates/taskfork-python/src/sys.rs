@@ -1,23 +1,32 @@
 //! The only `unsafe` code of this crate.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
-use std::mem::ManuallyDrop;
+use std::ffi::{CStr, c_char, c_uint, c_void};
+use std::mem::{ManuallyDrop, MaybeUninit};
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering::SeqCst};
-use std::sync::{Once, OnceLock};
+use std::ptr;
+use std::slice;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Arc, Once, OnceLock};
 use std::thread::{self, ThreadId};
 use std::time::Instant;
 
+use bytes::Bytes;
 use nix::libc::{self, c_int};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use pyo3::ffi::{
-    Py_ssize_t, PyGILState_Ensure, PyGILState_Release, PyGILState_STATE, PyMemoryView_FromMemory,
+    Py_DECREF, Py_TPFLAGS_DEFAULT, Py_TYPE, Py_ssize_t, Py_tp_dealloc, PyByteArray_AsString,
+    PyByteArray_FromStringAndSize, PyBytes_AsString, PyBytes_FromStringAndSize, PyGILState_Ensure,
+    PyGILState_Release, PyGILState_STATE, PyObject, PyObject_Free, PyType_FromSpec,
+    PyType_GenericAlloc, PyType_Slot, PyType_Spec,
 };
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyModule, PySlice};
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyMemoryView, PyModule};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use taskfork::__private::{InputItems, Taken};
+use taskfork::__private::{InputItems, Taken, is_forking_guardian};
 use taskfork::Emitter;
 use taskfork::worker::{EmitError, ReceiveError};
 
@@ -29,27 +38,304 @@ pub(crate) fn duplicate(py: Python<'_>, file: i32) -> PyResult<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
-/// Copies a contiguous memoryview of bytes to `target`, which has its length.
-#[expect(unsafe_code, reason = "memory of Rust is filled by Python")]
-pub(crate) fn fill_from(mut target: Vec<u8>, bytes: &Bound<'_, PyAny>) -> PyResult<Vec<u8>> {
-    let py = bytes.py();
-    let length = target.len().try_into().unwrap_or(Py_ssize_t::MAX);
-    // SAFETY: the memory is initialized, and `target` does not free it while the view exists.
-    let view = unsafe {
-        let made = PyMemoryView_FromMemory(target.as_mut_ptr().cast(), length, PY_BUF_WRITE);
-        Bound::from_owned_ptr_or_err(py, made)
-    }?;
-    let filled = view.set_item(PySlice::full(py), bytes);
-    if let Err(kept) = view.call_method0("release") {
-        // Something refers to the memory for ever.
-        std::mem::forget(target);
-        return Err(kept);
-    }
-    filled.map(|()| target)
+/// A buffer of a Python object, as `PyObject_GetBuffer` describes it. The functions are in the stable ABI from Python 3.11 on, with
+/// this structure. Those of 3.9 and 3.10, which do not change any more, are the same.
+#[repr(C)]
+struct RawBuffer {
+    start: *mut c_void,
+    object: *mut PyObject,
+    length: Py_ssize_t,
+    item_size: Py_ssize_t,
+    is_read_only: c_int,
+    dimensions: c_int,
+    format: *mut c_char,
+    shape: *mut Py_ssize_t,
+    strides: *mut Py_ssize_t,
+    suboffsets: *mut Py_ssize_t,
+    internal: *mut c_void,
 }
 
-/// From the header of Python: the view can be written to.
-const PY_BUF_WRITE: c_int = 0x200;
+#[expect(
+    unsafe_code,
+    reason = "functions of the stable ABI that the bindings lack for this version"
+)]
+unsafe extern "C" {
+    fn PyObject_GetBuffer(object: *mut PyObject, buffer: *mut RawBuffer, flags: c_int) -> c_int;
+    fn PyBuffer_Release(buffer: *mut RawBuffer);
+    fn PyBuffer_IsContiguous(buffer: *const RawBuffer, order: c_char) -> c_int;
+    fn PyBuffer_ToContiguous(
+        to: *mut c_void,
+        buffer: *const RawBuffer,
+        length: Py_ssize_t,
+        order: c_char,
+    ) -> c_int;
+}
+
+/// From the header of Python: a buffer of any form, which is only read.
+const PY_BUF_FULL_RO: c_int = 0x11c;
+
+/// The order in which elements are sent.
+const ROWS_FIRST: c_char = b'C' as c_char;
+
+/// The memory of a Python object that has some. The object cannot free or move it while this exists.
+pub(crate) struct Buffer<'py> {
+    /// In a place of its own: what has made it may refer to it.
+    raw: Box<RawBuffer>,
+    py: Python<'py>,
+}
+
+impl<'py> Buffer<'py> {
+    /// An error if the object has no memory that can be read.
+    #[expect(unsafe_code, reason = "a call of the interpreter")]
+    pub(crate) fn of(value: &Bound<'py, PyAny>) -> PyResult<Self> {
+        let (py, null) = (value.py(), ptr::null_mut());
+        let mut raw = Box::new(RawBuffer {
+            start: null,
+            object: ptr::null_mut(),
+            length: 0,
+            item_size: 0,
+            is_read_only: 0,
+            dimensions: 0,
+            format: ptr::null_mut(),
+            shape: ptr::null_mut(),
+            strides: ptr::null_mut(),
+            suboffsets: ptr::null_mut(),
+            internal: null,
+        });
+        // SAFETY: this thread has the interpreter, the object is alive, and the structure is that of this function.
+        match unsafe { PyObject_GetBuffer(value.as_ptr(), &raw mut *raw, PY_BUF_FULL_RO) } {
+            0 => Ok(Self { raw, py }),
+            _ => Err(PyErr::fetch(py)),
+        }
+    }
+
+    pub(crate) fn py(&self) -> Python<'py> {
+        self.py
+    }
+
+    /// How many bytes the elements have.
+    pub(crate) fn len(&self) -> usize {
+        self.raw.length.try_into().unwrap_or_default()
+    }
+
+    /// The types of the elements, as the module `struct` writes them.
+    #[expect(unsafe_code, reason = "a text of the interpreter")]
+    pub(crate) fn format(&self) -> Cow<'_, str> {
+        if self.raw.format.is_null() {
+            return "B".into();
+        }
+        // SAFETY: it is a text that ends with a zero and lives as long as the buffer.
+        unsafe { CStr::from_ptr(self.raw.format) }.to_string_lossy()
+    }
+
+    /// Whether the elements are next to each other, in their order.
+    #[expect(unsafe_code, reason = "a call of the interpreter")]
+    pub(crate) fn is_contiguous(&self) -> bool {
+        // SAFETY: the buffer is valid.
+        unsafe { PyBuffer_IsContiguous(&raw const *self.raw, ROWS_FIRST) != 0 }
+    }
+
+    /// Copies the elements, in their order.
+    #[expect(unsafe_code, reason = "memory of Rust is filled by Python")]
+    fn copy_to_start(&self, target: &mut [MaybeUninit<u8>]) -> PyResult<()> {
+        assert_eq!(target.len(), self.len(), "a copy of another length");
+        let to = target.as_mut_ptr().cast();
+        // SAFETY: the buffer is valid, the target has its length, and this thread has the interpreter.
+        match unsafe {
+            PyBuffer_ToContiguous(to, &raw const *self.raw, self.raw.length, ROWS_FIRST)
+        } {
+            0 => Ok(()),
+            _ => Err(PyErr::fetch(self.py)),
+        }
+    }
+
+    /// Copies the elements, in their order, to a target of their length.
+    #[expect(unsafe_code, reason = "only initialized bytes are written there")]
+    pub(crate) fn copy_to(&self, target: &mut [u8]) -> PyResult<()> {
+        let (start, length) = (target.as_mut_ptr().cast(), target.len());
+        // SAFETY: it is the memory of `target`, and `copy_to_start` writes no byte that is not initialized.
+        self.copy_to_start(unsafe { slice::from_raw_parts_mut(start, length) })
+    }
+
+    /// Appends the elements, in their order.
+    #[expect(unsafe_code, reason = "memory of Rust is filled by Python")]
+    pub(crate) fn append_to(&self, mut target: Vec<u8>) -> PyResult<Vec<u8>> {
+        let (before, length) = (target.len(), self.len());
+        target.reserve_exact(length);
+        self.copy_to_start(&mut target.spare_capacity_mut()[..length])?;
+        // SAFETY: these bytes have just been written.
+        unsafe { target.set_len(before + length) };
+        Ok(target)
+    }
+
+    /// The memory of a contiguous buffer. Whoever drops the buffer makes sure that the view, which has the token, does not exist any more.
+    pub(crate) fn view(&self, token: Arc<()>) -> impl AsRef<[u8]> + Send + 'static {
+        View { start: self.raw.start.cast(), length: self.len(), _token: token }
+    }
+}
+
+impl Drop for Buffer<'_> {
+    #[expect(unsafe_code, reason = "a call of the interpreter")]
+    fn drop(&mut self) {
+        // SAFETY: the buffer is valid, and this thread has the interpreter.
+        unsafe { PyBuffer_Release(&raw mut *self.raw) };
+    }
+}
+
+/// See [`Buffer::view`].
+struct View {
+    start: *const u8,
+    length: usize,
+    _token: Arc<()>,
+}
+
+// SAFETY: it is memory, which any thread may read.
+#[expect(unsafe_code, reason = "memory of a Python object")]
+unsafe impl Send for View {}
+
+impl AsRef<[u8]> for View {
+    #[expect(unsafe_code, reason = "memory of a Python object")]
+    fn as_ref(&self) -> &[u8] {
+        if self.length == 0 {
+            return &[];
+        }
+        // SAFETY: the buffer is contiguous and exists. It is read in `own_arguments` and when the call is sent, while the caller, who
+        // has the interpreter, waits for that. Another thread that writes to it without the interpreter makes its own race.
+        unsafe { slice::from_raw_parts(self.start, self.length) }
+    }
+}
+
+/// `bytes` of this length, which `fill` writes.
+#[expect(unsafe_code, reason = "memory of Python is filled by Rust")]
+pub(crate) fn new_bytes<'py>(
+    py: Python<'py>,
+    length: usize,
+    fill: impl FnOnce(&mut [MaybeUninit<u8>]),
+) -> PyResult<Bound<'py, PyAny>> {
+    // SAFETY: both functions are those of `bytes`.
+    unsafe { filled(py, PyBytes_FromStringAndSize, PyBytes_AsString, length, fill) }
+}
+
+/// A `bytearray` in the same way.
+#[expect(unsafe_code, reason = "memory of Python is filled by Rust")]
+pub(crate) fn new_bytearray<'py>(
+    py: Python<'py>,
+    length: usize,
+    fill: impl FnOnce(&mut [MaybeUninit<u8>]),
+) -> PyResult<Bound<'py, PyAny>> {
+    // SAFETY: both functions are those of `bytearray`.
+    unsafe { filled(py, PyByteArray_FromStringAndSize, PyByteArray_AsString, length, fill) }
+}
+
+/// # Safety
+/// Without a pointer `make` makes an object of this length, and leaves its memory as it is; `start` returns that memory.
+#[expect(unsafe_code, reason = "memory of Python is filled by Rust")]
+unsafe fn filled<'py>(
+    py: Python<'py>,
+    make: unsafe extern "C" fn(*const c_char, Py_ssize_t) -> *mut PyObject,
+    start: unsafe extern "C" fn(*mut PyObject) -> *mut c_char,
+    length: usize,
+    fill: impl FnOnce(&mut [MaybeUninit<u8>]),
+) -> PyResult<Bound<'py, PyAny>> {
+    let size = length.try_into().unwrap_or(Py_ssize_t::MAX);
+    // SAFETY: this thread has the interpreter.
+    let made = unsafe { Bound::from_owned_ptr_or_err(py, make(ptr::null(), size)) }?;
+    // SAFETY: it is an object of that type, which nobody else knows, so it can be written to. It has this length.
+    let memory = unsafe { slice::from_raw_parts_mut(start(made.as_ptr()).cast(), length) };
+    fill(memory);
+    Ok(made)
+}
+
+/// An object of Python with memory that can be read as long as it exists.
+#[repr(C)]
+struct Memory {
+    head: PyObject,
+    /// Null in an object that Python code has made.
+    bytes: *mut Bytes,
+}
+
+/// From the header of Python. Python 3.9 and 3.10 know these slots too.
+const PY_BF_GETBUFFER: c_int = 1;
+
+#[expect(
+    unsafe_code,
+    reason = "a function of the stable ABI that the bindings lack for this version"
+)]
+unsafe extern "C" {
+    fn PyBuffer_FillInfo(
+        buffer: *mut RawBuffer,
+        object: *mut PyObject,
+        start: *mut c_void,
+        length: Py_ssize_t,
+        is_read_only: c_int,
+        flags: c_int,
+    ) -> c_int;
+}
+
+#[expect(unsafe_code, reason = "a function that the interpreter calls")]
+unsafe extern "C" fn buffer_of_memory(
+    object: *mut PyObject,
+    buffer: *mut RawBuffer,
+    flags: c_int,
+) -> c_int {
+    // SAFETY: the object has this type, and its bytes live as long as it does.
+    let bytes =
+        unsafe { (*object.cast::<Memory>()).bytes.as_ref() }.map_or(&[][..], |bytes| &bytes[..]);
+    let length = bytes.len().try_into().unwrap_or(Py_ssize_t::MAX);
+    // SAFETY: the arguments are those of the interpreter. Nobody writes to a buffer that is read-only.
+    unsafe { PyBuffer_FillInfo(buffer, object, bytes.as_ptr().cast_mut().cast(), length, 1, flags) }
+}
+
+#[expect(unsafe_code, reason = "a function that the interpreter calls")]
+unsafe extern "C" fn drop_memory(object: *mut PyObject) {
+    // SAFETY: the object has this type, and nothing refers to it any more.
+    unsafe {
+        let bytes = (*object.cast::<Memory>()).bytes;
+        if !bytes.is_null() {
+            drop(Box::from_raw(bytes));
+        }
+        // A type that is made at run time is kept by its objects.
+        let kind = Py_TYPE(object);
+        PyObject_Free(object.cast());
+        Py_DECREF(kind.cast());
+    }
+}
+
+/// The type of such objects.
+#[expect(unsafe_code, reason = "a type is made by calls of the interpreter")]
+fn memory_type(py: Python<'_>) -> PyResult<&Py<PyAny>> {
+    static TYPE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    TYPE.get_or_try_init(py, || {
+        let slot = |slot, function| PyType_Slot { slot, pfunc: function };
+        let mut slots = [
+            slot(PY_BF_GETBUFFER, buffer_of_memory as *mut c_void),
+            slot(Py_tp_dealloc, drop_memory as *mut c_void),
+            slot(0, ptr::null_mut()),
+        ];
+        let mut spec = PyType_Spec {
+            name: c"taskfork._native.Memory".as_ptr(),
+            basicsize: size_of::<Memory>() as c_int,
+            itemsize: 0,
+            flags: Py_TPFLAGS_DEFAULT as c_uint,
+            slots: slots.as_mut_ptr(),
+        };
+        // SAFETY: the interpreter copies what the specification has.
+        unsafe { Bound::from_owned_ptr_or_err(py, PyType_FromSpec(&raw mut spec)) }
+            .map(Bound::unbind)
+    })
+}
+
+/// A view of memory that nobody changes while the view, or what has been made from it, exists.
+#[expect(unsafe_code, reason = "an object of Python that owns memory of Rust")]
+pub(crate) fn view<'py>(py: Python<'py>, bytes: Bytes) -> PyResult<Bound<'py, PyAny>> {
+    let kind = memory_type(py)?;
+    // SAFETY: it is a type, and its objects begin as zeros.
+    let made =
+        unsafe { Bound::from_owned_ptr_or_err(py, PyType_GenericAlloc(kind.as_ptr().cast(), 0)) }?;
+    // SAFETY: the object has this type, and nobody else knows it.
+    unsafe { (*made.as_ptr().cast::<Memory>()).bytes = Box::into_raw(Box::new(bytes)) };
+    PyMemoryView::from(&made).map(Bound::into_any)
+}
 
 /// Sends an item without the interpreter, so that other threads of Python run while its reader is behind.
 #[expect(unsafe_code, reason = "an emitter belongs to one thread")]
@@ -181,11 +467,68 @@ fn alarm_handler() -> std::io::Result<Option<extern "C" fn(c_int)>> {
     })
 }
 
+#[expect(unsafe_code, reason = "standard output of the C library")]
+unsafe extern "C" {
+    static stdout: *mut libc::FILE;
+    fn __fpurge(stream: *mut libc::FILE);
+}
+
+/// How many forks lie between this process and the one that has loaded the module.
+static FORKS: AtomicU32 = AtomicU32::new(0);
+
+/// A number that a forked child and its parent do not have in common. It costs no system call.
+pub(crate) fn forks() -> u32 {
+    FORKS.load(Relaxed)
+}
+
+/// Makes [`forks`] right in children that `fork` makes. Those that execute another program at once may be made otherwise.
+#[expect(unsafe_code, reason = "a handler of forks")]
+pub(crate) fn count_forks() {
+    extern "C" fn in_child() {
+        FORKS.fetch_add(1, Relaxed);
+    }
+    static REGISTER: Once = Once::new();
+    REGISTER.call_once(|| {
+        // SAFETY: the handler lives as long as this module, which is never unloaded.
+        unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
+    });
+}
+
 #[expect(unsafe_code, reason = "functions of the stable ABI that the bindings lack")]
 unsafe extern "C" {
     fn PyOS_BeforeFork();
     fn PyOS_AfterFork_Parent();
     fn PyOS_AfterFork_Child();
+}
+
+/// Forks this process, and tells the interpreter, as `os.fork` does. Returns 0 in the child, which has a copy of this thread
+/// alone.
+#[expect(unsafe_code, reason = "a fork, and calls of the interpreter")]
+pub(crate) fn fork(_: Python<'_>) -> std::io::Result<i32> {
+    // SAFETY: this thread holds the interpreter.
+    unsafe { PyOS_BeforeFork() };
+    // SAFETY: the child may do what that of `os.fork` may. Locks of the interpreter and of the allocator are free in it, and the
+    // caller has paused the thread of the clients, so those that it takes are free too.
+    let child = unsafe { libc::fork() };
+    let error = std::io::Error::last_os_error();
+    match child {
+        0 => {
+            // SAFETY: this is the stream of the C library. What the program has buffered there, the program writes.
+            unsafe { __fpurge(stdout) };
+            // SAFETY: this thread holds the interpreter, and is the only one.
+            unsafe { PyOS_AfterFork_Child() };
+        }
+        // SAFETY: this thread holds the interpreter since `PyOS_BeforeFork`.
+        _ => unsafe { PyOS_AfterFork_Parent() },
+    }
+    if child < 0 { Err(error) } else { Ok(child) }
+}
+
+/// Closes a descriptor whose owner in Rust is never dropped in this process.
+#[expect(unsafe_code, reason = "a descriptor is closed by its number")]
+pub(crate) fn close_forgotten(number: i32) {
+    // SAFETY: nothing in this process closes it again, or uses it, as the caller says.
+    drop(unsafe { OwnedFd::from_raw_fd(number) });
 }
 
 /// Whether this process is a server, which forks workers without Python's `os.fork`.
@@ -208,7 +551,7 @@ pub(crate) fn tell_interpreter_of_forks(is_server: bool) {
 
 #[expect(unsafe_code, reason = "calls of the interpreter")]
 unsafe extern "C" fn before_fork() {
-    if !IS_SERVER.load(SeqCst) {
+    if !is_for_python() {
         return;
     }
     // SAFETY: the interpreter runs. This thread has a state in it, which it has released before it began to serve.
@@ -220,7 +563,7 @@ unsafe extern "C" fn before_fork() {
 
 #[expect(unsafe_code, reason = "calls of the interpreter")]
 unsafe extern "C" fn in_parent() {
-    if IS_SERVER.load(SeqCst) {
+    if is_for_python() {
         // SAFETY: `before_fork` has run in this thread, so it holds the interpreter.
         unsafe { PyOS_AfterFork_Parent() };
         release();
@@ -229,12 +572,19 @@ unsafe extern "C" fn in_parent() {
 
 #[expect(unsafe_code, reason = "calls of the interpreter")]
 unsafe extern "C" fn in_child() {
+    let is_for_python = is_for_python();
     // The forks of workers' code are those of `os.fork`, which tells the interpreter itself.
-    if IS_SERVER.swap(false, SeqCst) {
+    IS_SERVER.store(false, SeqCst);
+    if is_for_python {
         // SAFETY: the child is a copy of the only thread, which held the interpreter.
         unsafe { PyOS_AfterFork_Child() };
         release();
     }
+}
+
+/// Whether the fork is that of a worker.
+fn is_for_python() -> bool {
+    IS_SERVER.load(SeqCst) && !is_forking_guardian()
 }
 
 /// Undoes what `before_fork` did.

@@ -5,6 +5,7 @@ use std::fmt;
 use std::fs::File;
 use std::hash::{Hash, Hasher};
 use std::io;
+use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use crate::wire::byte_slice::ByteSlice;
 use crate::wire::gather_frame::{self, Backing};
 use crate::wire::json_bytes;
 use crate::wire::nested_option;
-use crate::wire::shm::SharedBytes;
+use crate::wire::shm::{ReceivedBytes, SharedBytes};
 
 /// A byte string that client and worker exchange without copying it.
 ///
@@ -193,7 +194,7 @@ impl<'de> Visitor<'de> for BlobVisitor {
     fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<Blob, D::Error> {
         match deserializer.deserialize_any(FoundVisitor)? {
             Attachment::OpenFile(_) => Err(D::Error::custom("expected bytes, got an open file")),
-            Attachment::Shared(bytes) => Ok(bytes.into()),
+            Attachment::Shared(bytes) => Ok(bytes.into_shared().into()),
             Attachment::Memfd(file) => Blob::in_file(file).map_err(D::Error::custom),
         }
     }
@@ -221,7 +222,7 @@ pub(crate) fn pass_on(values: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
 #[derive(Debug)]
 pub enum Received {
     /// Bytes in memory that both sides share.
-    Bytes(Bytes),
+    Bytes(Shared),
     /// A sealed memfd, which contains the bytes.
     Memory(OwnedFd),
     /// An open file.
@@ -232,6 +233,37 @@ pub enum Received {
     Keywords,
     /// An object of Python, as its module `pickle` has written it.
     Pickled(Vec<u8>),
+}
+
+/// Bytes in memory that both sides share. If the other side may change them, they are read once, when they are copied.
+#[derive(Debug)]
+pub struct Shared(ReceivedBytes);
+
+impl Shared {
+    /// How many there are.
+    #[expect(clippy::len_without_is_empty, reason = "nobody asks for that")]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The bytes, which stay in that memory if only this side's own client can change them.
+    pub fn into_bytes(self) -> Bytes {
+        self.0.into_shared().bytes
+    }
+
+    /// Copies them to `target`.
+    ///
+    /// # Panics
+    /// If it has another length.
+    pub fn copy_to(&self, target: &mut [MaybeUninit<u8>]) {
+        self.0.copy_to(target);
+    }
+}
+
+/// A blob of bytes that may change once the call has been made that it is an argument of. Until then
+/// [`own_arguments`](crate::__private::binding::own_arguments) must replace it.
+pub fn borrowed(bytes: Bytes) -> Blob {
+    Blob { bytes, backing: Backing::Borrowed }
 }
 
 /// The extension types of [`Keywords`] and [`Pickled`].
@@ -270,7 +302,10 @@ pub fn received<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Received, 
     }
     match attachments::take(kind, &data.0).map_err(D::Error::custom)? {
         Attachment::OpenFile(file) => Ok(Received::File(owned(file)?)),
-        Attachment::Shared(shared) => Ok(Received::Bytes(shared.bytes)),
+        Attachment::Shared(bytes) => {
+            attachments::count_copy(bytes.len()).map_err(D::Error::custom)?;
+            Ok(Received::Bytes(Shared(bytes)))
+        }
         Attachment::Memfd(file) => {
             // It must be sealed, and not longer than the limit.
             Blob::in_file(file.clone()).map_err(D::Error::custom)?;

@@ -252,7 +252,7 @@ pub use taskfork_macros::interface;
 /// benchmarks.
 #[doc(hidden)]
 pub mod __private {
-    pub use crate::blob::{Keywords, Pickled, Received, received, sealed_memory};
+    pub use crate::blob::{Keywords, Pickled, Received, Shared, borrowed, received, sealed_memory};
     pub use crate::client::binding;
     pub use crate::client::typed_method::TypedMethod;
     #[cfg(feature = "server")]
@@ -263,7 +263,7 @@ pub mod __private {
     };
     pub use crate::wire::{bench, relay};
     #[cfg(feature = "server")]
-    pub use crate::worker::binding::{InputItems, Taken};
+    pub use crate::worker::binding::{InputItems, ResultMemory, Taken};
     #[cfg(feature = "server")]
     pub use crate::worker::error_reply::Raised;
     #[cfg(feature = "server")]

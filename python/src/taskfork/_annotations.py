@@ -75,6 +75,8 @@ class _Reader:
             return self._of_user(annotation)
         if _is_in(annotation, _conversions.PLAIN):
             return _conversions.PLAIN[annotation]
+        if annotation is memoryview:
+            return _conversions.view()
         origin = typing.get_origin(annotation)
         if getattr(origin or annotation, "_name", None) in _WRAPPERS or origin is getattr(typing, "Annotated", None):
             return self.read(typing.get_args(annotation)[0], scope)
@@ -138,7 +140,7 @@ class _Reader:
         """A class that no converter is known for. Its objects arrive if they are pickled, or as what memory and files are."""
         if not self._is_strict:
             return _conversions.anything()
-        if kind in (memoryview, bytearray):
+        if kind is bytearray:
             return Converter("bytes", BYTES, _conversions.check("bytes", *BYTES), is_plain=True)
         name = _name(kind)
 

@@ -32,6 +32,8 @@ class Arguments:
         self._others: Optional[Converter] = None
         #: The converter of the items of the input.
         self.items: Optional[Converter] = None
+        #: Whether a parameter asks for views of memory.
+        self.takes_views = False
 
     @classmethod
     def of(
@@ -45,6 +47,7 @@ class Arguments:
                 made.items = _items_converter(call, parameter, scope)
                 continue
             converter = _converter(call, parameter, parameter.annotation, scope)
+            made.takes_views |= converter is not None and converter.kind is memoryview
             if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
                 made._in_order.append((parameter.name, converter))
             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+from asyncio import get_running_loop
 from typing import Any, Callable, Optional, Protocol, Type, TypeVar, Union, overload
 
 from . import _native
@@ -158,17 +159,23 @@ class Caller:
         input: Optional[Items],
         returns: Any,
     ) -> Call[Any]:
-        args, own, items = join(args, keywords), own_timeout(timeout), self._source(input)
-        native = self._part()
-        return self._make(lambda call: native.call(self._native_loop, call, method, args, own, items), returns)
-
-    def _make(self, begin: Callable[[Call[Any]], Optional[int]], returns: Any = None) -> Call[Any]:
-        """Makes a call. ``begin`` returns its key, or None if its checkout is released."""
+        args = join(args, keywords)
+        own = None if timeout is UNSET else own_timeout(timeout)
         self._check_loop()
+        items = None if input is None else source(input, self._loop, self._native_loop)
         receive = None if returns is None else receiver(returns)
         call: Call[Any] = Call(loop=self._loop) if receive is None else ConvertedCall(receive, self._loop)
+        return self._begun(call, self._part().call(self._native_loop, call, method, args, own, items))
+
+    def _make(self, begin: Callable[[Call[Any]], Optional[int]]) -> Call[Any]:
+        """Makes a call of another kind. ``begin`` returns its key."""
+        self._check_loop()
+        call: Call[Any] = Call(loop=self._loop)
+        return self._begun(call, begin(call))
+
+    def _begun(self, call: Call[Any], key: Optional[int]) -> Call[Any]:
+        """A call with this key. It has none if its checkout is released."""
         call._native_loop = self._native_loop
-        key = begin(call)
         if key is None:
             call.set_exception(Aborted("the checkout was released", may_have_run=False))
             call.exception()
@@ -203,4 +210,9 @@ class Caller:
 
     def _check_loop(self) -> None:
         """``RuntimeError`` in another event loop, or another process."""
+        try:
+            if get_running_loop() is self._loop:
+                return
+        except RuntimeError:
+            pass
         check(self._loop, self._pid)

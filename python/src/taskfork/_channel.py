@@ -12,11 +12,6 @@ from . import _wire
 INPUT_WINDOW = 64 << 10
 
 
-class DeadlineExceeded(BaseException):
-    """Raised in a call when its time is over. It is no ``Exception``, so that ``except Exception`` lets it pass. The call
-    may clean up within the caller's grace, which defaults to 0.1 seconds. Then the worker is killed."""
-
-
 class ConnectionFailed(BaseException):
     """Nothing more can be sent or read. It passes through the user's code, which could take its cause for an error of its
     own."""

@@ -123,6 +123,11 @@ PLAIN = {
 }
 
 
+def view() -> Converter:
+    check_bytes = check("memoryview", *BYTES)
+    return Converter("memoryview", BYTES, lambda value: memoryview(check_bytes(value)), kind=memoryview)
+
+
 def scalar(kind: Any, scalar: _scalars.Scalar) -> Converter:
     name = kind.__name__
 

@@ -18,7 +18,7 @@ KEYWORDS = Keywords()
 def join(args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, ...]:
     """The arguments of a call as they travel. ``TypeError`` if a value among them is the mark: what follows would become arguments by
     name."""
-    if _has_mark(args):
+    if has_mark(args):
         raise TypeError(_STRAY)
     return (*args, KEYWORDS, keywords) if keywords else args
 
@@ -26,7 +26,8 @@ def join(args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, ...]:
 _STRAY = "the mark of arguments by name is no argument"
 
 
-def _has_mark(args: Sequence[Any]) -> bool:
+def has_mark(args: Sequence[Any]) -> bool:
+    """Whether one of the arguments is the mark."""
     # Not `in`, which calls `__eq__` of the arguments.
     for arg in args:
         if arg is KEYWORDS:
@@ -37,12 +38,12 @@ def _has_mark(args: Sequence[Any]) -> bool:
 def split(args: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:
     """The arguments by position and by name. ``TypeError`` if the names are none."""
     if len(args) < 2 or args[-2] is not KEYWORDS:
-        if _has_mark(args):
+        if has_mark(args):
             raise TypeError(_STRAY)
         return args, {}
     keywords = args[-1]
     if not isinstance(keywords, dict) or not all(isinstance(name, str) for name in keywords):
         raise TypeError("the arguments by name are no map whose keys are texts")
-    if _has_mark(args[:-2]):
+    if has_mark(args[:-2]):
         raise TypeError(_STRAY)
     return args[:-2], keywords

@@ -51,6 +51,11 @@ class Kind:
         return None if self.arguments is None else self.arguments.items
 
     @property
+    def is_plain(self) -> bool:
+        """Whether the method neither streams nor takes an input, and its arguments stay as they are."""
+        return self.fault is None and not self.streams and self.input is None and self.arguments is None
+
+    @property
     def needs_input(self) -> bool:
         """Whether the method cannot be called without an input."""
         return self.input is not None and self.input.default is inspect.Parameter.empty
@@ -77,6 +82,8 @@ class Methods:
         self._named: dict[str, Callable[..., Any]] = {}
         #: The kinds of methods, as far as they were asked for.
         self._kinds: dict[str, Kind] = {}
+        #: The methods that neither stream nor take an input, and whose arguments stay as they are.
+        self.plain: dict[str, Callable[..., Any]] = {}
         if isinstance(given, Mapping):
             self._named = dict(given)
             for key, function in self._named.items():
@@ -125,6 +132,8 @@ class Methods:
                 return None
             known = self._kinds[name] = Kind(call)
             known.read_annotations(call)
+            if self._any is None and known.is_plain:
+                self.plain[name] = call
         return known
 
     def read_all(self) -> Methods:

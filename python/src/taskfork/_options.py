@@ -75,13 +75,14 @@ _CLIENT: dict[str, tuple[Any, str, bool]] = {
 }
 
 
-def of_client(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a client, those that are not given at their defaults. ``TypeError`` for one that does not exist or has a wrong
+def of_client(given: Mapping[str, Any], *, writable: bool = False) -> dict[str, Any]:
+    """The options of a client, those that are not given at their defaults. ``writable``: whether long bytes of results are a
+    ``bytearray``. ``TypeError`` for one that does not exist or has a wrong
     type, ``ValueError`` for one that is out of range."""
     for name in given:
         if name not in _CLIENT:
             raise TypeError(f"a client has no option {name!r}: its options are {', '.join(_CLIENT)}")
-    options = {}
+    options: dict[str, Any] = {}
     for name, (default, takes, may_be_none) in _CLIENT.items():
         value = given.get(name, default)
         _check(name, value, takes, may_be_none)
@@ -89,6 +90,7 @@ def of_client(given: Mapping[str, Any]) -> dict[str, Any]:
     for name, (_, takes, _) in _CLIENT.items():
         if options[name] is not None:
             options[name] = _plain(options[name], takes)
+    options["writable"] = writable
     return options
 
 

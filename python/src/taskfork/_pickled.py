@@ -12,8 +12,11 @@ from typing import Any, Callable, Optional
 from ._pickling import dumps
 from .worker import DeadlineExceeded
 
-#: What an answer begins with: a result follows, or an exception and its traceback as text.
+#: What an answer begins with: a result and its buffers follow, or an exception and its traceback as text.
 RESULT, RAISED = b"\0", b"\1"
+
+#: Whether this worker comes from a fork of the program.
+_is_forked = False
 
 
 def write(path: str, initializer: Optional[Callable[..., Any]], initargs: tuple[Any, ...]) -> None:
@@ -46,25 +49,42 @@ def interface(path: str) -> tuple[Any, Any, Any]:
     return [call], setup, None
 
 
-def call(work: Any) -> bytes:
+def objects(initializer: Optional[Callable[..., Any]], initargs: tuple[Any, ...]) -> dict[str, Any]:
+    """What a fork of the program serves, which needs nothing of the above."""
+
+    def setup() -> None:
+        global _is_forked
+        _is_forked = True
+        if initializer is not None:
+            initializer(*initargs)
+
+    return {"interface": [call], "setup": setup, "checkout_done": None}
+
+
+def call(work: Any, *buffers: Any) -> list[Any]:
     """Runs a pickled call. An exception is an answer too, so that the worker goes on."""
     try:
         try:
-            function, args, keywords = pickle.loads(work)
+            function, args, keywords = pickle.loads(work, buffers=buffers)
         except AttributeError as error:
             raise _explained(error) from error
-        result = RESULT + dumps(function(*args, **keywords))
+        apart: list[memoryview] = []
+        return [RESULT, dumps(function(*args, **keywords), apart), *apart]
     except DeadlineExceeded:
         raise
     except BaseException as error:
-        return RAISED + _raised(error)
-    return result
+        return [RAISED, _raised(error)]
 
 
 def _explained(error: AttributeError) -> AttributeError:
     """The error of a function that is not in the main module here."""
     if "'__main__'" not in str(error) and "'__mp_main__'" not in str(error):
         return error
+    if _is_forked:
+        return AttributeError(
+            f"{error}: workers have what the program had at the executor's first call, from which they are forked. Define the "
+            "function before that, or make another executor"
+        )
     return AttributeError(
         f'{error}: workers have no main module of a program from standard input, from `-c`, from `-m PACKAGE` or from the '
         'prompt, and nothing that is below `if __name__ == "__main__":`. Put the function into a module, or, if the program is '

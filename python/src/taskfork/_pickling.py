@@ -8,29 +8,55 @@ import pickle
 import sys
 from typing import Any, Optional
 
+#: Buffers of this length or more are left out of what is pickled, where the caller takes them.
+_LEAST = 64 << 10
 
-def dumps(value: Any) -> bytes:
-    """Pickles a value, by ``cloudpickle`` if that is there, and ``pickle`` cannot or would name what only this process has."""
+
+def dumps(value: Any, buffers: Optional[list[memoryview]] = None) -> bytes:
+    """Pickles a value, by ``cloudpickle`` if that is there, and ``pickle`` cannot or would name what only this process has.
+
+    If the caller has a list for ``buffers``, the memory of large arrays is put there instead, without copying it: ``pickle.loads``
+    needs them then."""
     try:
-        pickled = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+        pickled = _dumps(pickle, value, buffers)
     except Exception:
-        by_value = _by_value(value)
+        by_value = _by_value(value, buffers)
         if by_value is None:
             raise
         return by_value
     if b"__main__" in pickled and not _main_can_be_imported():
-        return _by_value(value) or pickled
+        return _by_value(value, buffers) or pickled
     return pickled
 
 
-def _by_value(value: Any) -> Optional[bytes]:
+def _dumps(module: Any, value: Any, buffers: Optional[list[memoryview]]) -> bytes:
+    found: list[memoryview] = []
+
+    def is_pickled(buffer: pickle.PickleBuffer) -> bool:
+        try:
+            memory = buffer.raw()
+        except BufferError:
+            # It is not contiguous.
+            return True
+        if memory.nbytes < _LEAST:
+            return True
+        found.append(memory)
+        return False
+
+    callback = None if buffers is None else is_pickled
+    pickled: bytes = module.dumps(value, pickle.HIGHEST_PROTOCOL, buffer_callback=callback)
+    if buffers is not None:
+        buffers[:] = found
+    return pickled
+
+
+def _by_value(value: Any, buffers: Optional[list[memoryview]]) -> Optional[bytes]:
     """Pickles also what cannot be imported. None if ``cloudpickle`` is not there."""
     try:
         import cloudpickle
     except ImportError:
         return None
-    pickled: bytes = cloudpickle.dumps(value)
-    return pickled
+    return _dumps(cloudpickle, value, buffers)
 
 
 @functools.lru_cache(None)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import threading
 from typing import Any, Callable, Generic, NoReturn, Optional, Protocol, TypeVar
 
-from . import _wire
-from ._channel import ConnectionFailed, Messages, Unread
 from ._conversions import Converter, Unfit, apply
 from ._emitter import ItemError
 
@@ -115,43 +113,6 @@ class Input(Generic[T_co]):
     def _close(self) -> None:
         """The call has ended."""
         self._port = None
-
-
-class ProgramPort:
-    """Where the items come from in a worker that is a program."""
-
-    def __init__(self, messages: Messages) -> None:
-        self._messages, self._channel = messages, messages.channel
-
-    def open(self) -> None:
-        self._messages.open_input()
-
-    def take(self, waits: bool) -> Optional[tuple[Any]]:
-        messages = self._messages
-        try:
-            with self._channel.hold():
-                while (item := messages.take_item()) is None:
-                    if messages.input_is_over or messages.is_cancelled:
-                        break
-                    if not messages.receive():
-                        if not waits:
-                            return None
-                        with self._channel.allow():
-                            self._channel.wait()
-        except (_wire.WireError, OSError) as error:
-            raise ConnectionFailed from error
-        except Unread as error:
-            raise ItemError(f"an item of the input cannot be read: {error}") from None
-        if item is not None:
-            return item
-        if messages.input_error is not None:
-            raise InputFailed(messages.input_error)
-        if messages.input_is_over:
-            raise StopIteration
-        raise InputClosed("the caller no longer waits for the call")
-
-    def prepare_wait(self) -> Optional[int]:
-        return self._channel.fileno()
 
 
 async def _readable(file: int) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import json
 import os
 import select
-import shutil
 import socket
 import stat
 import subprocess
@@ -15,19 +14,23 @@ import tempfile
 import time
 import weakref
 from types import TracebackType
-from typing import Any, Callable, Optional, Type
+from typing import TYPE_CHECKING, Any, Callable, Optional, Type, Union
 
-from . import _server_options
+from . import _folders, _server_options
+from ._guard import check_guarded
+
+if TYPE_CHECKING:
+    from ._forked import Process as _Fork
+    from ._methods import Interface
+
+    Process = Union[subprocess.Popen[bytes], _Fork]
 
 #: What a started process runs. It has the import path of this one before it imports anything of the user's.
-_PROGRAM = "import sys, json; o = json.loads(sys.argv[1]); sys.path[:] = o['path']; import taskfork._started as s; s.main(o)"
+_PROGRAM = "import sys; inf = float('inf'); o = {!a}; sys.path[:] = o['path']; import taskfork._started as s; s.main(o)"
 
 #: Libraries that compute in threads of their own start them when they are imported, and workers can only be forked from a
 #: process without threads. Each of these has to say so by itself, and what the user has set stays.
 _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-
-#: Whether this process has been started for a server, and imports what it serves.
-_imports = False
 
 #: The longest wait of one system call, in seconds.
 _LONGEST_POLL = 3600.0
@@ -39,24 +42,20 @@ _SHORT_POLL = 0.2
 _MAX_PATH = 107
 
 
-class Unguarded(RuntimeError):
-    """A module starts a server while it is imported for one, which would never end."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "the program's module is imported by the server of its workers, and starts a server itself: put what only the "
-            'program does below `if __name__ == "__main__":`'
-        )
-
-
-def check_guarded() -> None:
-    """``Unguarded`` in a process that imports what it will serve."""
-    if _imports:
-        raise Unguarded
-
-
 #: How long a server has to end before it is killed, in seconds, beside the time that its workers have.
 _LAST_WAIT = 5.0
+
+
+def is_fork(start_method: Optional[str]) -> bool:
+    """Whether a start method of ``multiprocessing`` is a fork of this process. ``ValueError`` if it is none of these."""
+    if start_method == "fork":
+        return True
+    if start_method in (None, "spawn", "forkserver"):
+        return False
+    raise ValueError(
+        f'there is no start method {start_method!r:.100}: choose "fork" for a fork of this program, or "spawn", "forkserver" or None '
+        "for a new interpreter"
+    )
 
 
 class Server:
@@ -72,8 +71,9 @@ class Server:
     def __init__(
         self,
         address: str,
-        process: subprocess.Popen[bytes],
+        process: Process,
         lifeline: int,
+        report: Optional[int],
         readiness: socket.socket,
         folder: Optional[str],
         grace: float,
@@ -83,19 +83,20 @@ class Server:
         self.address = address
         self._process = process
         self._wait = grace + _LAST_WAIT
-        self._finalizer = weakref.finalize(self, _end, os.getpid(), process, lifeline, readiness, folder, self._wait)
+        self._report = report
+        files = [lifeline] if report is None else [lifeline, report]
+        self._finalizer = weakref.finalize(self, _end, os.getpid(), process, files, readiness, folder, self._wait)
         self._finalizer.atexit = ends_at_exit
-        _lifelines.add(lifeline)
 
     @classmethod
     def start(
         cls,
-        interface: str,
+        interface: Union[str, Interface],
         *,
         workers: Optional[int] = None,
         listen: Optional[str] = None,
-        setup: Optional[str] = None,
-        checkout_done: Optional[str] = None,
+        setup: Union[str, Callable[[], Any], None] = None,
+        checkout_done: Union[str, Callable[[], Any], None] = None,
         name: str = "taskfork",
         spare_workers: int = 0,
         max_calls: Optional[int] = None,
@@ -106,6 +107,7 @@ class Server:
         log: bool = False,
         pickle: bool = False,
         quiet: bool = False,
+        start_method: Optional[str] = None,
     ) -> Server:
         """Starts a server, and waits until it serves.
 
@@ -125,13 +127,18 @@ class Server:
           workers write there.
         - ``quiet``: whether it logs nothing but errors, as by ``quiet`` of ``run``. Defaults to False.
         - ``pickle``: as for ``run``. Defaults to False.
+        - ``start_method``: with ``"fork"`` the server is a fork of this program, and not a new interpreter. It starts in some
+          milliseconds, and ``interface``, ``setup`` and ``checkout_done`` may also be the objects themselves, as for ``run``: nothing
+          is imported. It has copies of the locks that other threads hold at that moment, and of the files that are open. So a
+          worker that needs such a lock waits for ever: a ``DeprecationWarning`` says if there are other threads. Defaults to
+          None, which as ``"spawn"`` and ``"forkserver"`` means a new interpreter.
 
         The new process has one thread for NumPy and similar libraries, unless variables such as ``OPENBLAS_NUM_THREADS``
         say otherwise: workers can only be forked from a process without threads.
 
         ``RuntimeError`` if the server ends before it is ready, with what it said, or if a module starts a server while it is
-        imported for one; ``TimeoutError`` if it is not ready in time; ``ValueError`` or ``TypeError`` if an option cannot be
-        so, or if both ``log`` and ``quiet`` are true."""
+        imported for one; ``OSError`` if the system refuses the new process; ``TimeoutError`` if it is not ready in time;
+        ``ValueError`` or ``TypeError`` if an option cannot be so, or if both ``log`` and ``quiet`` are true."""
         if log and quiet:
             raise ValueError("`log` and `quiet` exclude each other")
         options = _server_options.checked(
@@ -149,34 +156,15 @@ class Server:
             workers_name="workers",
         )
         given = {"interface": interface, "setup": setup, "checkout_done": checkout_done}
+        forks = is_fork(start_method)
         for what, named in given.items():
-            if not isinstance(named, str) and (named is not None or what == "interface"):
-                raise TypeError(f"{what} is {named!r:.100}: it takes a text such as `module:name`, which the server imports")
-        return cls._start(given, options, listen, _server_options.seconds("start_timeout", start_timeout))
-
-    @classmethod
-    def _start(
-        cls,
-        given: dict[str, Any],
-        options: dict[str, Any],
-        listen: Optional[str],
-        start_timeout: Optional[float],
-        ends_at_exit: bool = True,
-        is_given_up: Optional[Callable[[], bool]] = None,
-    ) -> Server:
-        """``ends_at_exit``: whether the server ends when the interpreter begins to end; otherwise somebody closes it later.
-        ``is_given_up``: whether to wait no more until it serves."""
-        check_guarded()
-        listener, address, folder = _listen(listen)
-        with listener:
-            try:
-                process, lifeline, readiness = _spawn(
-                    listener, folder, given, options, start_timeout, is_given_up
+            if not forks and not isinstance(named, str) and (named is not None or what == "interface"):
+                raise TypeError(
+                    f"{what} is {named!r:.100}: it takes a text such as `module:name`, which the server imports; only a server "
+                    'with start_method="fork" has the objects of this program'
                 )
-            except BaseException:
-                _remove(folder)
-                raise
-        return cls(address, process, lifeline, readiness, folder, options["shutdown_grace"], ends_at_exit)
+        seconds = _server_options.seconds("start_timeout", start_timeout)
+        return Starting(given, options, listen, forks).wait(seconds)
 
     def __repr__(self) -> str:
         return f"<taskfork.Server at {self.address}, process {self.pid}>"
@@ -190,6 +178,16 @@ class Server:
     def is_alive(self) -> bool:
         """Whether the server has not ended."""
         return self._process.poll() is None
+
+    def _why(self) -> str:
+        """Why it has ended, if it could not serve and nobody has waited for that."""
+        if self._report is None:
+            return ""
+        os.set_blocking(self._report, False)
+        try:
+            return os.read(self._report, 1 << 16).decode(errors="replace")
+        except OSError:
+            return ""
 
     def close(self) -> None:
         """Ends the server, and waits until it has ended. Running checkouts have ``shutdown_grace``."""
@@ -216,7 +214,7 @@ def _listen(listen: Optional[str]) -> tuple[socket.socket, str, Optional[str]]:
             folder = tempfile.mkdtemp(prefix="taskfork-")
             rest = os.path.join(folder, "socket")
         if len(os.fsencode(rest)) > _MAX_PATH:
-            _remove(folder)
+            _folders.remove(folder)
             raise ValueError(
                 f"the path of the server's socket is longer than {_MAX_PATH} bytes, {rest}: choose a shorter one by `listen`, "
                 "or set TMPDIR to a shorter folder"
@@ -245,7 +243,7 @@ def _listen(listen: Optional[str]) -> tuple[socket.socket, str, Optional[str]]:
         listener.listen(1024)
     except BaseException:
         listener.close()
-        _remove(folder)
+        _folders.remove(folder)
         raise
     if kind == "tcp":
         host, number = listener.getsockname()[:2]
@@ -269,66 +267,121 @@ def _is_stale(path: str) -> bool:
     return False
 
 
-def _spawn(
-    listener: socket.socket,
-    folder: Optional[str],
-    given: dict[str, Any],
-    options: dict[str, Any],
-    start_timeout: Optional[float],
-    is_given_up: Optional[Callable[[], bool]],
-) -> tuple[subprocess.Popen[bytes], int, socket.socket]:
-    """Starts the process, and waits until it serves. Returns it, the pipe that ends it when it is closed, and the socket to
-    which it says how it is, as to a service manager."""
-    alive, lifeline = os.pipe()
-    files = [alive, lifeline]
-    readiness = None
-    try:
-        report, reports = os.pipe()
-        files += [report, reports]
-        readiness = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        # The kernel chooses an abstract name.
-        readiness.bind("")
-        environment = {**dict.fromkeys(_THREADS, "1"), **os.environ}
-        environment["NOTIFY_SOCKET"] = "@" + readiness.getsockname()[1:].decode()
-        order = {
-            **given,
-            "path": [os.fspath(path) for path in sys.path if isinstance(path, (str, os.PathLike))],
-            "listener": listener.fileno(),
-            "alive": alive,
-            "reports": reports,
-            "folder": folder,
-            "options": options,
-        }
-        process = subprocess.Popen(
-            # As for processes of `multiprocessing`.
-            [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", _PROGRAM, json.dumps(order)],  # type: ignore[attr-defined]
-            pass_fds=[listener.fileno(), alive, reports],
-            stdin=subprocess.DEVNULL,
-            env=environment,
-            # Ctrl-C is for this program, which ends the server by its own end.
-            start_new_session=True,
+class Starting:
+    """A process that is to become a server."""
+
+    def __init__(
+        self,
+        given: dict[str, Any],
+        options: dict[str, Any],
+        listen: Optional[str] = None,
+        forks: bool = False,
+        ends_at_exit: bool = True,
+    ) -> None:
+        """Starts the process. ``forks``: whether it is a fork of this one. ``ends_at_exit``: whether the server ends when the
+        interpreter begins to end; otherwise somebody closes it later."""
+        check_guarded()
+        self._grace, self._ends_at_exit = options["shutdown_grace"], ends_at_exit
+        with contextlib.ExitStack() as undo, contextlib.ExitStack() as passed:
+            listener, self._address, self._folder = _listen(listen)
+            passed.callback(listener.close)
+            undo.callback(_folders.remove, self._folder)
+            alive, self._lifeline = os.pipe()
+            #: What the process says if it cannot serve.
+            self._report, reports = os.pipe()
+            for ours, theirs in ((self._lifeline, alive), (self._report, reports)):
+                _files.add(ours)
+                undo.callback(_close, ours)
+                passed.callback(os.close, theirs)
+            # That it serves it says as to a service manager. The kernel chooses an abstract name.
+            self._readiness = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            undo.callback(self._readiness.close)
+            _sockets.add(self._readiness)
+            self._readiness.bind("")
+            order = {
+                **given,
+                "listener": listener.fileno(),
+                "alive": alive,
+                "reports": reports,
+                "folder": self._folder,
+                "options": options,
+            }
+            notify = "@" + self._readiness.getsockname()[1:].decode()
+            undo.callback(self._kill)
+            self._process: Optional[Process] = None
+            if forks:
+                # The child imports nothing: another thread may be in the middle of an import.
+                from . import _forked, _started
+
+                # What is named may not be imported here yet. All else takes less time before the fork, which makes each first
+                # change of memory slower.
+                is_named = any(isinstance(order[what], str) for what in ("interface", "setup", "checkout_done"))
+                template = None if is_named else _started.template_of(order)
+
+                def serve() -> None:
+                    os.environ["NOTIFY_SOCKET"] = notify
+                    _started.main(order, template, is_forked=True)
+
+                self._process = process = _forked.Process()
+                process.fork(serve)
+            else:
+                self._process = _execute(order, notify)
+            self._undo = undo.pop_all()
+
+    def wait(self, timeout: Optional[float], is_given_up: Optional[Callable[[], bool]] = None) -> Server:
+        """Waits until it serves. ``is_given_up``: whether to wait no more."""
+        with self._undo as undo:
+            assert self._process is not None
+            said = _wait(self._process.pid, self._report, self._readiness, timeout, is_given_up)
+            if said is not None:
+                raise RuntimeError(f"the server could not start: {said}")
+            server = self._server(None)
+            undo.pop_all()
+        _close(self._report)
+        return server
+
+    def server(self) -> Server:
+        """The server before it serves. Clients can connect, and :meth:`Server._why` says why it has ended."""
+        server = self._server(self._report)
+        self._undo.pop_all()
+        return server
+
+    def _server(self, report: Optional[int]) -> Server:
+        assert self._process is not None
+        return Server(
+            self._address,
+            self._process,
+            self._lifeline,
+            report,
+            self._readiness,
+            self._folder,
+            self._grace,
+            self._ends_at_exit,
         )
-    except BaseException:
-        for file in files:
-            os.close(file)
-        if readiness is not None:
-            readiness.close()
-        raise
-    os.close(alive)
-    os.close(reports)
-    try:
-        said = _wait(process.pid, report, readiness, start_timeout, is_given_up)
-        if said is None:
-            return process, lifeline, readiness
-        raise RuntimeError(f"the server could not start: {said}")
-    except BaseException:
-        os.close(lifeline)
-        readiness.close()
-        process.kill()
-        process.wait()
-        raise
-    finally:
-        os.close(report)
+
+    def abandon(self) -> None:
+        """Ends the process."""
+        self._undo.close()
+
+    def _kill(self) -> None:
+        if self._process is not None and self._process.pid != 0:
+            self._process.kill()
+            self._process.wait()
+
+
+def _execute(order: dict[str, Any], notify: str) -> subprocess.Popen[bytes]:
+    """Starts a new interpreter."""
+    order["path"] = [os.fspath(path) for path in sys.path if isinstance(path, (str, os.PathLike))]
+    environment = {**dict.fromkeys(_THREADS, "1"), **os.environ, "NOTIFY_SOCKET": notify}
+    return subprocess.Popen(
+        # As for processes of `multiprocessing`.
+        [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", _PROGRAM.format(order)],  # type: ignore[attr-defined]
+        pass_fds=[order[file] for file in ("listener", "alive", "reports")],
+        stdin=subprocess.DEVNULL,
+        env=environment,
+        # Ctrl-C is for this program, which ends the server by its own end.
+        start_new_session=True,
+    )
 
 
 def _wait(
@@ -367,23 +420,33 @@ def _wait(
         os.close(process)
 
 
-#: The pipes that keep servers alive. A child of this process must not keep them.
-_lifelines: set[int] = set()
+#: The ends of pipes to servers, and the sockets at which these say that they serve. A child of this process must not keep them:
+#: a server would live as long as it.
+_files: set[int] = set()
+_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
 
-def _close_lifelines() -> None:
-    for lifeline in _lifelines:
-        os.close(lifeline)
-    _lifelines.clear()
+def _close(file: int) -> None:
+    if file in _files:
+        _files.discard(file)
+        os.close(file)
 
 
-os.register_at_fork(after_in_child=_close_lifelines)
+def _close_in_child() -> None:
+    for file in _files:
+        os.close(file)
+    _files.clear()
+    for each in list(_sockets):
+        each.close()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 def _end(
     starter: int,
-    process: subprocess.Popen[bytes],
-    lifeline: int,
+    process: Process,
+    files: list[int],
     readiness: socket.socket,
     folder: Optional[str],
     wait: float,
@@ -391,19 +454,12 @@ def _end(
     if os.getpid() != starter:
         # A child of the process that has started the server. Its own descriptors may have the same numbers.
         return
-    _lifelines.discard(lifeline)
-    os.close(lifeline)
+    for file in files:
+        _close(file)
     try:
         process.wait(wait)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
     readiness.close()
-    _remove(folder)
-
-
-def _remove(place: Optional[str]) -> None:
-    """Removes a folder with a socket. A socket at a path of the user's is removed by the server itself: another one may have
-    taken its place later."""
-    if place is not None and os.path.isdir(place):
-        shutil.rmtree(place, ignore_errors=True)
+    _folders.remove(folder)

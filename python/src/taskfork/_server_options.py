@@ -79,5 +79,6 @@ def checked(
         "max_frame": count("max_frame", max_frame, 256),
         "shutdown_grace": math.inf if grace is None else grace,
         "pickle": flag("pickle", pickle),
+        "writable": False,
         **others,
     }

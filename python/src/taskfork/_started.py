@@ -1,4 +1,4 @@
-"""What a process runs that ``taskfork.Server.start`` has started."""
+"""What a process runs that ``taskfork.Server.start`` has started, a new one or a fork of the program."""
 
 from __future__ import annotations
 
@@ -13,24 +13,27 @@ import sys
 import traceback
 from typing import Any, Optional
 
-from . import _server, server
+from . import _folders, _guard, server
 
 
-def main(order: dict[str, Any]) -> None:
-    """Serves until the process that has started this one ends, or closes its pipe."""
+def main(order: dict[str, Any], forked: Optional[server._Worker] = None, is_forked: bool = False) -> None:
+    """Serves until the process that has started this one ends, or closes its pipe. ``forked``: what is served, if the program has
+    made that before its fork."""
     reports = order["reports"]
     for file in (order["alive"], reports, order["listener"]):
         os.set_inheritable(file, False)
     folder = order["folder"]
     # While it imports.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    # A thread may have blocked signals, and its child has too.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
         _end_with(order["alive"])
         try:
-            _server._imports = True
-            template = _template(order)
-            _server._imports = False
-        except _server.Unguarded as error:
+            _guard.imports = True
+            template = forked or template_of(order)
+            _guard.imports = False
+        except _guard.Unguarded as error:
             _say(reports, str(error))
             sys.exit(1)
         except BaseException as error:
@@ -39,29 +42,31 @@ def main(order: dict[str, Any]) -> None:
         # A handler in Python would not run any more, and the server has its own one later.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         try:
-            server._serve(f"fd:{order['listener']}", order["options"], template)
+            server._serve(f"fd:{order['listener']}", order["options"], template, is_forked)
         except (OverflowError, RuntimeError, TypeError, ValueError) as error:
             if not _say(reports, str(error)):
                 print(f"taskfork: {error}", file=sys.stderr)
             sys.exit(1)
     finally:
-        _server._remove(folder)
+        _folders.remove(folder)
         if folder is not None:
             with contextlib.suppress(OSError):
                 os.unlink(folder)
 
 
-def _template(order: dict[str, Any]) -> server._Worker:
+def template_of(order: dict[str, Any]) -> server._Worker:
     pickled = order.get("pickled")
     if pickled is not None:
         from . import _pickled
 
         return server._Worker(*_pickled.interface(pickled))
-    setup, done = order.get("setup"), order.get("checkout_done")
-    return server._Worker(_named(order["interface"]), _function(setup), _function(done))
+    return server._Worker(*(_named(order[what]) for what in ("interface", "setup", "checkout_done")))
 
 
-def _named(name: str) -> Any:
+def _named(name: Any) -> Any:
+    """What a name is of. A fork may have it already."""
+    if not isinstance(name, str):
+        return name
     module, _, attribute = name.partition(":")
     found: Any = importlib.import_module(module)
     if not attribute:
@@ -72,10 +77,6 @@ def _named(name: str) -> Any:
     for part in attribute.split("."):
         found = getattr(found, part)
     return found
-
-
-def _function(name: Optional[str]) -> Any:
-    return None if name is None else _named(name)
 
 
 def _say(pipe: int, text: str) -> bool:

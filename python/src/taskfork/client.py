@@ -30,14 +30,7 @@ def _native_part(loop: asyncio.AbstractEventLoop) -> _native.EventLoop:
     entry = _event_loops.get(loop)
     known = None if entry is None else entry()
     if known is None:
-        weak = weakref.ref(loop)
-
-        def call_soon(run: Callable[[], None]) -> None:
-            current = weak()
-            if current is not None:
-                current.call_soon(run)
-
-        known = _native.EventLoop(call_soon)
+        known = _native.EventLoop()
         _event_loops[loop] = weakref.ref(known)
         loop.add_reader(known.fileno(), known.run)
     return known
@@ -95,13 +88,16 @@ class Client(Caller):
       None. With labels or a key no workers are kept connected for later: ``min_workers`` has no effect.
     """
 
+    #: Whether long bytes of results can be written to.
+    _takes_writable = False
+
     def __init__(self, address: str, **options: Unpack[ClientOptions]) -> None:
         loop = running_loop()
         if loop is None:
             raise RuntimeError(
                 "no running event loop: make this client where one runs, or use `taskfork.blocking.Client`, which needs none"
             )
-        native = _native.Client(address, of_client(options))
+        native = _native.Client(address, of_client(options, writable=self._takes_writable))
         super().__init__(loop, _native_part(loop))
         self._native = native
         self._checkouts: weakref.WeakSet[Checkout] = weakref.WeakSet()

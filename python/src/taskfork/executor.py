@@ -17,11 +17,13 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Any, Callable, Deque, Iterable, Iterator, Optional, TypeVar, Union
 
-from . import _pickled, _pickling
+# Those of a fork too, which must not wait for an import.
+from . import _forked as _forked, _pickled, _pickling, _started as _started
 from ._call import Call
 from ._caller import UNSET, Timeout, Unset, limit
 from ._future import Future, OnLog, Reports, function_for
-from ._server import Server, check_guarded
+from ._guard import check_guarded
+from ._server import Server, Starting, is_fork
 from .client import Client
 from .errors import SetupError, WorkerDied
 
@@ -53,7 +55,9 @@ class Executor(_Executor):
     - An initializer that raises breaks the executor, with its error.
 
     - ``max_workers``: the most workers at a time. Defaults to the number of processors.
-    - ``mp_context``: ignored.
+    - ``mp_context``: a context of ``multiprocessing`` whose start method is ``fork`` makes the server a fork of this program, at the
+      first call. That takes some milliseconds, and functions and ``initargs`` need no import. :meth:`taskfork.Server.start` says what
+      a fork copies. Defaults to None, which as other start methods means a new interpreter.
     - ``initializer``, ``initargs``: called in each new worker.
     - ``max_tasks_per_child``: after how many calls a worker is replaced. Defaults to None, for never.
     - ``timeout``: the time limit of a call in seconds. Defaults to None, for none.
@@ -95,6 +99,7 @@ class Executor(_Executor):
             limit("timeout", timeout),
             strict,
             function_for(log),
+            is_fork(_start_method(mp_context)),
         )
         # The thread of the pool does not keep this object.
         weakref.finalize(self, self._pool.begin_shutdown, False).atexit = False
@@ -137,6 +142,24 @@ class Executor(_Executor):
         return f"<taskfork.Executor of {self._max_workers} workers>"
 
 
+def _start_method(context: Any) -> Optional[str]:
+    if context is None:
+        return None
+    method = getattr(context, "get_start_method", None)
+    if not callable(method):
+        raise TypeError(
+            f"mp_context is {context!r:.100}: it takes a context of `multiprocessing`, such as "
+            '`multiprocessing.get_context("fork")`'
+        )
+    found: Optional[str] = method()
+    return found
+
+
+class _Client(Client):
+    #: Arrays in results can be written to, as the caller's own.
+    _takes_writable = True
+
+
 def _chunks(size: int, *iterables: Iterable[Any]) -> Iterator[list[tuple[Any, ...]]]:
     together = zip(*iterables)
     while chunk := list(itertools.islice(together, size)):
@@ -170,17 +193,22 @@ class _Pool:
         timeout: Optional[float],
         strict: bool,
         log: Optional[OnLog],
+        forks: bool,
     ) -> None:
         self._max_workers, self._max_calls, self._strict, self._log = max_workers, max_calls, strict, log
         self._initializer, self._initargs, self._timeout = initializer, initargs, timeout
         self._lock = threading.RLock()
         self._thread: Optional[threading.Thread] = None
+        #: Whether the server is a fork of this process, and the server if so.
+        self._forks = forks
+        self._forked: Optional[Starting] = None
+        #: What a server that is none has to know of this program.
         self._prepared = ""
         self._loop: Optional[asyncio.AbstractEventLoop] = None
         self._ended: Optional[asyncio.Future[None]] = None
         self._client: Optional[Client] = None
         #: Calls that have no worker, and those that have one.
-        self._pending: Deque[tuple[Future[Any], bytes, Timeout]] = deque()
+        self._pending: Deque[tuple[Future[Any], list[bytes], Timeout]] = deque()
         self._running: dict[Future[Any], Call[Any]] = {}
         #: Tasks that pass on reports of progress.
         self._watchers: set[asyncio.Task[None]] = set()
@@ -202,7 +230,10 @@ class _Pool:
         self._check_open()
         check_guarded()
         try:
-            work = _pickling.dumps((fn, args, kwargs))
+            buffers: list[memoryview] = []
+            work = [_pickling.dumps((fn, args, kwargs), buffers)]
+            # The caller may change its arrays before a worker has them.
+            work += map(bytes, buffers)
         except Exception as error:
             future.set_running_or_notify_cancel()
             future.set_exception(error)
@@ -218,16 +249,41 @@ class _Pool:
 
     def _begin(self) -> None:
         """Starts the thread. If that fails, the next call tries again."""
-        # Here, because the main module forgets where it is from when it has ended.
-        self._prepared = self._prepare()
+        # Here, because the main module forgets where it is from when it has ended. A fork has what the program has now, and
+        # one thread less.
+        if self._forks:
+            self._forked = self._starting(_pickled.objects(self._initializer, self._initargs))
+        else:
+            self._prepared = self._prepare()
         thread = threading.Thread(target=self._run, name="taskfork-executor", daemon=True)
         try:
             thread.start()
         except BaseException:
-            os.unlink(self._prepared)
+            if self._forked is not None:
+                self._forked.abandon()
+            else:
+                os.unlink(self._prepared)
             raise
         self._thread = thread
         _pools.add(self)
+
+    def _starting(self, given: dict[str, Any]) -> Starting:
+        options = {
+            "name": "executor",
+            "max_workers": self._max_workers,
+            "spare_workers": 0,
+            "max_calls": self._max_calls,
+            "share_details": True,
+            "hung_worker_timeout": None,
+            "max_frame": _MAX_FRAME,
+            "shutdown_grace": 1.0,
+            "restarts": False,
+            "log_level": "warn",
+            "pickle": False,
+            "writable": True,
+        }
+        # At the end of the interpreter `_at_exit` lets the calls end first.
+        return Starting(given, options, forks=self._forks, ends_at_exit=False)
 
     def _check_open(self) -> None:
         with self._lock:
@@ -283,6 +339,7 @@ class _Pool:
             self._loop.call_soon_threadsafe(self._step)
 
     def _run(self) -> None:
+        _forked.own_threads.add(threading.get_native_id())
         try:
             server = self._start_server()
         except BaseException as error:
@@ -296,25 +353,11 @@ class _Pool:
         self._break("the executor is shut down")
 
     def _start_server(self) -> Server:
-        options = {
-            "name": "executor",
-            "max_workers": self._max_workers,
-            "spare_workers": 0,
-            "max_calls": self._max_calls,
-            "share_details": True,
-            "hung_worker_timeout": None,
-            "max_frame": _MAX_FRAME,
-            "shutdown_grace": 1.0,
-            "restarts": False,
-            "log_level": "warn",
-            "pickle": False,
-        }
+        if self._forked is not None:
+            # It serves within milliseconds, in which the event loop starts and the client connects.
+            return self._forked.server()
         try:
-            # At the end of the interpreter `_at_exit` lets the calls end first.
-            given = {"pickled": self._prepared}
-            return Server._start(
-                given, options, None, 600.0, ends_at_exit=False, is_given_up=lambda: self._is_stopped
-            )
+            return self._starting({"pickled": self._prepared}).wait(600.0, lambda: self._is_stopped)
         finally:
             if os.path.exists(self._prepared):
                 os.unlink(self._prepared)
@@ -335,8 +378,8 @@ class _Pool:
         self._ended = loop.create_future()
         process = os.pidfd_open(server.pid)
         try:
-            loop.add_reader(process, self._on_server_end)
-            async with Client(
+            loop.add_reader(process, self._on_server_end, server)
+            async with _Client(
                 server.address,
                 name="executor",
                 min_workers=0,
@@ -357,8 +400,9 @@ class _Pool:
             loop.remove_reader(process)
             os.close(process)
 
-    def _on_server_end(self) -> None:
-        self._break("the server of the workers has ended")
+    def _on_server_end(self, server: Server) -> None:
+        said = server._why()
+        self._break(f"the server could not start: {said}" if said else "the server of the workers has ended")
         self._end()
 
     def _end(self) -> None:
@@ -392,13 +436,13 @@ class _Pool:
         if is_over or self._broken is not None:
             self._end()
 
-    def _call(self, future: Future[Any], work: bytes, limit: Optional[float]) -> Call[Any]:
+    def _call(self, future: Future[Any], work: list[bytes], limit: Optional[float]) -> Call[Any]:
         assert self._client is not None
         if self._log is None:
-            return self._client.call("call", work, timeout=limit)
+            return self._client.call("call", *work, timeout=limit)
         # It has a log of its own. The call goes on when it is released.
         checkout = self._client.checkout(log=partial(self._log, future))
-        call = checkout.call("call", work, timeout=limit)
+        call = checkout.call("call", *work, timeout=limit)
         checkout.release()
         return call
 
@@ -480,9 +524,9 @@ def _cancel(future: Future[Any]) -> None:
 def _read(answer: Any) -> tuple[Any, Optional[BaseException]]:
     """The result or the exception in an answer."""
     try:
-        content = memoryview(answer)
-        value = pickle.loads(content[1:])
-        if content[:1] == _pickled.RESULT:
+        kind, pickled, *buffers = answer
+        value = pickle.loads(pickled, buffers=buffers)
+        if kind == _pickled.RESULT:
             return value, None
         error, text = value
         # The class may forbid that its attributes are set, as a frozen dataclass does.

@@ -25,7 +25,7 @@ import os
 import signal
 import sys
 import time
-from typing import Any, Callable, Iterator, NoReturn, Optional, TypeVar
+from typing import Any, Callable, Iterator, NoReturn, Optional, Sequence, TypeVar
 
 from . import _keywords, _methods, _native, _server_options, _texts, worker
 from ._emitter import STREAMS_NOTHING, TAKES_NOTHING, ItemError
@@ -96,7 +96,7 @@ def run(
     _serve(listen, options, _Worker(interface, setup, checkout_done))
 
 
-def _serve(listen: str, options: dict[str, Any], template: _Worker) -> None:
+def _serve(listen: str, options: dict[str, Any], template: _Worker, is_forked: bool = False) -> None:
     threads = len(os.listdir("/proc/self/task"))
     if threads > 1:
         raise RuntimeError(
@@ -104,12 +104,14 @@ def _serve(listen: str, options: dict[str, Any], template: _Worker) -> None:
             "`setup`, which runs in each worker. A library that is imported may have started them; NumPy starts none with the "
             "variable OPENBLAS_NUM_THREADS=1, others with OMP_NUM_THREADS=1 or MKL_NUM_THREADS=1"
         )
+    template.handle_signals()
     # The collector writes to each object that it visits, which would copy its page in each worker. What is there now is
     # left alone from here on.
     gc.collect()
     gc.freeze()
     try:
-        _native.serve(listen, options, template)
+        # A fork of a program shares its memory with it.
+        _native.serve(listen, {**options, "huge_pages": not is_forked}, template)
     finally:
         gc.unfreeze()
 
@@ -144,11 +146,16 @@ class _Worker:
         self._is_interrupted = False
         self._pid = 0
         self._root_level = logging.WARNING
+        self._records = worker._Records()
+        self._records.setFormatter(logging.Formatter("%(name)s: %(message)s"))
         for what, function in (("setup", setup), ("checkout_done", checkout_done)):
             if function is not None and not callable(function):
                 raise TypeError(f"{what} is {function!r:.100}: it takes a function")
         if not inspect.isclass(interface):
             self._methods = Methods(interface).read_all()
+
+    def handle_signals(self) -> None:
+        """Before workers are forked."""
         # The loop's own handler calls this one.
         signal.signal(signal.SIGALRM, self._on_alarm)
         faulthandler.enable()
@@ -167,6 +174,11 @@ class _Worker:
         kind = self._kind(method)
         return kind is None or kind.input is not None
 
+    def takes_views(self, method: Optional[str]) -> bool:
+        """Whether long bytes of a method's arguments are views of the memory that they have arrived in."""
+        kind = self._kind(method)
+        return kind is not None and kind.arguments is not None and kind.arguments.takes_views
+
     def _kind(self, method: Optional[str]) -> Optional[Kind]:
         if self._methods is not None:
             return self._methods.kind(method)
@@ -178,9 +190,7 @@ class _Worker:
         """Runs ``setup`` in a new worker. Returns the messages of its error and of the causes."""
         if self._pid == 0:
             self._pid = os.getpid()
-            handler = worker._Records()
-            handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-            logging.getLogger().addHandler(handler)
+            logging.getLogger().addHandler(self._records)
             worker._log._send = _log
             worker._context._find_peer = _native.peer
 
@@ -192,29 +202,29 @@ class _Worker:
                 self._methods = Methods(given).read_all()
             return []
 
-        return self._messages(run)
+        try:
+            return self._run_user_code(run)
+        except BaseException as error:
+            return _messages_of(error)
 
     def end_checkout(self) -> list[str]:
         """Runs ``checkout_done`` in the same way."""
 
-        def run() -> list[str]:
-            done = self._checkout_done or (self._methods and self._methods.checkout_done)
-            if done:
-                _methods.resolve(done())
-            # The process ends without the exit handlers of the interpreter.
-            for stream in (sys.stdout, sys.stderr):
-                if stream is not None:
-                    stream.flush()
-            return []
-
-        return self._messages(run)
-
-    def _messages(self, run: Callable[[], list[str]]) -> list[str]:
+        # It follows each call of most clients, so there are no functions within functions.
         try:
-            return self._run_user_code(run)
+            try:
+                done = self._checkout_done or (self._methods and self._methods.checkout_done)
+                if done:
+                    _methods.resolve(done())
+                # The process ends without the exit handlers of the interpreter.
+                for stream in (sys.stdout, sys.stderr):
+                    if stream is not None:
+                        stream.flush()
+            finally:
+                self._exit_if_forked()
         except BaseException as error:
-            causes, _ = worker._causes_of(error)
-            return [worker._error_text(error), *causes]
+            return _messages_of(error)
+        return []
 
     def call(
         self,
@@ -230,17 +240,26 @@ class _Worker:
         worker._deadline = None if remaining is None else worker._begun_at + remaining
         worker._log.level = level
         worker._context._report = _report
-        root = logging.getLogger()
+        root = logging.root
         self._root_level = root.level
-        wanted = logging.DEBUG if level >= DEBUG else logging.INFO
-        if level >= INFO and root.level > wanted:
-            root.setLevel(wanted)
-
-        def run() -> _Answer:
-            self._raise_if_due()
-            return self._run(method, args, reads_items, receiver)
-
-        answer = self._guarded(run)
+        if level >= INFO:
+            wanted = logging.DEBUG if level >= DEBUG else logging.INFO
+            if root.level > wanted:
+                root.setLevel(wanted)
+        try:
+            # `DeadlineExceeded` may be raised anywhere in this block.
+            try:
+                self._in_call = True
+                try:
+                    if self._is_due:
+                        self._raise_if_due()
+                    answer = self._run(method, args, reads_items, receiver)
+                finally:
+                    self._exit_if_forked()
+            finally:
+                self._in_call = False
+        except BaseException as error:
+            answer = _fault(error)
         if answer[0] != "items":
             self._end()
         return answer
@@ -290,12 +309,20 @@ class _Worker:
                 close()
             return ("ok", None)
 
-        answer = self._guarded(run)
+        try:
+            # `DeadlineExceeded` may be raised anywhere in this block.
+            try:
+                self._in_call = True
+                answer = self._run_user_code(run)
+            finally:
+                self._in_call = False
+        except BaseException as error:
+            answer = _fault(error)
         self._end()
         return answer
 
     def _end(self) -> None:
-        root = logging.getLogger()
+        root = logging.root
         # It clears the caches of all loggers.
         if root.level != self._root_level:
             root.setLevel(self._root_level)
@@ -305,17 +332,6 @@ class _Worker:
             self._input._close()
             self._input = None
 
-    def _guarded(self, run: Callable[[], _Answer]) -> _Answer:
-        try:
-            # `DeadlineExceeded` may be raised anywhere in this block.
-            try:
-                self._in_call = True
-                return self._run_user_code(run)
-            finally:
-                self._in_call = False
-        except BaseException as error:
-            return _fault(error)
-
     def _run(
         self,
         method: Optional[str],
@@ -324,6 +340,9 @@ class _Worker:
         receiver: Optional[_native.Receiver],
     ) -> _Answer:
         assert self._methods is not None
+        plain = self._methods.plain.get("" if method is None else method)
+        if plain is not None and not reads_items and receiver is None and not _keywords.has_mark(args):
+            return self._result_of(plain, args, {}, method, False)
         call, known = self._methods.find(method)
         kind = self._methods.kind(method)
         if call is None or kind is None:
@@ -348,16 +367,28 @@ class _Worker:
                 receiver.open()
         except TypeError as error:
             return ("arguments", _texts.encodable(str(error)))
+        return self._result_of(call, positional, keywords, method, kind.streams)
+
+    def _result_of(
+        self,
+        call: Callable[..., Any],
+        args: Sequence[Any],
+        keywords: dict[str, Any],
+        method: Optional[str],
+        streams: bool,
+    ) -> _Answer:
+        assert self._methods is not None
         try:
-            result = call(*positional, **keywords)
+            result = call(*args, **keywords)
         except TypeError as error:
             # Raised by the call itself, and not in the method.
             if error.__traceback__ is not None and error.__traceback__.tb_next is None:
-                wrong = _methods.argument_error(kind.signature, positional, keywords)
+                kind = self._methods.kind(method)
+                wrong = None if kind is None else _methods.argument_error(kind.signature, args, keywords)
                 if wrong is not None:
                     return ("arguments", wrong)
             raise
-        return ("items", _methods.items_of(result)) if kind.streams else ("ok", _methods.resolve(result))
+        return ("items", _methods.items_of(result)) if streams else ("ok", _methods.resolve(result))
 
     def _run_user_code(self, run: Callable[[], _T]) -> _T:
         """Runs user code. A child that it forks, and that returns from it, exits here: it shares the connection with the
@@ -365,8 +396,11 @@ class _Worker:
         try:
             return run()
         finally:
-            if os.getpid() != self._pid:
-                worker._exit_child(sys.exc_info()[1])
+            self._exit_if_forked()
+
+    def _exit_if_forked(self) -> None:
+        if os.getpid() != self._pid:
+            worker._exit_child(sys.exc_info()[1])
 
     def _on_alarm(self, *_: Any) -> None:
         # The signal also asks what the worker does. A wait for the input ends without it.
@@ -399,6 +433,11 @@ def _log(message: dict[str, Any]) -> None:
 
 def _report(report: list[Any]) -> None:
     _native.progress(*report)
+
+
+def _messages_of(error: BaseException) -> list[str]:
+    causes, _ = worker._causes_of(error)
+    return [worker._error_text(error), *causes]
 
 
 def _fault(error: BaseException) -> _Answer:

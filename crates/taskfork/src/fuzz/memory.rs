@@ -21,7 +21,7 @@ use crate::wire::attachments::{self, Attachments, decode_with};
 use crate::wire::frame::{self, DEFAULT_MAX_FRAME, HEADER_LEN};
 use crate::wire::gather_frame::{Backing, GatherFrame, ReceiverLimits, Segment};
 use crate::wire::native::FromClient;
-use crate::wire::shm::{Origin, SharedBytes};
+use crate::wire::shm::{Origin, ReceivedBytes, SharedBytes};
 use crate::wire::values::{self, ValueFormat, encode, encode_to_vec};
 
 /// Decodes arguments with files and shared bytes as several types.
@@ -35,7 +35,11 @@ pub fn arguments(data: &[u8]) {
     let most = message.len() + (256 << 10);
     let attachments = || Attachments {
         files: kinds.iter().filter_map(|&kind| file(kind)).collect(),
-        shared: lengths.iter().enumerate().map(|(id, &length)| lend(id, length)).collect(),
+        shared: lengths
+            .iter()
+            .enumerate()
+            .map(|(id, &length)| ReceivedBytes::Stable(lend(id, length)))
+            .collect(),
         max_blob: 1 << 20,
         max_inlined: most,
     };
@@ -263,6 +267,7 @@ impl Side {
                 Ok(FromClient::Files(_)) => {}
                 _ => {
                     for lent in self.shm_pool.take_received()? {
+                        let lent = lent.into_shared();
                         let byte = lent.bytes.first().copied().unwrap_or_default();
                         self.held.push((lent, byte));
                     }

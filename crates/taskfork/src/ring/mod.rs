@@ -5,6 +5,8 @@
 //! socket is the end of the connection. Each record of a ring states how many bytes had been sent through the
 //! socket before it. So the receiver knows the order of all messages.
 //!
+//! A client may also announce that it looks at its ring again by itself. Then its worker does not wake it before it sleeps.
+//!
 //! A side that is about to sleep announces that in the ring, and then checks the ring once more. After a side has
 //! put a record into the ring, it checks whether the other side sleeps. If so, it sends an empty frame to wake it.
 
@@ -37,12 +39,20 @@ pub(crate) struct Rings<M = SharedAtomics> {
     /// The bytes that have been sent and received through the socket since the rings became active.
     sent: u64,
     received: u64,
-    asleep: bool,
+    announced: Announced,
     /// The position in the ring at which the last message ends that must not be lost.
     marked_end: u64,
     /// The records that were last taken from the ring, and how many of their bytes have been read.
     buffered: Vec<u8>,
     buffered_read: usize,
+}
+
+/// What this side has announced to the other one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Announced {
+    Asleep,
+    Awake,
+    Looking,
 }
 
 /// The result of putting a message into a ring.
@@ -83,7 +93,7 @@ impl<M: Memory> Rings<M> {
             active: false,
             sent: 0,
             received: 0,
-            asleep: true,
+            announced: Announced::Asleep,
             marked_end: 0,
             buffered: Vec::new(),
             buffered_read: 0,
@@ -216,7 +226,7 @@ impl<M: Memory> Rings<M> {
         if !self.active {
             return true;
         }
-        if !mem::replace(&mut self.asleep, true) {
+        if mem::replace(&mut self.announced, Announced::Asleep) != Announced::Asleep {
             self.consumer.ring.set_asleep(&self.words);
         }
         if self.has_next(unread) {
@@ -228,9 +238,23 @@ impl<M: Memory> Rings<M> {
 
     /// Announces that this side is awake and reads the ring.
     pub(crate) fn set_awake(&mut self) {
-        if self.active && mem::take(&mut self.asleep) {
+        if self.active && mem::replace(&mut self.announced, Announced::Awake) != Announced::Awake {
             self.consumer.ring.set_awake(&self.words);
         }
+    }
+
+    /// Announces that this side is awake, and reads the ring again without being woken.
+    pub(crate) fn set_looking(&mut self) {
+        let before = self.announced;
+        if self.active && before != Announced::Looking {
+            self.announced = Announced::Looking;
+            self.consumer.ring.set_looking(&self.words);
+        }
+    }
+
+    /// Whether the other side reads its ring again without being woken, so that it may be left alone with records in it.
+    pub(crate) fn is_peer_looking(&self) -> bool {
+        self.active && self.producer.ring.is_looking(&self.words)
     }
 }
 

@@ -50,6 +50,9 @@ const READ_POSITION: usize = CACHE_LINE;
 const AWAKE: usize = 2 * CACHE_LINE;
 const RECORDS: usize = 3 * CACHE_LINE;
 
+/// In the word `AWAKE`, of a consumer that is awake and looks again by itself.
+const LOOKING: u64 = 2;
+
 /// The bits of the length in the first word of a record. The bits above them are the number of bytes sent
 /// through the socket before the record.
 const LENGTH_BITS: u32 = 16;
@@ -76,7 +79,12 @@ impl RingIndex {
     }
 
     pub(super) fn is_awake<W: Word>(self, words: &[W]) -> bool {
-        self.word(words, AWAKE).load(Relaxed) == 1
+        matches!(self.word(words, AWAKE).load(Relaxed), 1 | LOOKING)
+    }
+
+    /// Whether the consumer looks at the ring again without being woken.
+    pub(super) fn is_looking<W: Word>(self, words: &[W]) -> bool {
+        self.word(words, AWAKE).load(Relaxed) == LOOKING
     }
 
     /// Whether the consumer is awake, after a record was put. The fence guarantees that either this side sees
@@ -88,6 +96,10 @@ impl RingIndex {
 
     pub(super) fn set_awake<W: Word>(self, words: &[W]) {
         self.word(words, AWAKE).store(1, Relaxed);
+    }
+
+    pub(super) fn set_looking<W: Word>(self, words: &[W]) {
+        self.word(words, AWAKE).store(LOOKING, Relaxed);
     }
 
     pub(super) fn set_asleep<W: Word>(self, words: &[W]) {

@@ -199,6 +199,24 @@ fn nothing_is_put_there_before_the_other_side_has_it() {
 }
 
 #[test]
+fn a_side_that_looks_by_itself_is_known_until_it_sleeps() {
+    let [mut here, mut there] = pair();
+    assert!(!here.rings.is_peer_looking());
+    there.rings.set_looking();
+    assert!(here.rings.is_peer_looking());
+    assert_eq!(here.rings.put(&frame(b"answer")), Put::Done);
+    there.rings.set_awake();
+    assert!(here.rings.is_peer_awake() && !here.rings.is_peer_looking());
+    there.rings.set_looking();
+    assert!(!there.rings.prepare_sleep(0), "a record is there");
+    assert!(there.take());
+    there.rings.set_looking();
+    assert!(there.rings.prepare_sleep(0));
+    assert!(!here.rings.is_peer_awake() && !here.rings.is_peer_looking());
+    assert_eq!(here.rings.put(&frame(b"answer")), Put::Refused);
+}
+
+#[test]
 fn a_record_is_whole_frames() {
     let [mut here, mut there] = pair();
     let two = [frame(b"first"), frame(b"second")].concat();

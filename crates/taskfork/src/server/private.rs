@@ -62,6 +62,12 @@ pub unsafe fn set_next_alarm_handler(handler: extern "C" fn(std::ffi::c_int)) {
     unsafe { crate::sys::set_next_alarm_handler(handler) };
 }
 
+/// Whether the fork that happens now is that of a server's guardian, which never runs code of the program. Handlers of forks,
+/// such as those of an interpreter, can do nothing then.
+pub fn is_forking_guardian() -> bool {
+    super::guardian::is_forking()
+}
+
 /// For [`test_support!`](crate::test_support).
 pub fn register_test_servers(module: &'static str, entries: &[(&'static str, super::Entry)]) {
     super::register_test_servers(module, entries);

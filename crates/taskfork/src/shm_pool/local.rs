@@ -113,6 +113,11 @@ impl LocalBuffers {
         Some(buffer.placed(Bytes::from_owner(view)))
     }
 
+    /// Whether the next byte string may have a buffer, also if none is free.
+    pub(super) fn has_one_soon(&self) -> bool {
+        self.missed >= MISSES_BEFORE_ALLOC
+    }
+
     /// Returns a buffer to fill in place.
     pub(super) fn alloc(&mut self, length: usize) -> Option<(BufferId, sys::LocalBufferMut)> {
         let buffer = self.take(length, true, true)?;

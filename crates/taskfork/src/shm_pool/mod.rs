@@ -17,8 +17,8 @@ use bytes::Bytes;
 use crate::sys::{self, User};
 use crate::wire::WireError;
 use crate::wire::shm::{
-    BufferId, BufferOwner, BufferRef, MAX_BUFFER_REFS, Origin, PlacedBytes, PoolId, SharedBytes,
-    ShmMessage,
+    BufferId, BufferOwner, BufferRef, Changing, MAX_BUFFER_REFS, Origin, PlacedBytes, PoolId,
+    ReceivedBytes, SharedBytes, ShmMessage,
 };
 use local::LocalBuffers;
 use remote::RemoteBuffers;
@@ -36,7 +36,7 @@ pub(crate) struct ShmPool {
     local: LocalBuffers,
     remote: RemoteBuffers,
     /// The bytes to which the next message refers.
-    uses: Vec<SharedBytes>,
+    uses: Vec<ReceivedBytes>,
     /// The references that the other side releases, in effect when the next message has been read.
     releases: Vec<(BufferId, u64)>,
     /// What to send with the next message.
@@ -61,8 +61,8 @@ impl ShmPool {
         }
     }
 
-    /// Sets whether bytes that come in the other side's buffers are copied. If not, the other side can
-    /// change them while they are read.
+    /// Sets whether bytes that come in the other side's buffers are copied when they are taken. If not, the other side
+    /// can change them while they are read.
     pub(crate) fn copying(self, copies: bool) -> Self {
         Self { copies, ..self }
     }
@@ -99,6 +99,11 @@ impl ShmPool {
         self.local.copy_in(bytes, may_add)
     }
 
+    /// Returns a buffer to copy bytes to, if [`store`](Self::store) would have one for them.
+    pub(crate) fn alloc_for_copy(&mut self, length: usize) -> Option<ShmBufferMut> {
+        self.local.has_one_soon().then(|| self.alloc(length))?
+    }
+
     /// Returns a buffer to fill in place.
     pub(crate) fn alloc(&mut self, length: usize) -> Option<ShmBufferMut> {
         let (id, memory) = self.local.alloc(length)?;
@@ -131,7 +136,7 @@ impl ShmPool {
             let what = "one message cannot refer to so much";
             return Err(WireError::Malformed(what.to_owned()));
         }
-        let copies = if self.copies { self.remote.copies(&said.uses) } else { Vec::new() };
+        let changing = if self.copies { self.remote.changing(&said.uses) } else { Vec::new() };
         for place in said.uses {
             let is_local = place.owner == BufferOwner::Receiver;
             let bytes = match is_local {
@@ -141,12 +146,15 @@ impl ShmPool {
             let bytes = bytes.ok_or_else(|| {
                 WireError::Malformed(format!("{place:?} is nothing that has been lent"))
             })?;
-            let copy = copies.iter().find(|(id, _)| !is_local && *id == place.id);
-            self.uses.push(match copy {
-                Some((_, copy)) => SharedBytes { bytes: copy.slice(..place.length), origin: None },
+            let changing = changing.iter().find(|(id, _)| !is_local && *id == place.id);
+            self.uses.push(match changing {
+                Some((_, memory)) => {
+                    let memory = memory.clone() as Arc<dyn Changing>;
+                    ReceivedBytes::Changing { memory, length: place.length }
+                }
                 None => {
                     let origin = Origin { pool: self.id, id: place.id, is_local };
-                    SharedBytes { bytes, origin: Some(origin) }
+                    ReceivedBytes::Stable(SharedBytes { bytes, origin: Some(origin) })
                 }
             });
         }
@@ -187,7 +195,7 @@ impl ShmPool {
     }
 
     /// Returns the bytes to which the message refers that was just read.
-    pub(crate) fn take_received(&mut self) -> Result<Vec<SharedBytes>, WireError> {
+    pub(crate) fn take_received(&mut self) -> Result<Vec<ReceivedBytes>, WireError> {
         self.apply_releases()?;
         Ok(std::mem::take(&mut self.uses))
     }

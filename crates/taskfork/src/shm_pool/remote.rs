@@ -1,13 +1,15 @@
 //! The buffers of the other side that this side reads.
 
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use bytes::Bytes;
 
 use super::{BufferView, MAX_BUFFERS, fork_count};
+use crate::sync::lock;
 use crate::sys::{self, MemoryId, User};
-use crate::wire::shm::{BufferId, BufferOwner, BufferRef, ShmMessage};
+use crate::wire::shm::{BufferId, BufferOwner, BufferRef, Changing, ShmMessage};
 
 #[derive(Debug)]
 pub(super) struct RemoteBuffers {
@@ -28,6 +30,45 @@ struct Known {
     refused: bool,
     /// The memory of a copy that nobody reads any more, for the next copy.
     spare: Arc<Mutex<Vec<u8>>>,
+}
+
+/// A buffer of the other side from which no reference is made, because the other side may write to it.
+#[derive(Debug)]
+pub(super) struct Unread {
+    /// `None` once it has been copied, so that the other side may use it again while the copy lives.
+    memory: Mutex<Option<Arc<sys::RemoteBuffer>>>,
+    copy: OnceLock<Bytes>,
+    /// How many of its bytes are copied.
+    length: usize,
+    spare: Weak<Mutex<Vec<u8>>>,
+}
+
+impl Unread {
+    fn memory(&self) -> Option<Arc<sys::RemoteBuffer>> {
+        lock(&self.memory).clone()
+    }
+}
+
+impl Changing for Unread {
+    fn copy(&self) -> Bytes {
+        let copied = self.copy.get_or_init(|| {
+            let Some(memory) = self.memory() else { return Bytes::new() };
+            // Another thread may have had the lock when this process was forked, so nothing waits for it.
+            let spare = self.spare.upgrade();
+            let spare = spare.and_then(|spare| Some(std::mem::take(&mut *spare.try_lock().ok()?)));
+            let bytes = memory.copy(self.length, spare.unwrap_or_default());
+            Bytes::from_owner(Copy { bytes, spare: self.spare.clone() })
+        });
+        *lock(&self.memory) = None;
+        copied.clone()
+    }
+
+    fn copy_to(&self, target: &mut [MaybeUninit<u8>]) {
+        match self.memory() {
+            Some(memory) => memory.copy_to(target),
+            None => sys::copy_to_uninit(target, &self.copy()[..target.len()]),
+        }
+    }
 }
 
 /// The bytes of a copy. Its memory is used again: new memory costs several times what copying takes.
@@ -119,22 +160,21 @@ impl RemoteBuffers {
         Some(Bytes::from_owner(BufferView { memory: known.memory.clone(), length }))
     }
 
-    /// Copies the bytes of each buffer that a message refers to. There is one copy for each buffer, so that a
-    /// message of many references cannot make this side allocate more than the buffers have.
-    pub(super) fn copies(&self, uses: &[BufferRef]) -> Vec<(BufferId, Bytes)> {
+    /// The buffers that a message refers to, for copies of their bytes. There is one for each buffer, so that a message of
+    /// many references cannot make this side allocate more than the buffers have.
+    pub(super) fn changing(&self, uses: &[BufferRef]) -> Vec<(BufferId, Arc<Unread>)> {
         let longest = |id| {
             let of_buffer =
                 |place: &&BufferRef| place.owner == BufferOwner::Sender && place.id == id;
             uses.iter().filter(of_buffer).map(|place| place.length).max()
         };
-        let copy = |known: &Known| {
+        let unread = |known: &Known| {
             let length = longest(known.id).filter(|&length| length <= known.memory.length())?;
-            let spare = known.spare.try_lock().map(|mut spare| std::mem::take(&mut *spare));
-            let bytes = known.memory.copy(length, spare.unwrap_or_default());
-            let copy = Copy { bytes, spare: Arc::downgrade(&known.spare) };
-            Some((known.id, Bytes::from_owner(copy)))
+            let (memory, copy) = (Mutex::new(Some(known.memory.clone())), OnceLock::new());
+            let spare = Arc::downgrade(&known.spare);
+            Some((known.id, Arc::new(Unread { memory, copy, length, spare })))
         };
-        self.known.iter().filter_map(copy).collect()
+        self.known.iter().filter_map(unread).collect()
     }
 
     /// Removes a buffer. Returns whether there was one of this id.

@@ -86,6 +86,7 @@ impl Side {
         }
         assert!(files.is_empty());
         for lent in self.shm_pool.take_received()? {
+            let lent = lent.into_shared();
             let fill = lent.bytes[0];
             self.blobs.push((lent, fill));
         }
@@ -297,6 +298,45 @@ fn the_memory_of_a_copy_is_used_again_when_nobody_reads_it() {
 }
 
 #[test]
+fn bytes_are_copied_where_they_are_wanted_and_their_buffer_is_used_again() {
+    let (mut here, mut there) = (Side::new(), Side::new());
+    there.shm_pool = there.shm_pool.copying(true);
+    let (mut to, mut back) = (Line::new(), Line::new());
+    warm(&mut here, &mut there, &mut to);
+    for fill in 5..8 {
+        there.say(&mut back);
+        here.receive(&mut back).unwrap();
+        assert!(here.send(&vec![fill; 1 << 20].into(), None, &mut to));
+        let (frame, mut files) = to.pop_front().unwrap();
+        let FromClient::Shm(said) = FromClient::decode(&frame[HEADER_LEN..]).unwrap() else {
+            panic!("another message");
+        };
+        there.shm_pool.handle_message(said, &mut files).unwrap();
+        let received = there.shm_pool.take_received().unwrap().pop().unwrap();
+        let mut copy = vec![std::mem::MaybeUninit::uninit(); received.len()];
+        received.copy_to(&mut copy);
+        assert!(received.into_shared().bytes.iter().all(|&byte| byte == fill));
+        assert_eq!(here.shm_pool.local.ids().len(), 1);
+    }
+}
+
+#[test]
+fn there_is_memory_for_a_result_when_there_would_be_some_for_its_bytes() {
+    let mut shm_pool = ShmPool::new(ROOM, ROOM, sys::effective_user());
+    let bytes = Bytes::from(vec![1; 100_000]);
+    for _ in 0..2 {
+        assert!(shm_pool.alloc_for_copy(bytes.len()).is_none());
+        assert!(shm_pool.store(&bytes, None, true).is_none());
+    }
+    let mut memory = shm_pool.alloc_for_copy(bytes.len()).unwrap();
+    memory.bytes_mut().copy_from_slice(&bytes);
+    let SharedBytes { bytes: there, origin } = memory.freeze();
+    let placed = shm_pool.store(&there, origin, true).unwrap();
+    assert_eq!(placed.bytes.as_ptr(), there.as_ptr());
+    assert!(shm_pool.alloc_for_copy(ROOM + 1).is_none());
+}
+
+#[test]
 fn many_references_to_one_buffer_are_copied_once() {
     let (mut here, mut there) = (Side::new(), Side::new());
     there.shm_pool = there.shm_pool.copying(true);
@@ -309,7 +349,8 @@ fn many_references_to_one_buffer_are_copied_once() {
     let uses = (1..=MAX_BUFFER_REFS).map(place).collect();
     let said = ShmMessage { uses, ..ShmMessage::default() };
     there.shm_pool.handle_message(said, &mut Vec::new()).unwrap();
-    let copies = there.shm_pool.take_received().unwrap();
+    let received = there.shm_pool.take_received().unwrap();
+    let copies: Vec<_> = received.into_iter().map(ReceivedBytes::into_shared).collect();
     let first = copies[0].bytes.as_ptr();
     for (index, copy) in copies.iter().enumerate() {
         assert_eq!((copy.bytes.as_ptr(), copy.bytes.len()), (first, index + 1));

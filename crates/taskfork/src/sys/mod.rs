@@ -98,7 +98,9 @@ pub(crate) use process::{
 pub(crate) use reactor::register_with_reactor;
 pub(crate) use sealed_memory::{Sealed, SealedError, Writable};
 pub(crate) use shared_atomics::SharedAtomics;
-pub(crate) use shared_buffer::{LocalBuffer, LocalBufferMut, MemoryId, RemoteBuffer};
+pub(crate) use shared_buffer::{
+    LocalBuffer, LocalBufferMut, MemoryId, RemoteBuffer, copy_to_uninit,
+};
 #[cfg(feature = "server")]
 pub(crate) use signal::{
     Disposition, before_exec, block_signals, is_ignored, reset_for_worker, set_blocked_signals,

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::slice;
 use std::sync::Arc;
@@ -175,24 +176,50 @@ impl RemoteBuffer {
         &self.mapping.bytes()[..length]
     }
 
-    /// Copies the first `length` bytes to `copy`, whose memory is used. If the maker writes at the same time, the copy has a mixture of old and
-    /// new words, and does not change afterwards.
+    /// Copies the first `length` bytes to `copy`, whose memory is used. See [`copy_to`](Self::copy_to).
     ///
     /// # Panics
     /// If the buffer is shorter.
     pub(crate) fn copy(&self, length: usize, mut copy: Vec<u8>) -> Vec<u8> {
-        const WORD: usize = size_of::<u64>();
-        assert!(length <= self.mapping.length, "the buffer is shorter");
-        copy.resize(length.next_multiple_of(WORD), 0);
-        for (index, word) in copy.chunks_exact_mut(WORD).enumerate() {
-            // SAFETY: the mapping starts at a page, so the word is aligned. Its first byte is one of the first
-            // `length` bytes, and the kernel maps whole pages, so the word is mapped to its end. The read is
-            // volatile and creates no reference, so another process may write at the same time.
-            let value = unsafe { self.mapping.start.cast::<u64>().add(index).read_volatile() };
-            word.copy_from_slice(&value.to_ne_bytes());
-        }
-        copy.truncate(length);
+        copy.clear();
+        copy.reserve(length);
+        self.copy_to(&mut copy.spare_capacity_mut()[..length]);
+        // SAFETY: the vector has that capacity, and these bytes have just been written.
+        unsafe { copy.set_len(length) };
         copy
+    }
+
+    /// Copies the first bytes to `target`. If the maker writes at the same time, the copy has a mixture of old and
+    /// new words, and does not change afterwards.
+    ///
+    /// # Panics
+    /// If the buffer is shorter.
+    pub(crate) fn copy_to(&self, target: &mut [MaybeUninit<u8>]) {
+        const WORD: usize = size_of::<u64>();
+        assert!(target.len() <= self.mapping.length, "the buffer is shorter");
+        // SAFETY: the mapping starts at a page, so the word is aligned. Its first byte is one of the bytes that are
+        // copied, and the kernel maps whole pages, so the word is mapped to its end. The read is volatile and creates no
+        // reference, so another process may write at the same time.
+        let word = |index| unsafe { self.mapping.start.cast::<u64>().add(index).read_volatile() };
+        let (words, rest) = target.as_chunks_mut::<WORD>();
+        let count = words.len();
+        for (index, part) in words.iter_mut().enumerate() {
+            *part = word(index).to_ne_bytes().map(MaybeUninit::new);
+        }
+        if !rest.is_empty() {
+            copy_to_uninit(rest, &word(count).to_ne_bytes()[..rest.len()]);
+        }
+    }
+}
+
+/// Copies bytes. The method of slices that does so needs Rust 1.93.
+///
+/// # Panics
+/// If there are more or fewer than the target has.
+pub(crate) fn copy_to_uninit(target: &mut [MaybeUninit<u8>], bytes: &[u8]) {
+    assert_eq!(target.len(), bytes.len(), "a copy of another length");
+    for (to, byte) in target.iter_mut().zip(bytes) {
+        to.write(*byte);
     }
 }
 

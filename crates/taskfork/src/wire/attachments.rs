@@ -15,13 +15,13 @@ use super::gather_frame::{MIN_SEGMENT, attach_file};
 use super::msgpack::{Reader, put_bin_header};
 use super::reference::{self, BLOB_FILE, OPEN_FILE, SHARED};
 use super::scoped_local;
-use super::shm::SharedBytes;
+use super::shm::ReceivedBytes;
 
 /// What accompanies a message.
 #[derive(Debug, Default)]
 pub(crate) struct Attachments {
     pub(crate) files: Vec<OwnedFd>,
-    pub(crate) shared: Vec<SharedBytes>,
+    pub(crate) shared: Vec<ReceivedBytes>,
     /// The longest blob in a memfd, in bytes.
     pub(crate) max_blob: usize,
     /// The longest message with all blobs inlined, in bytes. A reference of a few bytes can stand for many.
@@ -40,7 +40,7 @@ pub(crate) enum Attachment {
     OpenFile(Arc<OwnedFd>),
     /// A memfd that contains the bytes of a blob.
     Memfd(Arc<OwnedFd>),
-    Shared(SharedBytes),
+    Shared(ReceivedBytes),
 }
 
 /// Maps a memfd of at most this many bytes.
@@ -58,6 +58,8 @@ struct Decoding {
     max_inlined: usize,
     /// The length of a blob that exceeded `max_blob`.
     oversize: Option<usize>,
+    /// How many bytes of shared memory have been copied.
+    copied: usize,
 }
 
 struct File {
@@ -68,7 +70,7 @@ struct File {
 }
 
 struct Shared {
-    bytes: SharedBytes,
+    bytes: ReceivedBytes,
     is_taken: bool,
 }
 
@@ -103,6 +105,7 @@ pub(crate) fn decode_with<T>(
         max_blob,
         max_inlined,
         oversize: None,
+        copied: 0,
     });
     scoped_local::with(&DECODING, decoding, decode).0
 }
@@ -182,7 +185,28 @@ pub(crate) fn release() {
     with_decoding(|decoding| {
         decoding.files.iter_mut().for_each(|file| file.is_taken = false);
         decoding.shared.iter_mut().for_each(|shared| shared.is_taken = false);
+        decoding.copied = 0;
     });
+}
+
+/// Counts bytes of shared memory that whoever decodes the message is about to copy. Many references to one buffer can stand
+/// for more than all buffers have.
+///
+/// # Errors
+/// If the message would exceed [`Attachments::max_inlined`] with these bytes in it.
+pub(crate) fn count_copy(length: usize) -> Result<(), String> {
+    let (length, limit) = with_decoding(|decoding| {
+        decoding.copied = decoding.copied.saturating_add(length);
+        (decoding.copied, decoding.max_inlined)
+    });
+    if length <= limit { Ok(()) } else { Err(too_long(length, limit)) }
+}
+
+fn too_long(length: usize, limit: usize) -> String {
+    format!(
+        "with the bytes of blobs in their places the message has {length} bytes or more, and the limit is {limit}; only a \
+         `Blob` may be longer"
+    )
 }
 
 /// Decodes values of the message being decoded. If they fail, or do not take all attachments, the program may want
@@ -230,7 +254,7 @@ fn inline_blobs(values: &[u8]) -> Result<Option<Vec<u8>>, String> {
     while let Some(token) = values.token().map_err(|error| error.to_string())? {
         let bytes = match reference::parse(token) {
             Some((SHARED, index)) => with_decoding(|decoding| {
-                decoding.shared.get(index).map(|shared| shared.bytes.bytes.clone())
+                decoding.shared.get(index).map(|shared| shared.bytes.clone().into_shared().bytes)
             })
             .ok_or(MISSING)?,
             Some((BLOB_FILE, index)) => {
@@ -247,12 +271,7 @@ fn inline_blobs(values: &[u8]) -> Result<Option<Vec<u8>>, String> {
         };
         let length = out.len().saturating_add(bytes.len());
         let header = u32::try_from(bytes.len()).ok().filter(|_| length <= limit);
-        put_bin_header(&mut out, header.ok_or_else(|| {
-            format!(
-                "with the bytes of blobs in their places the message has {length} bytes or more, and the limit is \
-                 {limit}; only a `Blob` may be longer"
-            )
-        })?);
+        put_bin_header(&mut out, header.ok_or_else(|| too_long(length, limit))?);
         out.extend_from_slice(&bytes);
         is_changed = true;
     }
@@ -302,11 +321,13 @@ pub(crate) fn slice_or_copy(found: &[u8]) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::super::gather_frame::collect_segments;
+    use super::super::shm::SharedBytes;
     use super::*;
 
     #[test]
     fn references_cannot_expand_a_message_beyond_its_limit() {
-        let shared = || SharedBytes { bytes: Bytes::from(vec![7; 100_000]), origin: None };
+        let shared =
+            || ReceivedBytes::Stable(SharedBytes { bytes: vec![7; 100_000].into(), origin: None });
         // Three references to the same bytes.
         let values = b"\x93\xd6\x03\0\0\0\0\xd6\x03\0\0\0\0\xd6\x03\0\0\0\0";
         let length = |max_inlined| {
@@ -318,6 +339,19 @@ mod tests {
         let error = length(299_999).unwrap_err();
         assert!(error.contains("the limit is 299999; only a `Blob`"), "{error}");
         assert!(length(301_000).is_ok_and(|length| length > 300_000));
+    }
+
+    #[test]
+    fn copies_cannot_exceed_the_limit_of_the_message() {
+        let counted = |times| {
+            let attachments = Attachments { max_inlined: 299_999, ..Attachments::default() };
+            let file = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+            let attachments = Attachments { files: vec![file], ..attachments };
+            let count = || (0..times).try_for_each(|_| count_copy(100_000));
+            decode_with(None, attachments, |_, _| Err(String::new()), count)
+        };
+        assert_eq!(counted(2), Ok(()));
+        assert!(counted(3).is_err_and(|error| error.contains("the limit is 299999")));
     }
 
     #[test]

@@ -47,6 +47,8 @@ pub(crate) enum Backing<F> {
     /// Memory of this process only.
     #[default]
     Private,
+    /// The same, which may change once the call has been made. See [`GatherFrame::own_borrowed`].
+    Borrowed,
     /// A memfd that contains these bytes and no others.
     Memfd(F),
     /// A shared-memory buffer of a connection.
@@ -219,7 +221,7 @@ impl GatherFrame {
                     continue;
                 }
                 Backing::Shared(origin) => Some(origin),
-                Backing::Private => None,
+                Backing::Private | Backing::Borrowed => None,
             };
             let may_add = self.files.len() + new_files.len() < max_files;
             let may_place = fits && self.references.len() < MAX_BUFFER_REFS;
@@ -240,6 +242,42 @@ impl GatherFrame {
             self.insert_references(&references, new_files);
         }
         Ok(())
+    }
+
+    /// Replaces borrowed bytes by those that are in buffers. `fitted` is the same frame for a receiver.
+    pub(crate) fn take_placed(&mut self, fitted: &Self) {
+        let mut sent = fitted.segments.iter().peekable();
+        let mut placed = fitted.references.iter();
+        for segment in &mut self.segments {
+            let is_same =
+                |other: &&Segment| std::ptr::eq(&raw const *segment.bytes, &raw const *other.bytes);
+            if sent.next_if(is_same).is_some() || segment.is_in_file() {
+                continue;
+            }
+            let Some(placed) = placed.next() else { return };
+            if segment.backing == Backing::Borrowed {
+                (segment.bytes, segment.backing) = (placed.bytes.clone(), Backing::Private);
+            }
+        }
+    }
+
+    /// Replaces borrowed bytes by copies. `copies` has those that have been made, behind what they are copies of.
+    pub(crate) fn own_borrowed(
+        &mut self,
+        copies: &mut Vec<(Bytes, Bytes)>,
+        copy: &mut dyn FnMut(&[u8]) -> Bytes,
+    ) {
+        let borrowed = |segment: &&mut Segment| segment.backing == Backing::Borrowed;
+        for segment in self.segments.iter_mut().filter(borrowed) {
+            let before = std::mem::take(&mut segment.bytes);
+            let is_same = |other: &Bytes| std::ptr::eq(&raw const **other, &raw const *before);
+            segment.bytes = match copies.iter().find(|(other, _)| is_same(other)) {
+                Some((_, copy)) => copy.clone(),
+                None => copy(&before),
+            };
+            segment.backing = Backing::Private;
+            copies.push((before, segment.bytes.clone()));
+        }
     }
 
     /// Sends the bytes of these segments, and not their files.
@@ -449,6 +487,7 @@ fn add_segment(offset: usize, bytes: &[u8]) -> bool {
             }
             Backing::Shared(origin) => Backing::Shared(origin),
             Backing::Private => Backing::Private,
+            Backing::Borrowed => Backing::Borrowed,
         };
         collector.segments.push(Segment { offset, bytes, backing });
         true
@@ -460,6 +499,7 @@ fn add_segment(offset: usize, bytes: &[u8]) -> bool {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::shm::{BufferOwner, BufferRef};
     use super::*;
 
     proptest! {
@@ -510,6 +550,55 @@ mod tests {
             }
             prop_assert_eq!(frame.files.len(), longs.iter().filter(|long| !**long).count());
         }
+    }
+
+    #[test]
+    fn borrowed_bytes_are_read_where_they_have_been_placed_and_else_copied() {
+        let bytes = |fill: u8| Bytes::from(vec![fill; MIN_SEGMENT]);
+        let (first, owned, second) = (bytes(1), bytes(2), bytes(3));
+        let mut frame = GatherFrame::default();
+        let segments = [
+            (&first, Backing::Borrowed),
+            (&owned, Backing::Private),
+            (&second, Backing::Borrowed),
+            (&second, Backing::Borrowed),
+        ];
+        frame.bytes = vec![0; HEADER_LEN];
+        for (bytes, backing) in segments {
+            put_bin_header(&mut frame.bytes, bytes.len() as u32);
+            let offset = frame.bytes.len();
+            frame.segments.push(Segment { offset, bytes: bytes.clone(), backing });
+        }
+        let mut fitted = frame.clone();
+        let takes = ReceiverLimits { max_frame: usize::MAX, max_blob: 0, max_files: 0 };
+        // The first and the second one are placed.
+        let mut places = [bytes(1), bytes(2)].into_iter();
+        let placed = |bytes: Bytes| PlacedBytes {
+            buffer: BufferRef { owner: BufferOwner::Sender, id: 1, length: bytes.len() },
+            bytes,
+            new_file: None,
+            guard: None,
+        };
+        fitted.fit_with(takes, |_, _, _| places.next().map(placed)).unwrap();
+        frame.take_placed(&fitted);
+        let place = &fitted.references[0].bytes;
+        assert_eq!(frame.segments[0].bytes.as_ptr(), place.as_ptr());
+        assert_eq!(frame.segments[1].bytes.as_ptr(), owned.as_ptr());
+        let (mut copies, mut copied) = (Vec::new(), 0);
+        let mut copy = |bytes: &[u8]| {
+            copied += 1;
+            Bytes::copy_from_slice(bytes)
+        };
+        for frame in [&mut frame, &mut fitted] {
+            frame.own_borrowed(&mut copies, &mut copy);
+            for segment in &frame.segments {
+                assert_ne!(segment.backing, Backing::Borrowed);
+                assert_ne!(segment.bytes.as_ptr(), second.as_ptr());
+            }
+        }
+        // One copy serves all that refer to the same bytes.
+        assert_eq!(copied, 1);
+        assert!(frame.segments[2].bytes == second && frame.segments[3].bytes == second);
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! The message about shared-memory buffers, from either side. Each side owns buffers that the other maps, and puts
 //! long binary data there instead of sending it.
 
+use std::fmt::Debug;
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
+use std::panic::RefUnwindSafe;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,6 +14,7 @@ use super::fields::{MapWriter, read_list, read_map};
 use super::frame;
 use super::msgpack::{Reader, put_array, put_bool, put_uint};
 use super::native::kind::SHM;
+use crate::sys;
 
 /// Identifies a buffer among those of its owner on one connection.
 pub(crate) type BufferId = u32;
@@ -50,7 +54,56 @@ pub(crate) struct Origin {
     pub(crate) is_local: bool,
 }
 
-/// Bytes that came in a shared-memory buffer, or that will go in one.
+/// Bytes that came in a shared-memory buffer.
+#[derive(Debug, Clone)]
+pub(crate) enum ReceivedBytes {
+    /// Nobody changes them, as far as this side trusts the other one.
+    Stable(SharedBytes),
+    /// The first `length` bytes of memory that must be copied before it is read.
+    Changing { memory: Arc<dyn Changing>, length: usize },
+}
+
+/// Memory that another process may change at any time.
+pub(crate) trait Changing: Debug + Send + Sync + RefUnwindSafe {
+    /// A copy of all of it. There is one, however often it is asked for.
+    fn copy(&self) -> Bytes;
+
+    /// Copies its first bytes to `target`, which is not longer.
+    fn copy_to(&self, target: &mut [MaybeUninit<u8>]);
+}
+
+impl ReceivedBytes {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Stable(shared) => shared.bytes.len(),
+            Self::Changing { length, .. } => *length,
+        }
+    }
+
+    /// The bytes, which nobody changes.
+    pub(crate) fn into_shared(self) -> SharedBytes {
+        match self {
+            Self::Stable(shared) => shared,
+            Self::Changing { memory, length } => {
+                SharedBytes { bytes: memory.copy().slice(..length), origin: None }
+            }
+        }
+    }
+
+    /// Copies the bytes to `target`, which has their length.
+    ///
+    /// # Panics
+    /// If it has another length.
+    pub(crate) fn copy_to(&self, target: &mut [MaybeUninit<u8>]) {
+        assert_eq!(target.len(), self.len(), "a copy of another length");
+        match self {
+            Self::Stable(shared) => sys::copy_to_uninit(target, &shared.bytes),
+            Self::Changing { memory, .. } => memory.copy_to(target),
+        }
+    }
+}
+
+/// Bytes in a shared-memory buffer, or that will go in one.
 #[derive(Debug, Clone)]
 pub(crate) struct SharedBytes {
     pub(crate) bytes: Bytes,

@@ -168,9 +168,11 @@ impl<S: 'static> Worker<'_, S> {
         check_streams(interface, method, of, sends.is_some(), takes.is_some())?;
         let port = sends.cloned().map(|streaming| -> Rc<dyn Port> { streaming });
         let input = takes.cloned().map(|streaming| -> Rc<dyn InputPort> { streaming });
+        let memory = streaming.is_none().then_some(&mut self.shared_memory);
         self.out.write(self.max_answer, |out| {
             native::put_ok(out, number, ValueFormat::from_json_flag(interface.returns_json()));
             let request = Request::new(method, of, args, out, port).with_input(input);
+            let request = request.with_memory(memory);
             catch_panic(|| interface.call(state, request).0)
                 .unwrap_or_else(|panic| Err(ErrorReply::panic(panic)))
         })?;

@@ -6,11 +6,14 @@ use serde::Serialize;
 
 use super::error_reply::{ErrorReply, Raised};
 use super::replace_after::ReplaceAfter;
+use super::shared_memory::SharedMemory;
 use crate::blob;
 use crate::emitter::{Emitter, Port};
 use crate::error::{BoxError, Failure, Needs};
 use crate::receiver::{InputPort, Receiver};
 use crate::wire::arguments::{Arguments, ArgumentsError, FromArguments};
+use crate::wire::attachments;
+use crate::wire::gather_frame::MIN_SEGMENT;
 use crate::wire::interface_description::InterfaceDescription;
 use crate::wire::values::encode;
 
@@ -161,6 +164,8 @@ pub struct Request<'a> {
     port: Option<Rc<dyn Port>>,
     /// Where the items of the input come from, if the caller streams one.
     input: Option<Rc<dyn InputPort>>,
+    /// The memory that is shared with the client.
+    memory: Option<&'a mut SharedMemory>,
 }
 
 /// The outcome of a request. A value has been written to its buffer.
@@ -177,12 +182,23 @@ impl<'a> Request<'a> {
         out: &'a mut Vec<u8>,
         port: Option<Rc<dyn Port>>,
     ) -> Self {
-        Self { method, interface, args: args.of_method(method), out, port, input: None }
+        let args = args.of_method(method);
+        Self { method, interface, args, out, port, input: None, memory: None }
     }
 
     /// The same request with an input.
     pub(crate) fn with_input(self, input: Option<Rc<dyn InputPort>>) -> Self {
         Self { input, ..self }
+    }
+
+    /// The same request with memory for its result.
+    pub(super) fn with_memory(self, memory: Option<&'a mut SharedMemory>) -> Self {
+        Self { memory, ..self }
+    }
+
+    /// Takes the memory for the result.
+    pub(super) fn take_memory(&mut self) -> Option<&'a mut SharedMemory> {
+        self.memory.take()
     }
 
     /// The interface that the method belongs to, if the call says so.
@@ -218,6 +234,11 @@ impl<'a> Request<'a> {
     /// Whether the caller reads items.
     pub fn reads_items(&self) -> bool {
         self.port.is_some()
+    }
+
+    /// Whether the arguments may have a byte string that is long enough to stay where it is.
+    pub fn may_have_long_bytes(&self) -> bool {
+        self.args.encoded().len() >= MIN_SEGMENT || attachments::is_any()
     }
 
     /// Decodes the arguments. The error is a reply that says why they do not fit.

@@ -78,13 +78,13 @@ impl Connection {
     }
 
     /// Prepares the worker to sleep. Returns false if a message has arrived. Wakes the client if it has
-    /// not read all messages.
+    /// not read all messages and does not look for them by itself.
     pub(super) fn try_sleep(&mut self) -> bool {
         let Some(rings) = &mut self.rings else { return true };
         if !rings.prepare_sleep(self.inbox.len() - self.consumed) {
             return false;
         }
-        if rings.has_unread() {
+        if rings.has_unread() && !rings.is_peer_looking() {
             self.wake_client();
         }
         true

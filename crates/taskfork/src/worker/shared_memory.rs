@@ -7,11 +7,11 @@ use bytes::Bytes;
 
 use super::connection::{Connection, ConnectionError};
 use crate::clock::now;
-use crate::shm_pool::ShmPool;
+use crate::shm_pool::{ShmBufferMut, ShmPool};
 use crate::sys::{self, User};
 use crate::wire::WireError;
 use crate::wire::gather_frame::GatherFrame;
-use crate::wire::shm::{BufferOwner, Origin, PlacedBytes, SharedBytes, ShmMessage};
+use crate::wire::shm::{BufferOwner, Origin, PlacedBytes, ReceivedBytes, ShmMessage};
 
 /// Buffers that have not been used for this long are freed.
 const IDLE_TIME: Duration = Duration::from_secs(5);
@@ -99,6 +99,11 @@ impl SharedMemory {
         Some(placed)
     }
 
+    /// See [`ShmPool::alloc_for_copy`].
+    pub(super) fn alloc_for_copy(&mut self, length: usize) -> Option<ShmBufferMut> {
+        self.pool()?.alloc_for_copy(length)
+    }
+
     /// Appends the pool's messages, which precede an answer.
     pub(super) fn write_control(&mut self, now: Duration, out: &mut Vec<u8>) {
         let Some(pool) = &mut self.pool else { return };
@@ -118,7 +123,7 @@ impl SharedMemory {
         connection.set_idle_timeout((!self.is_trimmed && !pool.is_empty()).then_some(IDLE_TIME));
     }
 
-    pub(super) fn take_received(&mut self) -> Result<Vec<SharedBytes>, WireError> {
+    pub(super) fn take_received(&mut self) -> Result<Vec<ReceivedBytes>, WireError> {
         self.pool.as_mut().map_or(Ok(Vec::new()), ShmPool::take_received)
     }
 

@@ -2,22 +2,26 @@
 //! type of its own, interfaces that are known by name, and polls by an event loop that must not be kept waiting.
 
 use std::borrow::Cow;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
+pub use super::answers::{AnswerWatch, Answers, Awaited};
 use super::builder::ClientBuilder;
 use super::call::Call;
 use super::checkout::Checkout;
 use super::handle::Client;
 use super::input::Input;
+use super::progress::ProgressUpdates;
 use super::single_call::{call_once, stream_once, submit_once};
 use super::stream::StreamCall;
 use crate::client::IntoArguments;
 use crate::client::config::CheckoutOptions;
-use crate::client::io::shared_session::{CallKind, Streams};
-use crate::client::session::calls::MethodName;
+use crate::client::io::shared_session::{CallKind, SharedSession, Streams};
+use crate::client::session::calls::{MethodName, Seq};
 use crate::error::{Error, InterfaceError};
 use crate::time_limit::TimeLimit;
 
@@ -92,6 +96,12 @@ pub fn stream<I, T, E>(
     }
 }
 
+/// Replaces arguments of a call that are [`borrowed`](crate::__private::borrowed) by copies, unless the call has been sent and they
+/// are in memory that is shared with its worker. `copy` must not wait for anything, because the call is locked.
+pub fn own_arguments<T, E>(call: &Call<T, E>, copy: &mut dyn FnMut(&[u8]) -> Bytes) {
+    call.own_arguments(copy);
+}
+
 fn name(method: Option<&str>) -> MethodName {
     method.map(|method| Cow::Owned(method.to_owned()))
 }
@@ -121,4 +131,29 @@ pub fn poll_without_spin<T: DeserializeOwned, E: InterfaceError>(
 #[track_caller]
 pub fn ready<E>(checkout: &Checkout) -> Call<(), E> {
     checkout.wait_for_worker()
+}
+
+/// Has a task woken once a poll of a call returns its result, without a poll. Returns false if the call must be polled before that,
+/// as those with an input.
+pub fn set_waker<T: DeserializeOwned, E: InterfaceError>(call: &Call<T, E>, waker: &Waker) -> bool {
+    call.set_waker(waker)
+}
+
+/// Where the reports of a call's progress come from, for those who do not have the call itself.
+#[derive(Debug, Default)]
+pub struct ProgressSource(Option<(Arc<SharedSession>, Seq)>);
+
+impl ProgressSource {
+    /// That of a call.
+    pub fn of<T, E>(call: &Call<T, E>) -> Self {
+        Self(call.origin())
+    }
+
+    /// The reports. There are none once the call is over.
+    pub fn updates(&self) -> ProgressUpdates {
+        match &self.0 {
+            Some((session, seq)) => ProgressUpdates::of(session.clone(), *seq),
+            None => ProgressUpdates::none(),
+        }
+    }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::panic::Location;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
@@ -86,6 +86,13 @@ impl<T, E> Call<T, E> {
         Self::from(Source::Session { session, seq, spin_guard: None, input })
     }
 
+    /// See [`binding::own_arguments`](super::binding::own_arguments).
+    pub(super) fn own_arguments(&self, copy: &mut dyn FnMut(&[u8]) -> Bytes) {
+        if let Source::Session { session, seq, .. } = &self.source {
+            session.own_arguments(*seq, copy);
+        }
+    }
+
     /// A call that has this result, without a worker: `Ok` of a value, or the interface's own error. It is
     /// for tests of code that calls workers: a type of the test can implement the trait `…Calls` of a typed interface.
     ///
@@ -145,13 +152,15 @@ impl<T, E> Call<T, E> {
     /// # }
     /// ```
     pub fn progress(&self) -> ProgressUpdates {
+        self.origin()
+            .map_or_else(ProgressUpdates::none, |(session, seq)| ProgressUpdates::of(session, seq))
+    }
+
+    /// The session of a call that is not over, and its number there.
+    pub(super) fn origin(&self) -> Option<(Arc<SharedSession>, Seq)> {
         match &self.source {
-            Source::Session { session, seq, .. } if !self.done => {
-                session.progress_cell(*seq).map_or_else(ProgressUpdates::none, |cell| {
-                    ProgressUpdates::new(session.clone(), cell)
-                })
-            }
-            Source::Session { .. } | Source::Ready(_) => ProgressUpdates::none(),
+            Source::Session { session, seq, .. } if !self.done => Some((session.clone(), *seq)),
+            Source::Session { .. } | Source::Ready(_) => None,
         }
     }
 
@@ -178,6 +187,17 @@ impl<T: DeserializeOwned, E: InterfaceError> Call<T, E> {
         context: &mut Context<'_>,
     ) -> Poll<Result<T, Error<E>>> {
         self.poll_with(context, |session, seq, _, context| session.poll_once(seq, context.waker()))
+    }
+
+    /// Has a task woken once a poll returns the result, without a poll. Returns false if the call must be polled before that.
+    pub(super) fn set_waker(&self, waker: &Waker) -> bool {
+        match &self.source {
+            Source::Session { session, seq, input: None, .. } if !self.done => {
+                session.set_waker(*seq, waker);
+                true
+            }
+            Source::Session { .. } | Source::Ready(_) => false,
+        }
     }
 
     fn poll_with(

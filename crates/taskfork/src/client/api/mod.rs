@@ -1,5 +1,6 @@
 //! The public types of a client.
 
+mod answers;
 pub mod binding;
 pub(super) mod builder;
 pub(super) mod call;

@@ -10,6 +10,7 @@ use futures_core::Stream;
 
 use crate::client::io::shared_session::SharedSession;
 use crate::client::observe::progress::{Change, ProgressCell};
+use crate::client::session::calls::Seq;
 use crate::progress::Progress;
 
 /// The reports of one call's progress. Returned by [`Call::progress`](crate::Call::progress).
@@ -44,6 +45,14 @@ impl ProgressUpdates {
     pub(crate) fn new(session: Arc<SharedSession>, cell: Arc<ProgressCell>) -> Self {
         let watcher = cell.add_watcher();
         Self { session: Some(session), cell, watcher, seen: 0 }
+    }
+
+    /// Those of a call.
+    pub(super) fn of(session: Arc<SharedSession>, seq: Seq) -> Self {
+        match session.progress_cell(seq) {
+            Some(cell) => Self::new(session, cell),
+            None => Self::none(),
+        }
     }
 
     /// For a call that is over, or never runs.

@@ -205,7 +205,7 @@ impl Link {
         let (inbox, room, files) = proto.buffer();
         let Poll::Ready(read) = self.stream.poll_read(&mut context, inbox, room, files) else {
             // A message may have come through a ring.
-            return match self.is_spinning || proto.prepare_sleep() {
+            return match self.is_spinning || self.notifier.is_watched() || proto.prepare_sleep() {
                 true => Poll::Pending,
                 false => Poll::Ready(Received::Something),
             };
@@ -284,10 +284,15 @@ impl Link {
         proto: &mut proto::Connection,
         spin_guard: &SpinGuard,
     ) -> bool {
+        self.has_arrived(proto, spin_guard.checks_socket())
+    }
+
+    /// `checks_socket` matters only if there are rings.
+    fn has_arrived(&mut self, proto: &mut proto::Connection, checks_socket: bool) -> bool {
         if proto.has_ring_message() {
             return true;
         }
-        if proto.has_rings() && !spin_guard.checks_socket() {
+        if proto.has_rings() && !checks_socket {
             return false;
         }
         match self.receive_now(proto) {
@@ -299,6 +304,14 @@ impl Link {
             // The next read finds the end, or the error, again.
             Ok(_) | Err(_) => true,
         }
+    }
+
+    /// Whether an event loop, which looks again soon, can read a message, or the end of the connection, now. It announces no
+    /// sleep meanwhile.
+    pub(super) fn look(&mut self, proto: &mut proto::Connection, checks_socket: bool) -> bool {
+        self.notifier.set_watched(true);
+        proto.set_looking();
+        self.has_arrived(proto, checks_socket)
     }
 
     /// Ends a spin. `found` says whether the answer came.

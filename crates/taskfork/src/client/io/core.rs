@@ -14,6 +14,7 @@ use super::connection::Connection;
 use super::driver_queue::{Driven, DriverQueue};
 use super::effects::{Effects, PoolCommand, RareEffects, Waiter};
 use super::time;
+use super::watch::Watched;
 use crate::client::config::Config;
 use crate::client::now::Now;
 use crate::client::observe::stats::{self, Counters};
@@ -49,6 +50,8 @@ pub(crate) struct Core {
     stopped: AtomicBool,
     /// Notified when the last connection of a closed pool may have been closed.
     drained: Notify,
+    /// The connections at which an event loop looks.
+    pub(crate) watched: Watched,
 }
 
 /// A handshake that takes less than this makes the next one optimistic.
@@ -72,6 +75,7 @@ impl Core {
             refusals: AtomicUsize::new(0),
             stopped: AtomicBool::new(false),
             drained: Notify::new(),
+            watched: Watched::default(),
             config,
         }
     }

@@ -232,6 +232,7 @@ fn spin(core: &Core) -> ReplySpin {
 fn notifier(core: &Core, key: WorkerKey) -> Arc<ConnectionWaker> {
     let notifier = ConnectionWaker::new(core.driver_queue.clone());
     notifier.set_idle(key);
+    core.watched.add(key, &notifier);
     notifier
 }
 

@@ -16,6 +16,21 @@ pub(crate) trait Driven: std::fmt::Debug + Send + Sync {
 
     /// A timer that was set for the session has expired.
     fn timer_expired(self: Arc<Self>, now: Instant);
+
+    /// Handles what the worker of a running call has sent, if it has sent something. `checks_socket` says whether a look
+    /// includes the socket of a connection with rings.
+    fn look(self: Arc<Self>, checks_socket: bool) -> Look;
+}
+
+/// What a look for answers has found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Look {
+    /// No call runs.
+    Idle,
+    /// The workers of running calls have sent nothing.
+    Waiting,
+    /// Something has been handled.
+    Found,
 }
 
 #[derive(Debug)]

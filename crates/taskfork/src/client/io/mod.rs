@@ -13,6 +13,7 @@ pub(super) mod spin;
 pub(super) mod time;
 pub(super) mod transport;
 pub(super) mod waker;
+pub(super) mod watch;
 
 #[cfg(test)]
 mod driver_wake_tests;

@@ -148,3 +148,27 @@ fn messages_without_end_are_read_in_turns() {
     });
     assert!(taken > 0);
 }
+
+/// Whether nothing has come.
+async fn is_pending(connection: &mut Connection) -> bool {
+    poll_fn(|_| Poll::Ready(connection.poll_event(&Now::read_by(super::time::now)).is_pending()))
+        .await
+}
+
+#[test]
+fn a_connection_at_which_an_event_loop_looks_announces_no_sleep() {
+    run(async {
+        let (here, _there) = UnixStream::pair().unwrap();
+        let (mut connection, mut worker) = connect(here);
+        connection.link.clear_spinning();
+        assert!(!connection.link.look(&mut connection.proto, false));
+        assert!(is_pending(&mut connection).await);
+        assert_eq!(worker.put(&frame(b"answer")), Put::Done);
+        assert!(connection.link.look(&mut connection.proto, false));
+        let event = next_event(&mut connection).await;
+        assert!(matches!(&event, Event::Message(body) if body == "answer"), "{event:?}");
+        assert!(connection.link.notifier.set_watched(false));
+        assert!(is_pending(&mut connection).await);
+        assert_eq!(worker.put(&frame(b"late")), Put::Refused);
+    });
+}

@@ -8,11 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use log_defer::Log;
 
 use super::connection::{Connection, Link, Received};
 use super::core::Core;
-use super::driver_queue::{Driven, DriverEvent};
+use super::driver_queue::{Driven, DriverEvent, Look};
 use super::effects::{Effects, PoolCommand, Waiter};
 use super::spin::SpinGuard;
 use super::time;
@@ -336,6 +337,20 @@ impl SharedSession {
         taken.map_or(Poll::Pending, Poll::Ready)
     }
 
+    /// Has a task woken once the call has ended, without a poll.
+    pub(crate) fn set_waker(&self, seq: Seq, waker: &Waker) {
+        let mut state = self.lock();
+        if state.session.is_done(seq) {
+            drop(state);
+            return waker.wake_by_ref();
+        }
+        state.session.set_waker(seq, waker);
+        if let Some((session, link)) = state.linked() {
+            let (task, more) = session.next_waker();
+            link.notifier.set_task(task, more || task.is_none());
+        }
+    }
+
     /// Polls the next item of a call, or the outcome behind the last one.
     pub(crate) fn poll_item(self: &Arc<Self>, seq: Seq, waker: &Waker) -> Poll<Polled> {
         let now = now();
@@ -419,6 +434,11 @@ impl SharedSession {
     /// Allocates memory that is shared with the worker, if there is any.
     pub(crate) fn alloc_shared(&self, length: usize) -> Option<ShmBufferMut> {
         self.lock().session.alloc_shared(length)
+    }
+
+    /// Replaces the borrowed arguments of a call by copies, unless they are in memory that is shared with the worker.
+    pub(crate) fn own_arguments(&self, seq: Seq, copy: &mut dyn FnMut(&[u8]) -> Bytes) {
+        self.lock().session.own_arguments(seq, copy);
     }
 
     /// Where reports of the progress of a call go. `None` if there will be none.
@@ -730,6 +750,21 @@ impl Driven for SharedSession {
             self.advance(state, effects, &now);
             state.session.handle_timeout(&now);
         });
+    }
+
+    fn look(self: Arc<Self>, checks_socket: bool) -> Look {
+        let mut state = self.lock();
+        let Some((session, link)) = state.linked() else { return Look::Idle };
+        let is_idle = session.head().is_none();
+        let Some(connection) = session.connection_mut() else { return Look::Idle };
+        if is_idle || !connection.is_established() {
+            return Look::Idle;
+        }
+        if !link.look(connection, checks_socket) {
+            return Look::Waiting;
+        }
+        self.advance_and_apply(state, Effects::default(), &now());
+        Look::Found
     }
 }
 

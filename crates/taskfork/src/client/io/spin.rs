@@ -35,6 +35,17 @@ pub(crate) struct SpinGuard {
 }
 
 impl SpinGuard {
+    /// Starts a spin if the policy expects a gain and a core is free.
+    fn of(policy: &SpinPolicy, cores: usize) -> Option<Self> {
+        let budget = policy.budget()?;
+        let others = SPINNING.fetch_add(1, Relaxed);
+        let spin_loop = SpinLoop::new(policy, budget, cores == 1);
+        let spin_guard = Self { spin_loop, shared: false };
+        // One core stays free for workers. On a single core the spin yields it to them.
+        let is_core_free = cores == 1 || others + 1 < cores;
+        (!policy.is_adaptive() || is_core_free).then_some(spin_guard)
+    }
+
     /// Makes the spin yield to the runtime between polls, if the thread is in one: the runtime then polls all
     /// sockets and runs other tasks. `busy` workers share `cores` cores.
     pub(crate) fn shared(mut self, busy: usize, cores: usize) -> Self {
@@ -111,15 +122,7 @@ impl ReplySpin {
         if self.sent.is_none() && self.policy.is_adaptive() {
             self.sent = Some(Instant::now());
         }
-        let budget = self.policy.budget()?;
-        let others = SPINNING.fetch_add(1, Relaxed);
-        let spin_guard = SpinGuard {
-            spin_loop: SpinLoop::new(&self.policy, budget, self.cores == 1),
-            shared: false,
-        };
-        // One core stays free for workers. On a single core the spin yields it to them.
-        let is_core_free = self.cores == 1 || others + 1 < self.cores;
-        (!self.policy.is_adaptive() || is_core_free).then_some(spin_guard)
+        SpinGuard::of(&self.policy, self.cores)
     }
 
     /// Records that the answer came while the runtime polled.
@@ -132,6 +135,78 @@ impl ReplySpin {
     pub(crate) fn finish(&mut self, spin_guard: &SpinGuard, found: bool) {
         self.sent = if found { None } else { self.sent };
         spin_guard.spin_loop.report(&mut self.policy, found);
+    }
+}
+
+/// The spinning of an event loop, for the answers of all workers of its clients.
+#[derive(Debug)]
+pub(crate) struct LoopSpin {
+    policy: SpinPolicy,
+    cores: usize,
+    /// The spin in progress. It goes on while the loop has its turns.
+    current: Option<SpinGuard>,
+    /// Since when the loop has slept.
+    asleep_since: Option<Instant>,
+}
+
+impl LoopSpin {
+    pub(crate) fn new(mode: BusyPoll, cores: usize) -> Self {
+        let policy = SpinPolicy::new(mode, LONGEST);
+        Self { policy, cores, current: None, asleep_since: None }
+    }
+
+    /// Whether the next look includes the sockets of connections with rings. A thread of the runtime is told of what comes there,
+    /// so it is only for the case that this thread has its core.
+    pub(crate) fn checks_socket(&self) -> bool {
+        self.current.as_ref().is_some_and(SpinGuard::checks_socket)
+    }
+
+    /// Nothing has come. Returns whether to look again, after a pause. `busy` workers run calls.
+    pub(crate) fn pause(&mut self, busy: usize) -> bool {
+        if self.current.is_none() {
+            self.current = SpinGuard::of(&self.policy, self.cores);
+            if let Some(spin_guard) = &mut self.current
+                && busy >= self.cores
+            {
+                spin_guard.spin_loop.yield_always();
+            }
+        }
+        let Some(spin_guard) = &mut self.current else { return false };
+        if spin_guard.pause() {
+            return true;
+        }
+        spin_guard.spin_loop.report(&mut self.policy, false);
+        self.current = None;
+        false
+    }
+
+    /// Something has come.
+    pub(crate) fn record_found(&mut self) {
+        if let Some(spin_guard) = self.current.take() {
+            spin_guard.spin_loop.report(&mut self.policy, true);
+        }
+    }
+
+    /// No call runs any more.
+    pub(crate) fn stop(&mut self) {
+        self.current = None;
+    }
+
+    /// The loop sleeps until it is woken.
+    pub(crate) fn record_sleep(&mut self) {
+        self.current = None;
+        if self.policy.is_adaptive() {
+            self.asleep_since = Some(Instant::now());
+        }
+    }
+
+    /// The loop goes on. `is_for_answer` says whether it was woken by one.
+    pub(crate) fn record_wake(&mut self, is_for_answer: bool) {
+        if let Some(since) = self.asleep_since.take()
+            && is_for_answer
+        {
+            self.policy.record_sleep(since.elapsed());
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The waker of a connection. A connection keeps it for life and only changes its target, so a new holder
 //! registers nothing with the reactor.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::task::{Wake, Waker};
 
@@ -11,6 +12,8 @@ use crate::sync::lock;
 #[derive(Debug)]
 pub(crate) struct ConnectionWaker {
     target: Mutex<Target>,
+    /// An event loop looks for messages of the worker again and again.
+    is_watched: AtomicBool,
     driver_queue: Arc<DriverQueue>,
 }
 
@@ -23,8 +26,9 @@ struct Target {
     driver: bool,
 }
 
-#[derive(Debug, Default)]
-enum Holder {
+/// Who gets the events of a connection.
+#[derive(Debug, Default, Clone)]
+pub(crate) enum Holder {
     #[default]
     None,
     Idle(WorkerKey),
@@ -33,7 +37,24 @@ enum Holder {
 
 impl ConnectionWaker {
     pub(crate) fn new(driver_queue: Arc<DriverQueue>) -> Arc<Self> {
-        Arc::new(Self { target: Mutex::default(), driver_queue })
+        Arc::new(Self {
+            target: Mutex::default(),
+            is_watched: AtomicBool::new(false),
+            driver_queue,
+        })
+    }
+
+    pub(crate) fn holder(&self) -> Holder {
+        lock(&self.target).holder.clone()
+    }
+
+    pub(crate) fn is_watched(&self) -> bool {
+        self.is_watched.load(Ordering::Relaxed)
+    }
+
+    /// Says whether an event loop looks for messages of the worker. Returns whether one did.
+    pub(crate) fn set_watched(&self, is_watched: bool) -> bool {
+        self.is_watched.swap(is_watched, Ordering::Relaxed)
     }
 
     /// Sets the driver as the target, because no checkout holds the connection.

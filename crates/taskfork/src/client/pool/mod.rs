@@ -121,6 +121,13 @@ pub(crate) struct WorkerKey {
     generation: u64,
 }
 
+impl WorkerKey {
+    /// The place of the worker. Once its worker is gone, another one may have it.
+    pub(crate) fn index(self) -> usize {
+        self.index
+    }
+}
+
 /// The right to connect one more worker.
 #[derive(Debug)]
 #[must_use = "a permit comes back as `connected` or `failed`"]

@@ -131,6 +131,11 @@ impl Connection {
         self.rings.iter_mut().for_each(|rings| rings.set_awake());
     }
 
+    /// The same, and that it will look again without being woken.
+    pub(crate) fn set_looking(&mut self) {
+        self.rings.iter_mut().for_each(|rings| rings.set_looking());
+    }
+
     pub(crate) fn has_rings(&self) -> bool {
         self.rings.is_some()
     }

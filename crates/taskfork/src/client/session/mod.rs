@@ -35,6 +35,7 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use log_defer::Log;
 use smallvec::SmallVec;
 
@@ -532,6 +533,14 @@ impl Session {
         Some((method, outcome))
     }
 
+    /// Whether a call has ended.
+    pub(crate) fn is_done(&self, seq: Seq) -> bool {
+        !matches!(
+            self.calls.progress(seq),
+            Some(Progress::Queued | Progress::Sending | Progress::Sent(_))
+        )
+    }
+
     /// Sets the task to wake when this call ends.
     pub(crate) fn set_waker(&mut self, seq: Seq, waker: &Waker) {
         self.calls.set_waker(seq, waker);
@@ -584,6 +593,16 @@ impl Session {
                 self.assignment = assignment;
                 self.end_with(cause, loss, sent);
             }
+        }
+    }
+
+    /// Replaces the borrowed arguments of a call by copies, unless they are in memory that is shared with the worker.
+    pub(crate) fn own_arguments(&mut self, seq: Seq, copy: &mut dyn FnMut(&[u8]) -> Bytes) {
+        let Some(entry) = self.calls.get_mut(seq) else { return };
+        if let Operation::Call(frame, fitted) = &mut entry.operation {
+            let mut copies = Vec::new();
+            frame.own_borrowed(&mut copies, copy);
+            fitted.iter_mut().for_each(|fitted| fitted.own_borrowed(&mut copies, copy));
         }
     }
 

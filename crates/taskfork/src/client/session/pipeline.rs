@@ -166,6 +166,7 @@ impl Pipeline {
         if !frame.files.is_empty() || !frame.segments.is_empty() {
             let mut copy = frame.clone();
             fits = connection.fit(&mut copy);
+            frame.take_placed(&copy);
             let differs = !frame.files.is_empty() || !copy.references.is_empty();
             *fitted = differs.then(|| Box::new(copy));
         }

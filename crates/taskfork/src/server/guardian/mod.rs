@@ -9,6 +9,8 @@ mod records;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use rustix::io::retry_on_intr;
@@ -40,6 +42,14 @@ const EMPTY_ROUNDS: u32 = 3;
 
 /// How long the guardian waits for the server's end after the channel has been closed.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Whether the guardian is being forked.
+static IS_FORKING: AtomicBool = AtomicBool::new(false);
+
+/// Whether the fork that happens now is that of the guardian. Handlers of forks may ask: it never runs code of the program.
+pub(crate) fn is_forking() -> bool {
+    IS_FORKING.load(Relaxed)
+}
 
 /// What a server has made for its workers, and the guardian removes.
 #[derive(Debug, Clone, Copy)]
@@ -75,9 +85,12 @@ impl Guardian {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         let (reader, records) = records::pipe()?;
         let server = getpid();
+        IS_FORKING.store(true, Relaxed);
         // SAFETY: the child closes everything but its channel and pipe, only reads shared memory,
         // and leaves by `exit_now`.
-        match unsafe { sys::fork(threads) }.map_err(io::Error::other)? {
+        let forked = unsafe { sys::fork(threads) };
+        IS_FORKING.store(false, Relaxed);
+        match forked.map_err(io::Error::other)? {
             Forked::Parent { child } => {
                 // This leaves room for the descriptor of the process.
                 drop((theirs, reader));
