@@ -27,6 +27,14 @@ def kind_of_view(data: memoryview) -> list[Any]:
     return kind_of(data)
 
 
+def kinds_of(view: memoryview, data: bytes, *rest: Any, named: Any = None, **others: Any) -> list[str]:
+    return [type(each).__name__ for each in (view, data, *rest, named, *others.values())]
+
+
+def pid() -> int:
+    return os.getpid()
+
+
 def same(data: memoryview) -> memoryview:
     return data
 
@@ -96,5 +104,6 @@ def mapped() -> int:
 
 
 METHODS = [
-    digest, kind_of, kind_of_view, same, parts, keep, digests, drop, fork_with, ask_child, filled, overwrite, mapped,
+    digest, kind_of, kinds_of, kind_of_view, pid, same, parts, keep, digests, drop, fork_with, ask_child, filled, overwrite,
+    mapped,
 ]  # fmt: skip

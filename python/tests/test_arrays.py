@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import hashlib
+import os
+import signal
 import threading
 import weakref
 from typing import Any, Iterator
@@ -125,6 +127,36 @@ def test_a_call_that_is_made_again_has_its_array(own_server: Any) -> None:
         for seed in range(8):
             array = random(MIB, seed)
             assert client.call("digest", array) == digest(array)
+
+
+def test_a_call_that_is_made_again_has_each_array_in_its_place(own_server: Any) -> None:
+    """Also if the same one occurs twice, and there are more than a message can refer to in memory."""
+
+    def value() -> list[bytearray]:
+        twice = bytearray(random(20_000, 0))
+        return [twice, *(bytearray(random(20_000, seed)) for seed in range(1, 16)), twice]
+
+    async def run() -> None:
+        async with taskfork.Client(own_server(worker="arrays").address, min_workers=0, max_workers=1) as client:
+            expected = value()
+            for _ in range(6):
+                assert await client.call("parts", value()) == expected
+            worker = await client.call("pid")
+            os.kill(worker, signal.SIGSTOP)
+            call = client.call("parts", value())
+            # The worker has the call then, and has not begun it.
+            await asyncio.sleep(0.1)
+            os.kill(worker, signal.SIGKILL)
+            assert await call == expected
+            assert await client.call("pid") != worker
+
+    asyncio.run(run())
+
+
+def test_only_who_asks_for_a_view_gets_one(own_client: Any) -> None:
+    data = random(MIB)
+    for _ in range(2):
+        assert own_client.call("kinds_of", data, data, data, named=data, other=data) == ["memoryview", *["bytes"] * 4]
 
 
 def test_what_a_worker_keeps_does_not_change(own_client: Any) -> None:

@@ -507,3 +507,31 @@ def keep(queue: Any) -> None:
 
 def put(value: str) -> None:
     kept.put(value)
+
+
+def pid_without_output() -> int:
+    sys.stdout.close()
+    return os.getpid()
+
+
+def test_a_worker_without_standard_output_goes_on() -> None:
+    with taskfork.Server.start([pid_without_output], workers=1, start_method="fork") as server, client(server) as caller:
+        assert caller.call("pid_without_output") == caller.call("pid_without_output")
+
+
+WITHOUT_INPUT = """
+import multiprocessing, os, taskfork
+if __name__ == "__main__":
+    for context in (None, multiprocessing.get_context("fork")):
+        with taskfork.Executor(1, context) as executor:
+            print(executor.submit(len, "abc").result())
+"""
+
+
+def test_a_program_whose_standard_input_is_closed_has_servers(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(WITHOUT_INPUT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "python" / "src")}
+    words = ["sh", "-c", 'exec "$0" "$@" <&-', sys.executable, str(program)]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "3\n3\n", done.stderr

@@ -258,6 +258,6 @@ mod tests {
         });
         let mut rows: Vec<Row> = all.collect();
         rows.push(row("instructions", "taskfork", 1.0));
-        assert_eq!(goals(&rows).len(), 80);
+        assert_eq!(goals(&rows).len(), 81);
     }
 }

@@ -11,6 +11,9 @@ use tokio::runtime::{Builder, Handle};
 use crate::forking::{Descriptor, of_this_runtime};
 use crate::sys::forks;
 
+/// The name of the runtime's thread, and of those that look names of hosts up. The package knows its own threads by it.
+const THREAD: &str = "taskfork-client";
+
 /// The runtime of a process, and the process.
 static RUNTIME: Mutex<Option<(u32, Handle)>> = Mutex::new(None);
 
@@ -24,9 +27,9 @@ pub(crate) fn runtime() -> PyResult<Handle> {
     {
         return Ok(handle.clone());
     }
-    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let runtime = Builder::new_current_thread().enable_all().thread_name(THREAD).build()?;
     let handle = runtime.handle().clone();
-    let thread = std::thread::Builder::new().name("taskfork-client".to_owned());
+    let thread = std::thread::Builder::new().name(THREAD.to_owned());
     thread.spawn(move || runtime.block_on(std::future::pending::<()>()))?;
     // The thread of a parent's runtime is not in this process, so that its handle cannot be dropped either.
     std::mem::forget(known.replace((process, handle.clone())));

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import mmap
 import sys
 import typing
 import warnings
@@ -64,19 +65,32 @@ class Arguments:
     def convert(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[Sequence[Any], dict[str, Any]]:
         """``TypeError`` if an argument does not fit. Arguments that no parameter takes stay as they are."""
         converted = list(args)
+        if self.takes_views:
+            # A view is only for a parameter that asks for one.
+            asks = [converter is not None and converter.kind is memoryview for _, converter in self._in_order]
+            asks += [self._rest is not None and self._rest[1].kind is memoryview] * max(0, len(args) - len(asks))
+            converted = [value if asked else _owned(value) for asked, value in zip(asks, args)]
         for position, (name, converter) in enumerate(self._in_order[: len(args)]):
             if converter is not None:
-                converted[position] = _run(converter, name, args[position])
+                converted[position] = _run(converter, name, converted[position])
         if self._rest is not None:
             name, converter = self._rest
             for position in range(len(self._in_order), len(args)):
-                converted[position] = _run(converter, f"{name}[{position - len(self._in_order)}]", args[position])
+                converted[position] = _run(converter, f"{name}[{position - len(self._in_order)}]", converted[position])
         by_name = dict(keywords)
         for key, value in keywords.items():
             known = self._named[key] if key in self._named else self._others
+            if self.takes_views and (known is None or known.kind is not memoryview):
+                by_name[key] = value = _owned(value)
             if known is not None:
                 by_name[key] = _run(known, key, value)
         return converted, by_name
+
+
+def _owned(value: Any) -> Any:
+    """A copy of a view of shared memory. Memory that was passed as such stays as it is."""
+    is_view = isinstance(value, memoryview) and not isinstance(value.obj, mmap.mmap)
+    return bytes(value) if is_view else value
 
 
 def _run(converter: Converter, name: str, value: Any) -> Any:

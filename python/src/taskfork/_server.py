@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import select
 import socket
@@ -251,6 +252,17 @@ def _listen(listen: Optional[str]) -> tuple[socket.socket, str, Optional[str]]:
     return listener, f"unix:{rest}", folder or os.path.abspath(rest)
 
 
+def _not_standard(file: int) -> int:
+    """The descriptor, or another one if it is that of a standard stream, which this program has closed: the server gets others
+    there."""
+    if file > 2:
+        return file
+    try:
+        return fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(file)
+
+
 def _is_stale(path: str) -> bool:
     """Whether a path is a socket at which nobody listens any more."""
     # Connecting to a file is refused too.
@@ -284,11 +296,12 @@ class Starting:
         self._grace, self._ends_at_exit = options["shutdown_grace"], ends_at_exit
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as passed:
             listener, self._address, self._folder = _listen(listen)
+            listener = socket.socket(fileno=_not_standard(listener.detach()))
             passed.callback(listener.close)
             undo.callback(_folders.remove, self._folder)
-            alive, self._lifeline = os.pipe()
+            alive, self._lifeline = map(_not_standard, os.pipe())
             #: What the process says if it cannot serve.
-            self._report, reports = os.pipe()
+            self._report, reports = map(_not_standard, os.pipe())
             for ours, theirs in ((self._lifeline, alive), (self._report, reports)):
                 _files.add(ours)
                 undo.callback(_close, ours)

@@ -218,7 +218,7 @@ class _Worker:
                     _methods.resolve(done())
                 # The process ends without the exit handlers of the interpreter.
                 for stream in (sys.stdout, sys.stderr):
-                    if stream is not None:
+                    if stream is not None and not stream.closed:
                         stream.flush()
             finally:
                 self._exit_if_forked()

@@ -161,19 +161,21 @@ impl GatherFrame {
     /// # Errors
     /// A text that says which limit is exceeded, if the receiver cannot get the frame in any form.
     pub(crate) fn fit(&mut self, receiver: ReceiverLimits) -> Result<(), String> {
-        self.fit_with(receiver, |_, _, _| None)
+        self.fit_with(receiver, |_, _, _| None).map(drop)
     }
 
     /// As [`fit`](Self::fit), and places segments in shared-memory buffers. `place` gets the bytes, their origin, and
     /// whether the message may have one more file; it returns `None` for bytes that are to be sent. A frame that
-    /// exceeds the limit without that is left as it is.
+    /// exceeds the limit without that is left as it is. Returns the numbers of the segments that are in buffers, in the order of
+    /// [`references`](Self::references).
     pub(crate) fn fit_with(
         &mut self,
         receiver: ReceiverLimits,
         mut place: impl FnMut(&Bytes, Option<Origin>, bool) -> Option<PlacedBytes>,
-    ) -> Result<(), String> {
+    ) -> Result<Vec<usize>, String> {
+        let mut in_buffers = Vec::new();
         if self.segments.is_empty() && self.files.is_empty() {
-            return Ok(());
+            return Ok(in_buffers);
         }
         let ReceiverLimits { max_frame, max_blob, max_files } = receiver;
         let is_too_long =
@@ -214,7 +216,7 @@ impl GatherFrame {
             _ => {}
         }
         let (mut references, mut new_files) = (Vec::new(), Vec::new());
-        for segment in &self.segments {
+        for (number, segment) in self.segments.iter().enumerate() {
             let origin = match segment.backing {
                 Backing::Memfd(index) => {
                     references.push(Some((BLOB_FILE, index)));
@@ -235,26 +237,21 @@ impl GatherFrame {
                     placed.new_file.take().filter(|_| !self.references.iter().any(is_same));
                 new_files.extend(placed.new_file.clone());
                 self.references.push(placed);
+                in_buffers.push(number);
                 (SHARED, self.references.len() - 1)
             }));
         }
         if !self.files.is_empty() || !self.references.is_empty() {
             self.insert_references(&references, new_files);
         }
-        Ok(())
+        Ok(in_buffers)
     }
 
-    /// Replaces borrowed bytes by those that are in buffers. `fitted` is the same frame for a receiver.
-    pub(crate) fn take_placed(&mut self, fitted: &Self) {
-        let mut sent = fitted.segments.iter().peekable();
-        let mut placed = fitted.references.iter();
-        for segment in &mut self.segments {
-            let is_same =
-                |other: &&Segment| std::ptr::eq(&raw const *segment.bytes, &raw const *other.bytes);
-            if sent.next_if(is_same).is_some() || segment.is_in_file() {
-                continue;
-            }
-            let Some(placed) = placed.next() else { return };
+    /// Replaces borrowed bytes by those in the buffers to which `fitted` refers, which is the same frame for a receiver.
+    /// `in_buffers` is what [`fit_with`](Self::fit_with) has returned.
+    pub(crate) fn take_placed(&mut self, fitted: &Self, in_buffers: &[usize]) {
+        for (&number, placed) in in_buffers.iter().zip(&fitted.references) {
+            let segment = &mut self.segments[number];
             if segment.backing == Backing::Borrowed {
                 (segment.bytes, segment.backing) = (placed.bytes.clone(), Backing::Private);
             }
@@ -550,6 +547,48 @@ mod tests {
             }
             prop_assert_eq!(frame.files.len(), longs.iter().filter(|long| !**long).count());
         }
+
+        #[test]
+        fn bytes_keep_their_places_whichever_are_in_buffers(
+            // Few different ones, so that the same bytes occur more than once.
+            pieces in proptest::collection::vec((0usize..3, 0usize..3, any::<bool>()), 1..24),
+            max_files in 0usize..4,
+        ) {
+            let all: Vec<Bytes> = (1..=3).map(|fill| vec![fill; MIN_SEGMENT].into()).collect();
+            let file = Arc::new(OwnedFd::from(std::fs::File::open("/dev/null").unwrap()));
+            let mut frame = GatherFrame { bytes: vec![0; HEADER_LEN], ..GatherFrame::default() };
+            for &(piece, kind, _) in &pieces {
+                let bytes = all[piece].clone();
+                put_bin_header(&mut frame.bytes, bytes.len() as u32);
+                let backing = match kind {
+                    0 => Backing::Private,
+                    1 => Backing::Borrowed,
+                    _ => {
+                        frame.files.push(OutgoingFile { file: file.clone(), is_required: false });
+                        Backing::Memfd(frame.files.len() - 1)
+                    }
+                };
+                frame.segments.push(Segment { offset: frame.bytes.len(), bytes, backing });
+            }
+            let mut fitted = frame.clone();
+            let takes = ReceiverLimits { max_frame: usize::MAX, max_blob: usize::MAX, max_files };
+            let mut places = pieces.iter().map(|(_, _, is_placed)| *is_placed);
+            let in_buffers = fitted
+                .fit_with(takes, |bytes, _, _| {
+                    let buffer =
+                        BufferRef { owner: BufferOwner::Sender, id: 1, length: bytes.len() };
+                    let bytes = Bytes::copy_from_slice(bytes);
+                    let placed = PlacedBytes { buffer, bytes, new_file: None, guard: None };
+                    places.next().unwrap_or_default().then_some(placed)
+                })
+                .unwrap();
+            frame.take_placed(&fitted, &in_buffers);
+            frame.own_borrowed(&mut Vec::new(), &mut Bytes::copy_from_slice);
+            for (&(piece, kind, _), segment) in pieces.iter().zip(&frame.segments) {
+                prop_assert_eq!(&segment.bytes, &all[piece]);
+                prop_assert_eq!(segment.bytes.as_ptr() == all[piece].as_ptr(), kind != 1);
+            }
+        }
     }
 
     #[test]
@@ -579,8 +618,8 @@ mod tests {
             new_file: None,
             guard: None,
         };
-        fitted.fit_with(takes, |_, _, _| places.next().map(placed)).unwrap();
-        frame.take_placed(&fitted);
+        let in_buffers = fitted.fit_with(takes, |_, _, _| places.next().map(placed)).unwrap();
+        frame.take_placed(&fitted, &in_buffers);
         let place = &fitted.references[0].bytes;
         assert_eq!(frame.segments[0].bytes.as_ptr(), place.as_ptr());
         assert_eq!(frame.segments[1].bytes.as_ptr(), owned.as_ptr());

@@ -190,8 +190,8 @@ impl<S: 'static> Worker<'_, S> {
         let length = self.out.len();
         let error = match fits {
             Err(reason) => ErrorReply::result(&reason),
-            Ok(()) if length - frame::HEADER_LEN <= self.max_answer => return Ok(()),
-            Ok(()) => WireError::TooLarge { length, limit: self.max_answer }.into(),
+            Ok(_) if length - frame::HEADER_LEN <= self.max_answer => return Ok(()),
+            Ok(_) => WireError::TooLarge { length, limit: self.max_answer }.into(),
         };
         self.out = GatherFrame::default();
         Err(error)

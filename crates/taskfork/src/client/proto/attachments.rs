@@ -101,7 +101,7 @@ impl Connection {
     }
 
     /// Changes a call so that this worker can receive it: its blobs and files become what the worker accepts.
-    pub(crate) fn fit(&mut self, call: &mut GatherFrame) -> Result<(), String> {
+    pub(crate) fn fit(&mut self, call: &mut GatherFrame) -> Result<Vec<usize>, String> {
         let shm_pool = &mut self.shm_pool;
         let worker = ReceiverLimits {
             max_frame: self.max_send,

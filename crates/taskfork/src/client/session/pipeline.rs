@@ -165,8 +165,8 @@ impl Pipeline {
         *fitted = None;
         if !frame.files.is_empty() || !frame.segments.is_empty() {
             let mut copy = frame.clone();
-            fits = connection.fit(&mut copy);
-            frame.take_placed(&copy);
+            fits =
+                connection.fit(&mut copy).map(|in_buffers| frame.take_placed(&copy, &in_buffers));
             let differs = !frame.files.is_empty() || !copy.references.is_empty();
             *fitted = differs.then(|| Box::new(copy));
         }
