@@ -14,6 +14,7 @@ use super::connection::Connection;
 use super::driver_queue::{Driven, DriverQueue};
 use super::effects::{Effects, PoolCommand, RareEffects, Waiter};
 use super::time;
+use super::waker::ConnectionWaker;
 use super::watch::Watched;
 use crate::client::config::Config;
 use crate::client::now::Now;
@@ -52,6 +53,21 @@ pub(crate) struct Core {
     drained: Notify,
     /// The connections at which an event loop looks.
     pub(crate) watched: Watched,
+}
+
+/// A connection that is watched as an idle one, and that the pool does not have yet.
+struct WatchedIdle {
+    key: WorkerKey,
+    has_unsent: bool,
+    notifier: Arc<ConnectionWaker>,
+}
+
+impl WatchedIdle {
+    fn of(lease: &Lease<Connection>) -> Self {
+        let Connection { proto, link } = &lease.connection;
+        let (has_unsent, notifier) = (proto.unsent_bytes() > 0, link.notifier.clone());
+        Self { key: lease.key(), has_unsent, notifier }
+    }
 }
 
 /// A handshake that takes less than this makes the next one optimistic.
@@ -178,21 +194,23 @@ impl Core {
         if let Err(loss) = self.finish_checkout(&mut lease) {
             return self.lose(lease, loss);
         }
-        let (key, has_unsent) = (lease.key(), lease.connection.proto.unsent_bytes() > 0);
+        let watched = WatchedIdle::of(&lease);
         let released = self.pool().release(lease);
-        self.flush_released(key, has_unsent, &released);
+        self.look_at_released(&watched, &released);
         self.handle_released(released)
     }
 
-    /// Sends what was left in the outbox for the next checkout, if the worker has none.
-    fn flush_released(
+    /// If the worker has no next checkout, sends what was left in the outbox for that, and handles an event that came before the pool
+    /// had the connection.
+    fn look_at_released(
         &self,
-        key: WorkerKey,
-        has_unsent: bool,
+        watched: &WatchedIdle,
         released: &Released<Connection, Arc<dyn Waiter>>,
     ) {
-        if has_unsent && let Released::Idle = released {
-            self.poll_idle(key);
+        if let Released::Idle = released
+            && (watched.has_unsent || watched.notifier.has_fired())
+        {
+            self.poll_idle(watched.key);
         }
     }
 
@@ -235,9 +253,9 @@ impl Core {
         if self.watch_idle(&mut lease).is_err() {
             return self.lose(lease, Loss::Unused);
         }
-        let (key, has_unsent) = (lease.key(), lease.connection.proto.unsent_bytes() > 0);
+        let watched = WatchedIdle::of(&lease);
         let released = self.pool().decline(lease);
-        self.flush_released(key, has_unsent, &released);
+        self.look_at_released(&watched, &released);
         self.handle_released(released)
     }
 

@@ -14,6 +14,8 @@ pub(crate) struct ConnectionWaker {
     target: Mutex<Target>,
     /// An event loop looks for messages of the worker again and again.
     is_watched: AtomicBool,
+    /// There was an event since the connection has become idle.
+    has_fired: AtomicBool,
     driver_queue: Arc<DriverQueue>,
 }
 
@@ -40,6 +42,7 @@ impl ConnectionWaker {
         Arc::new(Self {
             target: Mutex::default(),
             is_watched: AtomicBool::new(false),
+            has_fired: AtomicBool::new(false),
             driver_queue,
         })
     }
@@ -59,7 +62,14 @@ impl ConnectionWaker {
 
     /// Sets the driver as the target, because no checkout holds the connection.
     pub(crate) fn set_idle(&self, key: WorkerKey) {
+        self.has_fired.store(false, Ordering::Relaxed);
         *lock(&self.target) = Target { holder: Holder::Idle(key), task: None, driver: true };
+    }
+
+    /// Whether there was an event since [`set_idle`](Self::set_idle). The driver has not found the connection if the pool did not
+    /// have it yet.
+    pub(crate) fn has_fired(&self) -> bool {
+        self.has_fired.load(Ordering::Relaxed)
     }
 
     pub(crate) fn set_session(&self, session: Weak<dyn Driven>) {
@@ -83,6 +93,7 @@ impl Wake for ConnectionWaker {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
+        self.has_fired.store(true, Ordering::Relaxed);
         let (task, event) = {
             let mut target = lock(&self.target);
             let event = match &target.holder {
