@@ -53,6 +53,15 @@ fn no_setup(server: ServerBuilder) -> Result<(), ServerError> {
     server.setup(|| Err::<(), _>("the database is down")).interface(methods).run()
 }
 
+fn slow_setup(server: ServerBuilder) -> Result<(), ServerError> {
+    let methods = Methods::new().method("add", |_: &mut (), a: i64, b: i64| Ok(a + b));
+    let setup = || {
+        std::thread::sleep(Duration::from_secs(60));
+        Ok::<_, BoxError>(())
+    };
+    server.setup(setup).interface(methods).run()
+}
+
 fn configured(server: ServerBuilder) -> Result<(), ServerError> {
     let greeting: String = server.config()?;
     server.interface(Methods::new().function("greet", move || Ok(greeting.clone()))).run()
@@ -95,6 +104,7 @@ fn main() -> Result<(), BoxError> {
             ("faults", faults),
             ("limited", limited),
             ("no_setup", no_setup),
+            ("slow_setup", slow_setup),
             ("configured", configured),
             ("no_preload", no_preload),
             ("no_option", no_option),
@@ -237,6 +247,12 @@ async fn calls(folder: &Path) -> Result<(), BoxError> {
         let client = Client::builder().address(server.address()).build()?;
         show_call(client.call::<i64>("add", (1, 2))).await;
     }
+
+    let server = Server::spawn("slow_setup")?;
+    let client = Client::builder().address(server.address()).max_workers(1).build()?;
+    client.checkout().ready().await?;
+    show_call(client.checkout().timeout(Duration::from_millis(300)).call::<()>("add", (1, 2)))
+        .await;
 
     let server = Server::spawn("limited")?;
     let client = Client::builder().address(server.address()).build()?;
