@@ -13,6 +13,7 @@ mod decode;
 mod encode;
 mod error;
 mod event_loop;
+mod executor;
 mod forking;
 mod input;
 mod interface;
@@ -39,6 +40,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<client::Client>()?;
     module.add_class::<client::Checkout>()?;
     module.add_class::<event_loop::EventLoop>()?;
+    module.add_class::<executor::Tasks>()?;
     module.add_class::<waiting::Queued>()?;
     module.add_class::<stream::Stream>()?;
     module.add_class::<stream::Reports>()?;
