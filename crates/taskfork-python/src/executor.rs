@@ -428,16 +428,28 @@ impl Tasks {
         drop(link);
     }
 
-    /// Adds a call behind the others. Its arguments are `bytes`.
+    /// Adds a call behind the others. Its arguments are `bytes` and memory. Returns false if it waits for a worker: memory that may change
+    /// must be replaced by [`own`](Self::own) then.
     fn add(
         slf: &Bound<'_, Self>,
-        future: Py<PyAny>,
+        future: &Bound<'_, PyAny>,
         args: Py<PyTuple>,
         timeout: Option<f64>,
         log: Option<Py<PyAny>>,
-    ) {
-        slf.get().lock().waiting.push_back(Waiting { future, args, timeout, log });
+    ) -> bool {
+        let waiting = Waiting { future: future.clone().unbind(), args, timeout, log };
+        slf.get().lock().waiting.push_back(waiting);
         Self::start(slf, false);
+        !slf.get().lock().waiting.iter().rev().any(|waiting| waiting.future.is(future))
+    }
+
+    /// Replaces the arguments of a call, if it still waits for a worker.
+    fn own(&self, future: &Bound<'_, PyAny>, args: Py<PyTuple>) {
+        let mut state = self.lock();
+        let found = state.waiting.iter_mut().rev().find(|waiting| waiting.future.is(future));
+        let before = found.map(|waiting| std::mem::replace(&mut waiting.args, args));
+        drop(state);
+        drop(before);
     }
 
     /// Waits until a future is complete, or for so many seconds. With `reads` it reads the answer itself, if it can.

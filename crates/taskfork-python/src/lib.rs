@@ -21,6 +21,7 @@ mod interruption;
 mod keys;
 mod log;
 mod options;
+mod passed;
 mod pickles;
 mod process;
 mod receiver;

@@ -229,9 +229,7 @@ class _Pool:
             seconds = self._timeout if isinstance(timeout, Unset) else timeout
             seconds = None if seconds is None else float(seconds)
             buffers: list[memoryview] = []
-            work = [_pickling.dumps((fn, args, kwargs), buffers)]
-            # The caller may change its arrays before a worker has them.
-            work += map(bytes, buffers)
+            work = _pickling.dumps((fn, args, kwargs), buffers)
         except Exception as error:
             future.set_running_or_notify_cancel()
             future.set_exception(error)
@@ -242,7 +240,10 @@ class _Pool:
             self._check_open()
             if self._thread is None:
                 self._begin()
-            self._tasks.add(future, tuple(work), seconds, log)
+            is_sent = self._tasks.add(future, (work, *buffers), seconds, log)
+        if buffers and not is_sent:
+            # The caller may change its arrays before a worker has them.
+            self._tasks.own(future, (work, *map(bytes, buffers)))
         return future
 
     def _begin(self) -> None:
