@@ -223,7 +223,9 @@ class _Pool:
         future: Future[Any] = Future(self)
         if os.getpid() != self._pid:
             raise RuntimeError("this executor was made before the process was forked: make one in each process")
-        self._check_open()
+        if self._is_shut_down or self._broken is not None:
+            # Before code of the user runs.
+            self._check_open()
         check_guarded()
         try:
             seconds = self._timeout if isinstance(timeout, Unset) else timeout
