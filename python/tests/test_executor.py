@@ -620,3 +620,19 @@ def test_a_waiter_and_a_callback_are_both_told(executor: Executor) -> None:
         assert future.result(60) == number
     names = {told.get(timeout=60) for _ in range(200)}
     assert names <= {"taskfork-executor", threading.current_thread().name}
+
+
+def test_workers_go_on_while_a_thread_submits_and_keeps_the_interpreter() -> None:
+    with Executor(1) as executor:
+        executor.submit(add, 1).result(60)
+        futures, before = [], sys.getswitchinterval()
+        sys.setswitchinterval(1000)
+        try:
+            while len(futures) < 20_000 and not (len(futures) > 2 and futures[2]._state in ("RUNNING", "FINISHED")):
+                futures.append(executor.submit(add, len(futures)))
+                for _ in range(5000):
+                    pass
+        finally:
+            sys.setswitchinterval(before)
+        assert len(futures) < 20_000
+        assert [future.result(60) for future in futures] == list(range(len(futures)))

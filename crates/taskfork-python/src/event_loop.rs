@@ -267,6 +267,31 @@ impl EventLoop {
         waited
     }
 
+    /// Looks for answers in a thread that may be another one. Returns whether some have come. The loop has a turn then, which looks on.
+    pub(crate) fn look_from_any_thread(&self) -> bool {
+        self.notes.signal();
+        self.look() == Awaited::Arrived
+    }
+
+    /// Reads the result of a call, if it has come. The loop completes the call in a later turn. An error is left to the loop.
+    pub(crate) fn take_result(&self, key: u64) -> bool {
+        let mut calls = lock(&self.calls);
+        let Some(entry) = calls.entries.get_mut(&key) else { return false };
+        let Some(mut pending) = entry.pending.take() else { return false };
+        let waker = entry.waker.clone();
+        drop(calls);
+        let context = &mut Context::from_waker(&waker);
+        let polled =
+            pending.get_mut().map_or(Poll::Pending, |pending| pending.poll(context, false));
+        let Poll::Ready(outcome) = polled else {
+            self.put_back(key, pending);
+            return false;
+        };
+        let is_result = outcome.is_ok();
+        self.give_back(key, outcome);
+        is_result
+    }
+
     /// Has the loop complete a call, whose outcome is this.
     pub(crate) fn give_back(&self, key: u64, outcome: Outcome) {
         if let Some(entry) = lock(&self.calls).entries.get_mut(&key) {

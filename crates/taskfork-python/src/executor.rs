@@ -7,8 +7,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use pyo3::gc::{PyTraverseError, PyVisit};
@@ -19,11 +18,8 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::client::Client;
 use crate::event_loop::EventLoop;
+use crate::future::{Begun, begin, complete, is_plain, wait_for_others};
 use crate::stream::Reports;
-use crate::waiting::{self, Waiter};
-
-/// How long a thread leaves the lock of a future to others before it tries again.
-const LOCK_PAUSE: Duration = Duration::from_micros(50);
 
 /// What an answer begins with that has a result: `RESULT` of the worker's module.
 const RESULT: &[u8] = &[0];
@@ -45,6 +41,8 @@ struct State {
     waiting: VecDeque<Waiting>,
     /// The calls that have a worker, by the addresses of their futures.
     running: HashMap<usize, Running>,
+    /// How many of them have no answer.
+    busy: usize,
     /// How many calls get a worker now.
     starting: usize,
     /// What the executor's thread is told: futures, and why their calls could not be made.
@@ -79,15 +77,8 @@ struct Running {
     /// Its number in the event loop.
     key: u64,
     has_log: bool,
-}
-
-/// What has become of a future whose call could begin.
-enum Begun {
-    Yes,
-    /// It is cancelled, or complete.
-    No,
-    /// Another thread changes it.
-    Busy,
+    /// Its answer is there and only its future is not complete, so that its worker is free.
+    is_answered: bool,
 }
 
 fn place(future: &Bound<'_, PyAny>) -> usize {
@@ -113,7 +104,7 @@ impl Tasks {
     /// The next call for a free worker. Its place is taken.
     fn next(&self, py: Python<'_>) -> Option<(Waiting, Link)> {
         let mut state = self.lock();
-        if state.running.len() + state.starting >= self.max_workers {
+        if state.busy + state.starting >= self.max_workers {
             return None;
         }
         let link = state.link.as_ref()?.clone_ref(py);
@@ -153,8 +144,10 @@ impl Tasks {
             state.starting -= 1;
             match made {
                 Ok(key) => {
-                    let running = Running { future: waiting.future.clone_ref(py), key, has_log };
+                    let running = waiting.future.clone_ref(py);
+                    let running = Running { future: running, key, has_log, is_answered: false };
                     state.running.insert(place(future), running);
+                    state.busy += 1;
                     drop(state);
                     if is_watched(future) {
                         this.tell(waiting.future, None);
@@ -174,9 +167,41 @@ impl Tasks {
 
     /// A call is over: its worker gets the next one.
     fn ended(slf: &Bound<'_, Self>, future: &Bound<'_, PyAny>, may_wait: bool) {
-        let running = slf.get().lock().running.remove(&place(future));
+        let mut state = slf.get().lock();
+        let running = state.running.remove(&place(future));
+        state.busy -= usize::from(running.as_ref().is_some_and(|running| !running.is_answered));
+        drop(state);
         drop(running);
         Self::start(slf, may_wait);
+    }
+
+    /// Looks for answers, and gives the next calls to the workers that have sent them. The futures are completed later: a result may run
+    /// code of the user when it is read.
+    fn look(slf: &Bound<'_, Self>) {
+        let state = slf.get().lock();
+        let Some(link) = &state.link else { return };
+        let event_loop = link.event_loop.clone_ref(slf.py());
+        drop(state);
+        let event_loop = event_loop.get();
+        if !event_loop.look_from_any_thread() {
+            return;
+        }
+        let unanswered = |(&place, running): (&usize, &Running)| {
+            (!running.is_answered).then_some((place, running.key))
+        };
+        let running: Vec<_> = slf.get().lock().running.iter().filter_map(unanswered).collect();
+        for (place, key) in running {
+            if !event_loop.take_result(key) {
+                continue;
+            }
+            let mut state = slf.get().lock();
+            let State { running, busy, .. } = &mut *state;
+            if let Some(running) = running.get_mut(&place).filter(|running| running.key == key) {
+                running.is_answered = true;
+                *busy -= 1;
+            }
+        }
+        Self::start(slf, false);
     }
 
     /// Waits for a call that runs, at most until `end`, and completes its future. Returns false if the executor's thread has to do
@@ -218,6 +243,10 @@ impl Tasks {
         completed
     }
 
+    fn is_waiting(&self, future: &Bound<'_, PyAny>) -> bool {
+        self.lock().waiting.iter().rev().any(|waiting| waiting.future.is(future))
+    }
+
     /// Where a call runs that a thread may wait for itself.
     fn running(&self, future: &Bound<'_, PyAny>) -> Option<(Py<EventLoop>, u64)> {
         let state = self.lock();
@@ -241,142 +270,6 @@ fn make(tasks: &Bound<'_, Tasks>, waiting: &Waiting, link: &Link) -> PyResult<u6
     let log = waiting.log.as_ref().map(|log| log.clone_ref(py));
     let (client, event_loop) = (link.client.get(), link.event_loop.bind(py));
     client.call_task(event_loop, task, waiting.args.bind(py), waiting.timeout, log)
-}
-
-/// The lock of a future, which is released when this is dropped. It and all that is done with it has no Python code.
-struct Locked<'a, 'py> {
-    future: &'a Bound<'py, PyAny>,
-    condition: Bound<'py, PyAny>,
-}
-
-impl<'a, 'py> Locked<'a, 'py> {
-    /// `None` if another thread has it, and this one must not wait.
-    fn new(future: &'a Bound<'py, PyAny>, may_wait: bool) -> PyResult<Option<Self>> {
-        let py = future.py();
-        let condition = future.getattr(intern!(py, "_condition"))?;
-        let is_locked = condition.call_method1(intern!(py, "acquire"), (may_wait,))?.is_truthy()?;
-        Ok(is_locked.then_some(Self { future, condition }))
-    }
-
-    /// Waits for other threads at most until `end`.
-    fn for_this_thread(
-        future: &'a Bound<'py, PyAny>,
-        end: Option<Instant>,
-    ) -> PyResult<Option<Self>> {
-        loop {
-            if let Some(locked) = Self::new(future, false)? {
-                return Ok(Some(locked));
-            }
-            if end.is_some_and(|end| end <= Instant::now()) {
-                return Ok(None);
-            }
-            // They need the interpreter.
-            future.py().detach(|| thread::sleep(LOCK_PAUSE));
-            future.py().check_signals()?;
-        }
-    }
-
-    fn is_done(&self) -> PyResult<bool> {
-        Ok(!self.has_state("PENDING")? && !self.has_state("RUNNING")?)
-    }
-
-    fn callbacks(&self) -> PyResult<Bound<'py, PyList>> {
-        Ok(self.future.getattr(intern!(self.future.py(), "_done_callbacks"))?.cast_into()?)
-    }
-
-    fn has_state(&self, state: &str) -> PyResult<bool> {
-        self.future.getattr(intern!(self.future.py(), "_state"))?.eq(state)
-    }
-
-    fn set_state(&self, state: &Bound<'py, PyAny>) -> PyResult<()> {
-        self.future.setattr(intern!(self.future.py(), "_state"), state)
-    }
-
-    /// Whether nobody has to be told when the future is complete.
-    fn is_alone(&self) -> PyResult<bool> {
-        let py = self.future.py();
-        Ok(is_empty(&self.future.getattr(intern!(py, "_waiters"))?)?
-            && self.callbacks()?.is_empty()
-            && is_empty(&self.condition.getattr(intern!(py, "_waiters"))?)?)
-    }
-}
-
-impl Drop for Locked<'_, '_> {
-    fn drop(&mut self) {
-        let py = self.future.py();
-        if let Err(error) = self.condition.call_method0(intern!(py, "release")) {
-            error.write_unraisable(py, Some(self.future));
-        }
-    }
-}
-
-fn is_empty(list: &Bound<'_, PyAny>) -> PyResult<bool> {
-    Ok(list.len()? == 0)
-}
-
-/// Marks a future as running.
-fn begin(future: &Bound<'_, PyAny>, may_wait: bool) -> PyResult<Begun> {
-    let Some(locked) = Locked::new(future, may_wait)? else { return Ok(Begun::Busy) };
-    if !locked.has_state("PENDING")? {
-        return Ok(Begun::No);
-    }
-    locked.set_state(intern!(future.py(), "RUNNING").as_any())?;
-    Ok(Begun::Yes)
-}
-
-/// Completes a future that runs, if nobody has to be told. Returns whether it has.
-fn complete(future: &Bound<'_, PyAny>, result: &Bound<'_, PyAny>) -> PyResult<bool> {
-    let Some(locked) = Locked::new(future, false)? else { return Ok(false) };
-    if !locked.has_state("RUNNING")? || !locked.is_alone()? {
-        return Ok(false);
-    }
-    future.setattr(intern!(future.py(), "_result"), result)?;
-    locked.set_state(intern!(future.py(), "FINISHED").as_any())?;
-    Ok(true)
-}
-
-/// Waits until another thread has completed a future, at most until `end`. A `Condition` would not do: an exception between the steps
-/// of its Python code could leave it locked for ever.
-fn wait_for_others(future: &Bound<'_, PyAny>, end: Option<Instant>) -> PyResult<()> {
-    let py = future.py();
-    let waiter = Waiter::of_this_thread();
-    let alarm = Bound::new(py, Alarm(waiter.clone()))?.into_any();
-    {
-        let Some(locked) = Locked::for_this_thread(future, end)? else { return Ok(()) };
-        if locked.is_done()? {
-            return Ok(());
-        }
-        locked.callbacks()?.append(&alarm)?;
-    }
-    let woken = waiting::park_until(py, &waiter, end);
-    if !matches!(woken, Ok(true))
-        && let Some(locked) = Locked::for_this_thread(future, None)?
-        // Otherwise another thread goes through the list.
-        && !locked.is_done()?
-    {
-        let callbacks = locked.callbacks()?;
-        if let Some(place) = callbacks.iter().position(|callback| callback.is(&alarm)) {
-            callbacks.del_item(place)?;
-        }
-    }
-    woken.map(drop)
-}
-
-/// A callback of a future that wakes the thread that waits.
-#[pyclass(frozen, module = "taskfork._native")]
-struct Alarm(Arc<Waiter>);
-
-#[pymethods]
-impl Alarm {
-    fn __call__(&self, _future: &Bound<'_, PyAny>) {
-        self.0.end();
-    }
-}
-
-/// Whether completing this future needs no Python code.
-fn is_plain(future: &Bound<'_, PyAny>) -> PyResult<bool> {
-    let Some(locked) = Locked::new(future, false)? else { return Ok(false) };
-    locked.is_alone()
 }
 
 /// Whether somebody has asked for the progress of a call.
@@ -440,7 +333,11 @@ impl Tasks {
         let waiting = Waiting { future: future.clone().unbind(), args, timeout, log };
         slf.get().lock().waiting.push_back(waiting);
         Self::start(slf, false);
-        !slf.get().lock().waiting.iter().rev().any(|waiting| waiting.future.is(future))
+        if slf.get().is_waiting(future) {
+            // As long as this thread has the interpreter, the executor's cannot do that.
+            Self::look(slf);
+        }
+        !slf.get().is_waiting(future)
     }
 
     /// Replaces the arguments of a call, if it still waits for a worker.

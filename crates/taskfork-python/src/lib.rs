@@ -15,6 +15,7 @@ mod error;
 mod event_loop;
 mod executor;
 mod forking;
+mod future;
 mod input;
 mod interface;
 mod interruption;
