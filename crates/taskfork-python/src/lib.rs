@@ -44,7 +44,9 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<stream::Reports>()?;
     module.add_function(wrap_pyfunction!(keys::are_colliding, module)?)?;
     module.add_function(wrap_pyfunction!(serving::serve, module)?)?;
+    module.add_function(wrap_pyfunction!(forking::caught_signals, module)?)?;
     module.add_function(wrap_pyfunction!(forking::fork, module)?)?;
+    module.add_function(wrap_pyfunction!(forking::end_with, module)?)?;
     module.add_function(wrap_pyfunction!(interface::is_cancelled, module)?)?;
     module.add_function(wrap_pyfunction!(interface::peer, module)?)?;
     module.add_function(wrap_pyfunction!(interface::progress, module)?)?;
