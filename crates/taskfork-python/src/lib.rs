@@ -31,8 +31,8 @@ mod waiting;
 
 use pyo3::prelude::*;
 
-/// A free-threaded interpreter takes its lock again when it imports this module: what it does at forks, and to the objects
-/// of calls, relies on it.
+/// What the module does at forks, and to the objects of calls, relies on the interpreter's lock. The package refuses free-threaded
+/// interpreters before they load it.
 #[pymodule(gil_used = true)]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     sys::count_forks();

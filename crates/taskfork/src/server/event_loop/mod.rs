@@ -276,6 +276,8 @@ impl EventLoop {
         worker::prepare();
         // If this fails, the first fork tries again and reports why.
         let _ = self.scoreboard.reserve();
+        // Before the first fork of a worker.
+        sys::flush_stdio();
         if predecessor.is_none() {
             self.serve_first_client();
         }
@@ -289,7 +291,6 @@ impl EventLoop {
         if let Some(predecessor) = predecessor {
             predecessor.take_over(self.connections.is_listener_inherited);
         }
-        sys::flush_stdio();
         let mut room = [MaybeUninit::uninit(); 64];
         while !self.is_finished() {
             let planned = self.run_timers();
