@@ -18,11 +18,12 @@ from functools import partial
 from typing import Any, Callable, Deque, Iterable, Iterator, Optional, TypeVar, Union
 
 # Those of a fork too, which must not wait for an import.
-from . import _forked as _forked, _pickled, _pickling, _started as _started
+from . import _forked as _forked, _native, _pickled, _pickling, _started as _started
 from ._call import Call
 from ._caller import UNSET, Timeout, Unset, limit
 from ._future import Future, OnLog, Reports, function_for
 from ._guard import check_guarded
+from ._options import ClientOptions, of_client
 from ._server import Server, Starting, is_fork
 from .client import Client
 from .errors import SetupError, WorkerDied
@@ -156,8 +157,10 @@ def _start_method(context: Any) -> Optional[str]:
 
 
 class _Client(Client):
-    #: Arrays in results can be written to, as the caller's own.
-    _takes_writable = True
+    """A client that has connected before its event loop runs."""
+
+    def __init__(self, native: _native.Client) -> None:
+        self._use(native, asyncio.get_running_loop())
 
 
 def _chunks(size: int, *iterables: Iterable[Any]) -> Iterator[list[tuple[Any, ...]]]:
@@ -202,6 +205,10 @@ class _Pool:
         #: Whether the server is a fork of this process, and the server if so.
         self._forks = forks
         self._forked: Optional[Starting] = None
+        #: What it has in common with this process.
+        self._main: Optional[_pickling.Main] = None
+        #: The connections to it, until the event loop has them.
+        self._connected: Optional[_native.Client] = None
         #: What a server that is none has to know of this program.
         self._prepared = ""
         self._loop: Optional[asyncio.AbstractEventLoop] = None
@@ -231,7 +238,8 @@ class _Pool:
         check_guarded()
         try:
             buffers: list[memoryview] = []
-            work = [_pickling.dumps((fn, args, kwargs), buffers)]
+            main = self._main or (_pickling.Main() if self._forks else None)
+            work = [_pickling.dumps((fn, args, kwargs), buffers, main)]
             # The caller may change its arrays before a worker has them.
             work += map(bytes, buffers)
         except Exception as error:
@@ -252,7 +260,10 @@ class _Pool:
         # Here, because the main module forgets where it is from when it has ended. A fork has what the program has now, and
         # one thread less.
         if self._forks:
-            self._forked = self._starting(_pickled.objects(self._initializer, self._initargs))
+            self._main, options = _pickling.Main(), self._client_options(1)
+            self._forked = self._starting(_pickled.objects(self._initializer, self._initargs, self._main))
+            # A connection is there when the server begins to accept them. The event loop starts meanwhile.
+            self._connected = _native.Client(self._forked.address, options)
         else:
             self._prepared = self._prepare()
         thread = threading.Thread(target=self._run, name="taskfork-executor", daemon=True)
@@ -260,6 +271,7 @@ class _Pool:
             thread.start()
         except BaseException:
             if self._forked is not None:
+                self._connected = None
                 self._forked.abandon()
             else:
                 os.unlink(self._prepared)
@@ -354,7 +366,7 @@ class _Pool:
 
     def _start_server(self) -> Server:
         if self._forked is not None:
-            # It serves within milliseconds, in which the event loop starts and the client connects.
+            # It serves within milliseconds, in which the event loop starts.
             return self._forked.server()
         try:
             return self._starting({"pickled": self._prepared}).wait(600.0, lambda: self._is_stopped)
@@ -379,15 +391,10 @@ class _Pool:
         process = os.pidfd_open(server.pid)
         try:
             loop.add_reader(process, self._on_server_end, server)
-            async with _Client(
-                server.address,
-                name="executor",
-                min_workers=0,
-                max_workers=self._max_workers,
-                timeout=None,
-                reuse_after_error=True,
-                max_frame=_MAX_FRAME,
-            ) as client:
+            native, self._connected = self._connected, None
+            if native is None:
+                native = _native.Client(server.address, self._client_options(0))
+            async with _Client(native) as client:
                 self._client = client
                 with self._lock:
                     self._loop = loop
@@ -399,6 +406,18 @@ class _Pool:
                 self._loop = None
             loop.remove_reader(process)
             os.close(process)
+
+    def _client_options(self, min_workers: int) -> dict[str, Any]:
+        options: ClientOptions = {
+            "name": "executor",
+            "min_workers": min_workers,
+            "max_workers": self._max_workers,
+            "timeout": None,
+            "reuse_after_error": True,
+            "max_frame": _MAX_FRAME,
+        }
+        # Arrays in results can be written to, as the caller's own.
+        return of_client(options, writable=True)
 
     def _on_server_end(self, server: Server) -> None:
         said = server._why()
