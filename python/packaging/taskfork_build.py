@@ -27,9 +27,26 @@ _WORKSPACE = _PYTHON if (_PYTHON / "Cargo.toml").exists() else _PYTHON.parent
 #: `tool.maturin.data` in pyproject.toml.
 _DATA = _PYTHON / "taskfork.data"
 
-get_requires_for_build_wheel = maturin.get_requires_for_build_wheel
-get_requires_for_build_editable = maturin.get_requires_for_build_editable
 get_requires_for_build_sdist = maturin.get_requires_for_build_sdist
+
+
+def get_requires_for_build_wheel(config_settings: Optional[dict[str, Any]] = None) -> list[str]:
+    _check_interpreter()
+    return list(maturin.get_requires_for_build_wheel(config_settings))
+
+
+def get_requires_for_build_editable(config_settings: Optional[dict[str, Any]] = None) -> list[str]:
+    _check_interpreter()
+    return list(maturin.get_requires_for_build_editable(config_settings))
+
+
+def _check_interpreter() -> None:
+    """Before anything is built, which takes minutes."""
+    if "t" in sys.abiflags:
+        raise RuntimeError(
+            "taskfork cannot be built for a free-threaded build of Python, in which it does not work: use the ordinary build of the "
+            "same version, such as python3.13 instead of python3.13t"
+        )
 
 
 def prepare_metadata_for_build_wheel(directory: str, config_settings: Optional[dict[str, Any]] = None) -> str:

@@ -70,6 +70,24 @@ class Plan(TypedDict, total=False):
     end: datetime.date
 
 
+if sys.version_info >= (3, 11):
+
+    class Page(TypedDict, Generic[T]):
+        first: T
+        more: NotRequired[list[T]]
+        next: NotRequired[Page[T]]
+
+    class Marked(Page[U], Generic[T, U]):
+        mark: T
+
+    class Days(Page[datetime.date]):
+        name: str
+
+    @dataclass
+    class Book(Generic[T]):
+        page: Page[T]
+
+
 def test_classes_that_are_derived_from_others() -> None:
     for value, annotation, made in [
         ({"content": PLAIN}, DateBox, DateBox(DAY)),
@@ -97,3 +115,20 @@ def test_required_fields_whose_annotations_are_texts() -> None:
         assert taskfork.convert({"begin": PLAIN, "end": PLAIN}, kind) == {"begin": DAY, "end": DAY}
         with pytest.raises(ValueError, match="its field 'begin' is missing"):
             taskfork.convert({}, kind)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.11 has brought these")
+def test_generic_maps_with_names() -> None:
+    inner = {"first": PLAIN, "more": [PLAIN], "next": {"first": PLAIN}}
+    made = {"first": DAY, "more": [DAY], "next": {"first": DAY}}
+    for value, annotation, converted in [
+        (inner, Page[datetime.date], made),
+        # The variable of each class is its own.
+        ({**inner, "mark": "1"}, Marked[decimal.Decimal, datetime.date], {**made, "mark": decimal.Decimal(1)}),
+        ({**inner, "name": PLAIN}, Days, {**made, "name": PLAIN}),
+        ({"page": inner}, Book[datetime.date], Book(made)),
+        (inner, Page, inner),
+    ]:
+        assert taskfork.convert(value, annotation) == converted
+    with pytest.raises(ValueError, match=r"Page\[datetime.date\].*its field 'first'"):
+        taskfork.convert({}, Page[datetime.date])

@@ -127,6 +127,68 @@ with taskfork.Executor(1, FORK, begin, (lambda: word[0],)) as executor:
     assert "what the program had at the executor's first call" in error
 
 
+def test_functions_of_such_a_main_module_share_its_state() -> None:
+    said = output(
+        """
+value = None
+def begin(): global value; value = "of the initializer"
+def read(): return value
+class Found: pass
+def find(): return Found()
+def raises(): raise Found.Error("x")
+Found.Error = type("Error", (ValueError,), {"__qualname__": "Found.Error"})
+with taskfork.Executor(1, FORK, begin) as executor:
+    print(executor.submit(read).result(), type(executor.submit(find).result()) is Found)
+    print(type(executor.submit(raises).exception()) is Found.Error)
+    value = "of the program"
+    # What is defined later is sent by value.
+    def later(): return read()
+    print(executor.submit(later).result())
+    def read(): return "again"
+    print(executor.submit(read).result(), executor.submit(later).result())
+"""
+    )
+    assert said == "of the initializer True\nTrue\nof the program\nagain again\n"
+
+
+#: Interrupts the start of a server at each point where Python may call a handler of a signal, one after the other.
+INTERRUPTED = """
+import gc
+def children(): return open(f"/proc/self/task/{os.getpid()}/children").read().split()
+def run(at):
+    seen = 0
+    def trace(frame, event, arg):
+        nonlocal seen
+        name = os.path.basename(frame.f_code.co_filename)
+        if os.getpid() != program or name not in ("_server.py", "_forked.py", "weakref.py", "contextlib.py"):
+            return None
+        if event in ("line", "return"):
+            seen += 1
+            if seen == at: raise KeyboardInterrupt
+        return trace
+    sys.settrace(trace)
+    try: server = taskfork.Server.start([parent], start_method="fork")
+    finally: sys.settrace(None)
+    server.close()
+program, at, points = os.getpid(), 1, 0
+while True:
+    try: run(at)
+    except KeyboardInterrupt: points += 1
+    else: break
+    gc.collect()
+    end = time.monotonic() + 60
+    while children():
+        assert time.monotonic() < end, (at, children())
+        time.sleep(0.001)
+    at += 1
+print(points > 100, os.listdir(os.environ["TMPDIR"]))
+"""
+
+
+def test_an_interrupt_at_any_point_leaves_no_server() -> None:
+    assert output(INTERRUPTED) == "True []\n"
+
+
 def test_a_server_serves_objects_of_the_program() -> None:
     of_thread = threading.local()
     of_thread.name = "this thread"
@@ -264,7 +326,7 @@ def test_no_connection_of_the_program_is_left_in_the_server() -> None:
             assert second.call("parent") == server.pid
             assert not connections & sockets(server.pid)
             # The sockets at which servers say that they serve, and the pipes that end them.
-            [lifeline] = [target for file, target in files().items() if file in other._finalizer.peek()[2][2]]  # type: ignore[index]
+            [lifeline] = [target for file, target in files().items() if file == other._parts.lifeline]
             assert lifeline not in files(server.pid).values()
             for checkout in checkouts:
                 assert checkout.call("quote", "ACME") == 4
@@ -294,6 +356,56 @@ def test_a_worker_sees_that_the_program_has_dropped_it(tmp_path: Path) -> None:
 
     with other:
         asyncio.run(main())
+
+
+def test_a_server_that_starts_within_a_call_is_not_part_of_it() -> None:
+    # What a result raises is the error of its own call, and no later call within the worker has it.
+    said = output(
+        """
+class Exits:
+    def __reduce__(self): raise SystemExit("of a result")
+def give(): return Exits()
+def ask():
+    with taskfork.blocking.Client(first.address, min_workers=0) as caller: return caller.call("quote", "ACME")
+class Starts:
+    def __reduce__(self):
+        with taskfork.Server.start([give, ask], start_method="fork", workers=1, pickle=True) as server:
+            with taskfork.blocking.Client(server.address, min_workers=0, pickle=True, reuse_after_error=True) as caller:
+                try: caller.call("give")
+                except taskfork.ResultError as error: print(error)
+                print(caller.call("ask"))
+        return str, ("ACME",)
+with taskfork.Server.start("prices", workers=4, pickle=True) as first:
+    with taskfork.blocking.Client(first.address, min_workers=0, pickle=True) as caller:
+        print(caller.call("quote", Starts()))
+"""
+    )
+    assert said == "the result cannot be sent: of a result\n4\n4\n"
+
+
+def of_siblings() -> list[str]:
+    """The names of the server's children."""
+    children = Path(f"/proc/{os.getppid()}/task/{os.getppid()}/children").read_text().split()
+    return [Path(f"/proc/{child}/comm").read_text().strip() for child in children]
+
+
+def note_siblings() -> None:
+    global kept
+    kept = of_siblings()
+
+
+def noted_siblings() -> Any:
+    return kept
+
+
+def test_the_guardian_is_there_before_code_of_the_user_runs() -> None:
+    # A fork takes long now. The first worker is forked before the guardian, because its client waits already.
+    memory = bytearray(os.urandom(1) * (512 << 20))
+    for _ in range(6):
+        with Executor(1, FORK, note_siblings) as executor:
+            # It may not have its name yet.
+            assert len(executor.submit(noted_siblings).result()) == 2
+    del memory
 
 
 def test_other_threads_are_warned_of() -> None:

@@ -122,6 +122,14 @@ def test_a_command_that_is_built_already_is_taken(
     assert backend.cargo == []
 
 
+def test_no_module_is_built_for_an_interpreter_without_its_lock(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert backend.module.get_requires_for_build_wheel() == backend.module.get_requires_for_build_editable() == []
+    monkeypatch.setattr(sys, "abiflags", "t")
+    for hook in (backend.module.get_requires_for_build_wheel, backend.module.get_requires_for_build_editable):
+        with pytest.raises(RuntimeError, match="cannot be built for a free-threaded build of Python"):
+            hook()
+
+
 def test_what_is_missing_for_a_build_is_named(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CARGO", str(tmp_path / "nowhere"))
     with pytest.raises(RuntimeError, match="nowhere is not there: building from source needs Rust"):
@@ -149,7 +157,8 @@ def test_a_source_distribution_has_what_the_command_needs(
         pytest.fail("cargo is not there")
     # What maturin packs: the native module, and what that needs.
     of_module = backend.module._needed("taskfork-python")
-    manifest = (ROOT / "Cargo.toml").read_text()
+    lines = (ROOT / "Cargo.toml").read_text().splitlines(keepends=True)
+    manifest = "".join(line for line in lines if not line.startswith("default-members"))
     before, _, rest = manifest.partition("members = [")
     members = ", ".join(f'"{folder}"' for folder in of_module)
     data = f"{before}members = [{members}]{rest.partition(']')[2]}".encode()

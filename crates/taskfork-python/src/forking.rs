@@ -12,7 +12,7 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 use pyo3::prelude::*;
 use tokio::net::unix::pipe::pipe;
 
-use crate::{process, sys};
+use crate::{interruption, pickles, process, sys};
 
 /// Forks this process, and tells the interpreter. Notes the child's process id in the attribute `pid` of an object, before a
 /// handler of a signal can raise something. In the child that stays 0, all signals are blocked, and it has to end by `os._exit`.
@@ -29,11 +29,26 @@ pub(crate) fn fork(py: Python<'_>, process: &Bound<'_, PyAny>) -> PyResult<()> {
         }
         // The thread to resume is not in this process.
         std::mem::forget(pause);
+        pickles::forget_calls();
+        interruption::forget();
         return Ok(());
     }
     let noted = forked.map_err(PyErr::from).and_then(|child| process.setattr("pid", child));
     before.thread_set_mask().map_err(io::Error::from)?;
     noted
+}
+
+/// The signals that have a handler.
+#[pyfunction]
+pub(crate) fn caught_signals() -> Vec<i32> {
+    sys::caught_signals()
+}
+
+/// Lets SIGTERM end this process once nobody has the other end of a pipe. It belongs to the process, not to the thread that has started
+/// it. Returns false if nobody has it now.
+#[pyfunction]
+pub(crate) fn end_with(pipe: i32) -> PyResult<bool> {
+    Ok(sys::signal_at_end(pipe)?)
 }
 
 /// A descriptor, and the file that it is of: another one may get its number.

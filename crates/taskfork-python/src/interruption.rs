@@ -27,6 +27,11 @@ pub(crate) fn keep(error: PyErr) {
     NOTED.set(Some(error));
 }
 
+/// Forgets it, in a forked process that does not return to where it came from.
+pub(crate) fn forget() {
+    NOTED.set(None);
+}
+
 /// Raises the exception that was kept in this thread.
 pub(crate) fn check() -> PyResult<()> {
     NOTED.take().map_or(Ok(()), Err)

@@ -34,8 +34,8 @@ mod waiting;
 
 use pyo3::prelude::*;
 
-/// A free-threaded interpreter takes its lock again when it imports this module: what it does at forks, and to the objects
-/// of calls, relies on it.
+/// What the module does at forks, and to the objects of calls, relies on the interpreter's lock. The package refuses free-threaded
+/// interpreters before they load it.
 #[pymodule(gil_used = true)]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     sys::count_forks();
@@ -48,7 +48,9 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<stream::Reports>()?;
     module.add_function(wrap_pyfunction!(keys::are_colliding, module)?)?;
     module.add_function(wrap_pyfunction!(serving::serve, module)?)?;
+    module.add_function(wrap_pyfunction!(forking::caught_signals, module)?)?;
     module.add_function(wrap_pyfunction!(forking::fork, module)?)?;
+    module.add_function(wrap_pyfunction!(forking::end_with, module)?)?;
     module.add_function(wrap_pyfunction!(interface::is_cancelled, module)?)?;
     module.add_function(wrap_pyfunction!(interface::peer, module)?)?;
     module.add_function(wrap_pyfunction!(interface::progress, module)?)?;

@@ -72,6 +72,14 @@ pub(crate) fn outside<T>(run: impl FnOnce() -> T) -> T {
     replaced(None, run)
 }
 
+/// Forgets the calls within which this process has been forked: it returns to none of them.
+pub(crate) fn forget_calls() {
+    INTERRUPTION.set(None);
+    OF_CALL.set(None);
+    TAKES_VIEWS.set(false);
+    IS_CLIENT.set(false);
+}
+
 fn replaced<T>(of_call: Option<Terms>, run: impl FnOnce() -> T) -> T {
     let _before = Before(&OF_CALL, OF_CALL.replace(of_call));
     run()

@@ -4,8 +4,10 @@
 //! does not hold the interpreter while it serves; forks tell the interpreter (`sys`).
 
 use std::borrow::Cow;
+use std::io;
 use std::time::Duration;
 
+use nix::sys::signal::{SigSet, Signal};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use taskfork::error::Failure;
@@ -32,8 +34,9 @@ pub(crate) struct Options {
     shutdown_grace: f64,
     /// Whether SIGHUP starts the program anew. Otherwise it ends the server.
     restarts: bool,
-    /// Whether memory is moved to huge pages, which costs time when the server starts, and copies what it shares.
-    huge_pages: bool,
+    /// Whether this process is a fork of a program. Then its signals are blocked, and memory is not moved to huge pages, which would
+    /// copy what it shares.
+    is_fork: bool,
     /// Whether values without another encoding are pickled.
     pickle: bool,
     /// Whether long bytes of arguments can be written to.
@@ -63,6 +66,11 @@ pub(crate) fn serve(
     let grace = limit("shutdown_grace", Some(options.shutdown_grace))?;
     let Options { pickle: pickles, writable, .. } = options;
     pickles::set_for_worker(Terms { pickles, writable });
+    if options.is_fork {
+        // What ends it stays blocked until the server handles it.
+        let stays: SigSet = [Signal::SIGTERM].into_iter().collect();
+        stays.thread_set_mask().map_err(io::Error::from)?;
+    }
     pass_alarms_to_python(py)?;
     tell_interpreter_of_forks(true);
     let served = py.detach(move || {
@@ -84,7 +92,7 @@ impl Options {
             .spare_workers(self.spare_workers)
             .max_calls(self.max_calls)
             .share_details(self.share_details)
-            .huge_pages(self.huge_pages);
+            .huge_pages(!self.is_fork);
         if !self.restarts {
             server = server.restart_on_hangup(false);
         }

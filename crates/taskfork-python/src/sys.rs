@@ -472,6 +472,20 @@ fn alarm_handler() -> std::io::Result<Option<extern "C" fn(c_int)>> {
     })
 }
 
+/// The signals that have a handler.
+#[expect(unsafe_code, reason = "reads the actions of signals")]
+pub(crate) fn caught_signals() -> Vec<i32> {
+    let is_caught = |number: &i32| {
+        let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+        // SAFETY: the new action is null, so the call only writes the present action to the local variable.
+        let known = unsafe { libc::sigaction(*number, ptr::null(), action.as_mut_ptr()) } == 0;
+        // SAFETY: all zeros are a valid `sigaction`, and a successful call has overwritten them with another.
+        let action = unsafe { action.assume_init() };
+        known && ![libc::SIG_DFL, libc::SIG_IGN].contains(&action.sa_sigaction)
+    };
+    (1..=libc::SIGRTMAX()).filter(is_caught).collect()
+}
+
 #[expect(unsafe_code, reason = "standard output of the C library")]
 unsafe extern "C" {
     static stdout: *mut libc::FILE;
@@ -527,6 +541,32 @@ pub(crate) fn fork(_: Python<'_>) -> std::io::Result<i32> {
         _ => unsafe { PyOS_AfterFork_Parent() },
     }
     if child < 0 { Err(error) } else { Ok(child) }
+}
+
+/// Not in the bindings of the C library.
+const F_SETSIG: c_int = 10;
+
+/// Lets SIGTERM come to this process once nobody has the other end of a pipe. Returns false if nobody has it now.
+#[expect(unsafe_code, reason = "options of a descriptor that is known by its number")]
+pub(crate) fn signal_at_end(pipe: i32) -> std::io::Result<bool> {
+    let process = std::process::id().cast_signed();
+    let set = |what, value: c_int| {
+        // SAFETY: the call accesses no memory.
+        match unsafe { libc::fcntl(pipe, what, value) } {
+            -1 => Err(std::io::Error::last_os_error()),
+            result => Ok(result),
+        }
+    };
+    set(libc::F_SETOWN, process)?;
+    set(F_SETSIG, libc::SIGTERM)?;
+    let flags = set(libc::F_GETFL, 0)?;
+    set(libc::F_SETFL, flags | libc::O_ASYNC)?;
+    let mut polled = libc::pollfd { fd: pipe, events: 0, revents: 0 };
+    // SAFETY: the kernel reads and writes one entry, the local variable.
+    match unsafe { libc::poll(&raw mut polled, 1, 0) } {
+        -1 => Err(std::io::Error::last_os_error()),
+        _ => Ok(polled.revents & libc::POLLHUP == 0),
+    }
 }
 
 /// Closes a descriptor whose owner in Rust is never dropped in this process.

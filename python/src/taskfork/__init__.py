@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from .errors import (
@@ -88,6 +89,16 @@ _MODULES = {
 }
 
 
+def _refuse_free_threading() -> None:
+    """Raises ImportError in an interpreter without the global lock, on which the native module relies at forks and for the objects of
+    calls. Such an interpreter could not load it either."""
+    if "t" in sys.abiflags:
+        raise ImportError(
+            "taskfork does not work in a free-threaded build of Python: use the ordinary build of the same version, such as python3.13 "
+            "instead of python3.13t, also for the programs that taskfork starts"
+        )
+
+
 def _refuse_subinterpreters() -> None:
     """Raises ImportError in an interpreter that is not the first one of its process. The native module has one thread, one
     watch over forks and one set of types for a process, and could not say to which interpreter an object belongs."""
@@ -109,6 +120,7 @@ def _refuse_subinterpreters() -> None:
 def __getattr__(name: str) -> Any:
     if name == "_native":
         # Asked for before the module is imported for the first time.
+        _refuse_free_threading()
         _refuse_subinterpreters()
     if name in _MODULES:
         return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)

@@ -127,7 +127,9 @@ class _Reader:
             args = tuple(map(self._bound, args))
             return self._known(_name(annotation), kind, args, ARRAYS, lambda: self._named_tuple(kind, args))
         if issubclass(kind, dict) and hasattr(kind, "__required_keys__"):
-            return self._known(kind.__name__, kind, (), MAPS, lambda: self._typed_dict(kind))
+            args = tuple(map(self._bound, args))
+            name = _name(annotation)
+            return self._known(name, kind, args, MAPS, lambda: self._typed_dict(name, kind, args))
         for scalar in _scalars.SCALARS:
             module = sys.modules.get(scalar.module)
             known = None if module is None else getattr(module, scalar.name)
@@ -197,9 +199,13 @@ class _Reader:
     def _field(self, kind: Any, name: str, annotation: Any, bindings: Mapping[Any, Mapping[Any, Any]]) -> Converter:
         """The converter of a class's field, whose annotation may have type variables of the class that it stands in."""
         owner = _owner_of(kind, name)
-        before, self._variables = self._variables, dict(bindings.get(owner, {}))
+        scope = {**vars(sys.modules[owner.__module__]), owner.__name__: owner}
+        return self._bound_field(annotation, scope, bindings.get(owner, {}))
+
+    def _bound_field(self, annotation: Any, scope: Mapping[str, Any], variables: Mapping[Any, Any]) -> Converter:
+        before, self._variables = self._variables, dict(variables)
         try:
-            return self.read(annotation, {**vars(sys.modules[owner.__module__]), owner.__name__: owner})
+            return self.read(annotation, scope)
         finally:
             self._variables = before
 
@@ -210,9 +216,11 @@ class _Reader:
         least = len(names) - len(kind._field_defaults)
         return _conversions.row(kind.__name__, elements, least, lambda values: kind(*values))
 
-    def _typed_dict(self, kind: Any) -> Converter:
-        hints = typing.get_type_hints(kind, include_extras=True)
-        fields = {name: self.read(hint, {}) for name, hint in hints.items()}
+    def _typed_dict(self, class_name: str, kind: Any, args: tuple[Any, ...]) -> Converter:
+        hints, bindings = typing.get_type_hints(kind, include_extras=True), _bindings(kind, args)
+        fields = {
+            name: self._bound_field(hint, {}, bindings.get(_typed_dict_of(kind, name), {})) for name, hint in hints.items()
+        }
         required = set(kind.__required_keys__)
         # The class itself has not seen what was a text when it was made.
         for name, hint in hints.items():
@@ -221,7 +229,7 @@ class _Reader:
                 required.discard(name)
             elif "Required" in marks:
                 required.add(name)
-        return _conversions.record(kind.__name__, fields, (), required, dict)
+        return _conversions.record(class_name, fields, (), required, dict)
 
     def _dataclass(self, name: str, kind: Any, args: tuple[Any, ...]) -> Converter:
         all_fields, bindings = dataclasses.fields(kind), _bindings(kind, args)
@@ -255,6 +263,16 @@ def _owner_of(kind: Any, field: str) -> Any:
     return next((base for base in kind.__mro__ if field in _own_annotations(base)), kind)
 
 
+def _typed_dict_of(kind: Any, field: str) -> Any:
+    """The same for a ``TypedDict``, which has the fields of its bases, and is derived from ``dict`` alone."""
+    own = _own_annotations(kind).get(field)
+    for base in reversed(kind.__dict__.get("__orig_bases__", ())):
+        origin = typing.get_origin(base) or base
+        if _own_annotations(origin).get(field) == own and hasattr(origin, "__required_keys__"):
+            return _typed_dict_of(origin, field)
+    return kind
+
+
 def _bindings(kind: Any, args: tuple[Any, ...]) -> dict[Any, dict[Any, Any]]:
     """What the type variables of a class and of its bases stand for."""
     found = {kind: dict(zip(getattr(kind, "__parameters__", ()), args))}
@@ -267,12 +285,16 @@ def _bindings(kind: Any, args: tuple[Any, ...]) -> dict[Any, dict[Any, Any]]:
             return annotation[tuple(bound(each, variables) for each in parameters)]
         return annotation
 
-    for derived in kind.__mro__:
+    # The bases of a `TypedDict` are not among its classes.
+    derived_classes = list(kind.__mro__)
+    for derived in derived_classes:
         for base in derived.__dict__.get("__orig_bases__", ()):
-            origin = typing.get_origin(base)
-            if origin is not None and origin not in found:
+            origin = typing.get_origin(base) or base
+            if inspect.isclass(origin) and origin not in found:
                 given = [bound(each, found.get(derived, {})) for each in typing.get_args(base)]
                 found[origin] = dict(zip(getattr(origin, "__parameters__", ()), given))
+                if origin not in derived_classes:
+                    derived_classes.append(origin)
     return found
 
 

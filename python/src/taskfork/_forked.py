@@ -15,7 +15,7 @@ import sys
 import threading
 import traceback
 import warnings
-from typing import Any, Callable, NoReturn, Optional
+from typing import Any, Callable, NoReturn, Optional, TextIO
 
 from . import _native
 
@@ -48,12 +48,15 @@ class Process:
             except (AttributeError, OSError, ValueError):
                 pass
         sys.audit("os.fork")
-        try:
-            _native.fork(self)
-        except OSError as error:
-            raise OSError(error.errno, f"the program cannot be forked for the server of its workers: {error.strerror}") from None
-        if self.pid == 0:
-            _become_server(serve)
+        # What the child replaces is made here: after the fork each first change of a page costs a copy.
+        with open(os.devnull, encoding="utf-8") as empty:
+            handled = [number for number in _native.caught_signals() if callable(signal.getsignal(number))]
+            try:
+                _native.fork(self)
+            except OSError as error:
+                raise OSError(error.errno, f"the program cannot be forked for the server of its workers: {error.strerror}") from None
+            if self.pid == 0:
+                _become_server(serve, handled, empty)
 
     def poll(self) -> Optional[int]:
         with self._lock:
@@ -121,12 +124,12 @@ def _depth_of_user() -> int:
     return depth
 
 
-def _become_server(serve: Callable[[], None]) -> NoReturn:
+def _become_server(serve: Callable[[], None], handled: list[int], empty: TextIO) -> NoReturn:
     status = 1
     try:
         # A collection would run finalizers of the program's garbage, and copy the memory that it visits.
         gc.freeze()
-        _leave_program()
+        _leave_program(handled, empty)
         serve()
         status = 0
     except SystemExit as leaving:
@@ -137,20 +140,17 @@ def _become_server(serve: Callable[[], None]) -> NoReturn:
         os._exit(status)
 
 
-def _leave_program() -> None:
-    """Ends what ties the child to the program's signals, terminal and children. Signals are blocked."""
+def _leave_program(handled: list[int], empty: TextIO) -> None:
+    """Ends what ties the child to the program's signals, terminal and children. Signals are blocked. ``handled``: those that have a
+    handler in Python."""
     signal.set_wakeup_fd(-1)
-    for number in range(1, signal.NSIG):
-        if callable(signal.getsignal(number)) or number == signal.SIGCHLD:
-            signal.signal(number, signal.SIG_DFL)
+    for number in handled:
+        signal.signal(number, signal.SIG_DFL)
     # Ctrl-C is for the program, which ends the server by its own end.
     os.setsid()
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    if null != 0:
-        os.close(null)
+    os.dup2(empty.fileno(), 0)
     _kept.append(sys.stdin)
-    sys.stdin = open(0, encoding="utf-8", closefd=False)
+    sys.stdin = empty
     # As in a process that `multiprocessing` forks.
     util = sys.modules.get("multiprocessing.util")
     if util is not None:

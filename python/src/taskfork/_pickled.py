@@ -9,14 +9,14 @@ import pickle
 import traceback
 from typing import Any, Callable, Optional
 
-from ._pickling import dumps
+from ._pickling import Main, dumps
 from .worker import DeadlineExceeded
 
 #: What an answer begins with: a result and its buffers follow, or an exception and its traceback as text.
 RESULT, RAISED = b"\0", b"\1"
 
-#: Whether this worker comes from a fork of the program.
-_is_forked = False
+#: What this worker has in common with the program, if it comes from a fork of it.
+_main: Optional[Main] = None
 
 
 def preparation(initializer: Optional[Callable[..., Any]], initargs: tuple[Any, ...]) -> bytes:
@@ -47,12 +47,12 @@ def interface(path: str) -> tuple[Any, Any, Any]:
     return [call], setup, None
 
 
-def objects(initializer: Optional[Callable[..., Any]], initargs: tuple[Any, ...]) -> dict[str, Any]:
+def objects(initializer: Optional[Callable[..., Any]], initargs: tuple[Any, ...], main: Main) -> dict[str, Any]:
     """What a fork of the program serves, which needs nothing of the above."""
 
     def setup() -> None:
-        global _is_forked
-        _is_forked = True
+        global _main
+        _main = main
         if initializer is not None:
             initializer(*initargs)
 
@@ -67,7 +67,7 @@ def call(work: Any, *buffers: Any) -> list[Any]:
         except AttributeError as error:
             raise _explained(error) from error
         apart: list[memoryview] = []
-        return [RESULT, dumps(function(*args, **keywords), apart), *apart]
+        return [RESULT, dumps(function(*args, **keywords), apart, _main), *apart]
     except DeadlineExceeded:
         raise
     except BaseException as error:
@@ -78,7 +78,7 @@ def _explained(error: AttributeError) -> AttributeError:
     """The error of a function that is not in the main module here."""
     if "'__main__'" not in str(error) and "'__mp_main__'" not in str(error):
         return error
-    if _is_forked:
+    if _main is not None:
         return AttributeError(
             f"{error}: workers have what the program had at the executor's first call, from which they are forked. Define the "
             "function before that, or make another executor"
@@ -93,7 +93,7 @@ def _explained(error: AttributeError) -> AttributeError:
 def _raised(error: BaseException) -> bytes:
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     try:
-        pickled = dumps((error, text))
+        pickled = dumps((error, text), None, _main)
         # One that cannot be made again there would end the wrong way.
         pickle.loads(pickled)
         return pickled

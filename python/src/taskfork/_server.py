@@ -69,24 +69,13 @@ class Server:
     It ends at the end of the ``with``, by ``close``, when this object is garbage, and when this process ends, in whatever
     way."""
 
-    def __init__(
-        self,
-        address: str,
-        process: Process,
-        lifeline: int,
-        report: Optional[int],
-        readiness: socket.socket,
-        folder: Optional[str],
-        grace: float,
-        ends_at_exit: bool,
-    ) -> None:
+    def __init__(self, address: str, parts: _Parts, ends_at_exit: bool) -> None:
         #: Where clients reach it.
         self.address = address
-        self._process = process
-        self._wait = grace + _LAST_WAIT
-        self._report = report
-        files = [lifeline] if report is None else [lifeline, report]
-        self._finalizer = weakref.finalize(self, _end, os.getpid(), process, files, readiness, folder, self._wait)
+        assert parts.process is not None
+        self._process = parts.process
+        self._parts = parts
+        self._finalizer = weakref.finalize(self, parts.end)
         self._finalizer.atexit = ends_at_exit
 
     @classmethod
@@ -182,11 +171,12 @@ class Server:
 
     def _why(self) -> str:
         """Why it has ended, if it could not serve and nobody has waited for that."""
-        if self._report is None:
+        report = self._parts.report
+        if report is None:
             return ""
-        os.set_blocking(self._report, False)
+        os.set_blocking(report, False)
         try:
-            return os.read(self._report, 1 << 16).decode(errors="replace")
+            return os.read(report, 1 << 16).decode(errors="replace")
         except OSError:
             return ""
 
@@ -279,8 +269,68 @@ def _is_stale(path: str) -> bool:
     return False
 
 
+class _Parts:
+    """What belongs to a server. All of it ends once, by :meth:`end` or :meth:`abandon`."""
+
+    def __init__(self, grace: float) -> None:
+        self._wait = grace + _LAST_WAIT
+        self._starter = os.getpid()
+        self.process: Optional[Process] = None
+        #: The end of the pipe without which the server ends.
+        self.lifeline: Optional[int] = None
+        #: What the process says if it cannot serve.
+        self.report: Optional[int] = None
+        #: Where it says that it serves.
+        self.readiness: Optional[socket.socket] = None
+        #: The folder with its socket, or the socket.
+        self.folder: Optional[str] = None
+
+    def end(self) -> None:
+        """Ends the server, and waits until it has ended. Running checkouts have the grace."""
+        process = self._take()
+        if process is not None:
+            try:
+                process.wait(self._wait)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._remove()
+
+    def abandon(self) -> None:
+        """Ends a process that does not serve yet."""
+        process = self._take()
+        if process is not None:
+            process.kill()
+            process.wait()
+        self._remove()
+
+    def close_report(self) -> None:
+        file, self.report = self.report, None
+        if file is not None:
+            _close(file)
+
+    def _take(self) -> Optional[Process]:
+        if os.getpid() != self._starter:
+            # A child of the process that has started the server. Its own descriptors may have the same numbers.
+            self.process = self.lifeline = self.report = self.folder = None
+            return None
+        process, self.process = self.process, None
+        file, self.lifeline = self.lifeline, None
+        if file is not None:
+            _close(file)
+        # The attribute is set before the fork, which may fail.
+        return process if process is not None and process.pid != 0 else None
+
+    def _remove(self) -> None:
+        self.close_report()
+        if self.readiness is not None:
+            self.readiness.close()
+        folder, self.folder = self.folder, None
+        _folders.remove(folder)
+
+
 class Starting:
-    """A process that is to become a server."""
+    """A process that is to become a server. If it is garbage, as after Ctrl-C at any point, the process ends."""
 
     def __init__(
         self,
@@ -293,35 +343,42 @@ class Starting:
         """Starts the process. ``forks``: whether it is a fork of this one. ``ends_at_exit``: whether the server ends when the
         interpreter begins to end; otherwise somebody closes it later."""
         check_guarded()
-        self._grace, self._ends_at_exit = options["shutdown_grace"], ends_at_exit
-        with contextlib.ExitStack() as undo, contextlib.ExitStack() as passed:
-            listener, self._address, self._folder = _listen(listen)
+        self._ends_at_exit = ends_at_exit
+        self._parts = parts = _Parts(options["shutdown_grace"])
+        self._finalizer = weakref.finalize(self, parts.abandon)
+        self._finalizer.atexit = ends_at_exit
+        try:
+            self._start(parts, given, options, listen, forks)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def _start(
+        self, parts: _Parts, given: dict[str, Any], options: dict[str, Any], listen: Optional[str], forks: bool
+    ) -> None:
+        with contextlib.ExitStack() as passed:
+            listener, self.address, parts.folder = _listen(listen)
             listener = socket.socket(fileno=_not_standard(listener.detach()))
             passed.callback(listener.close)
-            undo.callback(_folders.remove, self._folder)
-            alive, self._lifeline = map(_not_standard, os.pipe())
-            #: What the process says if it cannot serve.
-            self._report, reports = map(_not_standard, os.pipe())
-            for ours, theirs in ((self._lifeline, alive), (self._report, reports)):
-                _files.add(ours)
-                undo.callback(_close, ours)
+            alive, lifeline = map(_not_standard, os.pipe())
+            report, reports = map(_not_standard, os.pipe())
+            _files.update((lifeline, report))
+            parts.lifeline, parts.report = lifeline, report
+            for theirs in (alive, reports):
                 passed.callback(os.close, theirs)
             # That it serves it says as to a service manager. The kernel chooses an abstract name.
-            self._readiness = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            undo.callback(self._readiness.close)
-            _sockets.add(self._readiness)
-            self._readiness.bind("")
+            parts.readiness = readiness = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            _sockets.add(readiness)
+            readiness.bind("")
             order = {
                 **given,
                 "listener": listener.fileno(),
                 "alive": alive,
                 "reports": reports,
-                "folder": self._folder,
+                "folder": parts.folder,
                 "options": options,
             }
-            notify = "@" + self._readiness.getsockname()[1:].decode()
-            undo.callback(self._kill)
-            self._process: Optional[Process] = None
+            notify = "@" + readiness.getsockname()[1:].decode()
             if forks:
                 # The child imports nothing: another thread may be in the middle of an import.
                 from . import _forked, _started
@@ -335,51 +392,35 @@ class Starting:
                     os.environ["NOTIFY_SOCKET"] = notify
                     _started.main(order, template, is_forked=True)
 
-                self._process = process = _forked.Process()
+                parts.process = process = _forked.Process()
                 process.fork(serve)
             else:
-                self._process = _execute(order, notify)
-            self._undo = undo.pop_all()
+                parts.process = _execute(order, notify)
 
     def wait(self, timeout: Optional[float], is_given_up: Optional[Callable[[], bool]] = None) -> Server:
         """Waits until it serves. ``is_given_up``: whether to wait no more."""
-        with self._undo as undo:
-            assert self._process is not None
-            said = _wait(self._process.pid, self._report, self._readiness, timeout, is_given_up)
+        parts = self._parts
+        try:
+            assert parts.process is not None and parts.report is not None and parts.readiness is not None
+            said = _wait(parts.process.pid, parts.report, parts.readiness, timeout, is_given_up)
             if said is not None:
                 raise RuntimeError(f"the server could not start: {said}")
-            server = self._server(None)
-            undo.pop_all()
-        _close(self._report)
-        return server
+            parts.close_report()
+            return self.server()
+        except BaseException:
+            self.abandon()
+            raise
 
     def server(self) -> Server:
         """The server before it serves. Clients can connect, and :meth:`Server._why` says why it has ended."""
-        server = self._server(self._report)
-        self._undo.pop_all()
+        server = Server(self.address, self._parts, self._ends_at_exit)
+        # Only now does the other one end what the server has.
+        self._finalizer.detach()
         return server
-
-    def _server(self, report: Optional[int]) -> Server:
-        assert self._process is not None
-        return Server(
-            self._address,
-            self._process,
-            self._lifeline,
-            report,
-            self._readiness,
-            self._folder,
-            self._grace,
-            self._ends_at_exit,
-        )
 
     def abandon(self) -> None:
         """Ends the process."""
-        self._undo.close()
-
-    def _kill(self) -> None:
-        if self._process is not None and self._process.pid != 0:
-            self._process.kill()
-            self._process.wait()
+        self._finalizer()
 
 
 def _execute(order: dict[str, Any], notify: str) -> subprocess.Popen[bytes]:
@@ -454,25 +495,3 @@ def _close_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_close_in_child)
-
-
-def _end(
-    starter: int,
-    process: Process,
-    files: list[int],
-    readiness: socket.socket,
-    folder: Optional[str],
-    wait: float,
-) -> None:
-    if os.getpid() != starter:
-        # A child of the process that has started the server. Its own descriptors may have the same numbers.
-        return
-    for file in files:
-        _close(file)
-    try:
-        process.wait(wait)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    readiness.close()
-    _folders.remove(folder)

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib
 import inspect
 import os
-import select
 import signal
 import sys
 import traceback
 from typing import Any, Optional
 
-from . import _folders, _guard, server
+from . import _folders, _guard, _native, server
 
 
 def main(order: dict[str, Any], forked: Optional[server._Worker] = None, is_forked: bool = False) -> None:
     """Serves until the process that has started this one ends, or closes its pipe. ``forked``: what is served, if the program has
     made that before its fork."""
     reports = order["reports"]
-    for file in (order["alive"], reports, order["listener"]):
-        os.set_inheritable(file, False)
     folder = order["folder"]
-    # While it imports.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    # A thread may have blocked signals, and its child has too.
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    if not is_forked:
+        for file in (order["alive"], reports, order["listener"]):
+            os.set_inheritable(file, False)
+    if forked is None:
+        # While it imports.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+        # A thread may have blocked signals, and its child has too. Those of a fork are blocked until it serves.
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
-        _end_with(order["alive"])
+        if not _native.end_with(order["alive"]):
+            # The program ended before.
+            os._exit(1)
         try:
             _guard.imports = True
             template = forked or template_of(order)
@@ -39,8 +41,9 @@ def main(order: dict[str, Any], forked: Optional[server._Worker] = None, is_fork
         except BaseException as error:
             _say(reports, "".join(traceback.format_exception(type(error), error, error.__traceback__)))
             sys.exit(1)
-        # A handler in Python would not run any more, and the server has its own one later.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if forked is None:
+            # A handler in Python would not run any more, and the server has its own one later.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         try:
             server._serve(f"fd:{order['listener']}", order["options"], template, is_forked)
         except (OverflowError, RuntimeError, TypeError, ValueError) as error:
@@ -86,20 +89,3 @@ def _say(pipe: int, text: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _end_with(pipe: int) -> None:
-    """Lets SIGTERM end this process once nobody has the other end of the pipe. It belongs to a process, not to the thread
-    that has started this one."""
-    fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(pipe, _F_SETSIG, signal.SIGTERM)
-    fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
-    poll = select.poll()
-    poll.register(pipe, select.POLLHUP)
-    if poll.poll(0):
-        # It ended before.
-        os._exit(1)
-
-
-#: Not in the module `fcntl` of every version.
-_F_SETSIG = 10

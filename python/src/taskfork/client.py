@@ -88,16 +88,15 @@ class Client(Caller):
       None. With labels or a key no workers are kept connected for later: ``min_workers`` has no effect.
     """
 
-    #: Whether long bytes of results can be written to.
-    _takes_writable = False
-
     def __init__(self, address: str, **options: Unpack[ClientOptions]) -> None:
         loop = running_loop()
         if loop is None:
             raise RuntimeError(
                 "no running event loop: make this client where one runs, or use `taskfork.blocking.Client`, which needs none"
             )
-        native = _native.Client(address, of_client(options, writable=self._takes_writable))
+        self._use(_native.Client(address, of_client(options)), loop)
+
+    def _use(self, native: _native.Client, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop, _native_part(loop))
         self._native = native
         self._checkouts: weakref.WeakSet[Checkout] = weakref.WeakSet()

@@ -22,6 +22,7 @@ from ._call import Reports as _Reports
 from ._caller import UNSET, Timeout, Unset, limit
 from ._future import ARE_KNOWN, Future, OnLog, Reports, function_for
 from ._guard import check_guarded
+from ._options import ClientOptions, of_client
 from ._server import Server, Starting, is_fork
 from .client import Client
 from .errors import SetupError, WorkerDied
@@ -155,8 +156,10 @@ def _start_method(context: Any) -> Optional[str]:
 
 
 class _Client(Client):
-    #: Arrays in results can be written to, as the caller's own.
-    _takes_writable = True
+    """A client that has connected before its event loop runs."""
+
+    def __init__(self, native: _native.Client) -> None:
+        self._use(native, asyncio.get_running_loop())
 
 
 def _chunks(size: int, *iterables: Iterable[Any]) -> Iterator[list[tuple[Any, ...]]]:
@@ -201,6 +204,10 @@ class _Pool:
         #: Whether the server is a fork of this process, and the server if so.
         self._forks = forks
         self._forked: Optional[Starting] = None
+        #: What it has in common with this process.
+        self._main: Optional[_pickling.Main] = None
+        #: The connections to it, until the event loop has them.
+        self._connected: Optional[_native.Client] = None
         #: What a server that is none has to know of this program.
         self._prepared = b""
         self._loop: Optional[asyncio.AbstractEventLoop] = None
@@ -231,7 +238,8 @@ class _Pool:
             seconds = self._timeout if isinstance(timeout, Unset) else timeout
             seconds = None if seconds is None else float(seconds)
             buffers: list[memoryview] = []
-            work = _pickling.dumps((fn, args, kwargs), buffers)
+            main = self._main or (_pickling.Main() if self._forks else None)
+            work = _pickling.dumps((fn, args, kwargs), buffers, main)
         except Exception as error:
             future.set_running_or_notify_cancel()
             future.set_exception(error)
@@ -252,7 +260,10 @@ class _Pool:
         # Here, because the main module forgets where it is from when it has ended. A fork has what the program has now, and
         # one thread less.
         if self._forks:
-            self._forked = self._starting(_pickled.objects(self._initializer, self._initargs))
+            self._main, options = _pickling.Main(), self._client_options(1)
+            self._forked = self._starting(_pickled.objects(self._initializer, self._initargs, self._main))
+            # A connection is there when the server begins to accept them. The event loop starts meanwhile.
+            self._connected = _native.Client(self._forked.address, options)
         else:
             self._prepared = _pickled.preparation(self._initializer, self._initargs)
         _pools.add(self)
@@ -267,6 +278,7 @@ class _Pool:
             is_given_up = decided.acquire(blocking=False)
             self._thread = None if is_given_up else thread
             if is_given_up and self._forked is not None:
+                self._connected = None
                 self._forked.abandon()
             raise
 
@@ -348,7 +360,7 @@ class _Pool:
 
     def _start_server(self) -> Server:
         if self._forked is not None:
-            # It serves within milliseconds, in which the event loop starts and the client connects.
+            # It serves within milliseconds, in which the event loop starts.
             return self._forked.server()
         file, path = tempfile.mkstemp(prefix="taskfork-")
         try:
@@ -370,15 +382,10 @@ class _Pool:
         process = os.pidfd_open(server.pid)
         try:
             loop.add_reader(process, self._on_server_end, server)
-            async with _Client(
-                server.address,
-                name="executor",
-                min_workers=0,
-                max_workers=self._max_workers,
-                timeout=None,
-                reuse_after_error=True,
-                max_frame=_MAX_FRAME,
-            ) as client:
+            native, self._connected = self._connected, None
+            if native is None:
+                native = _native.Client(server.address, self._client_options(0))
+            async with _Client(native) as client:
                 self._client = client
                 with self._lock:
                     self._loop = loop
@@ -395,6 +402,18 @@ class _Pool:
                 self._loop = None
             loop.remove_reader(process)
             os.close(process)
+
+    def _client_options(self, min_workers: int) -> dict[str, Any]:
+        options: ClientOptions = {
+            "name": "executor",
+            "min_workers": min_workers,
+            "max_workers": self._max_workers,
+            "timeout": None,
+            "reuse_after_error": True,
+            "max_frame": _MAX_FRAME,
+        }
+        # Arrays in results can be written to, as the caller's own.
+        return of_client(options, writable=True)
 
     def _on_server_end(self, server: Server) -> None:
         said = server._why()

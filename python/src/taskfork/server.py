@@ -97,7 +97,8 @@ def run(
 
 
 def _serve(listen: str, options: dict[str, Any], template: _Worker, is_forked: bool = False) -> None:
-    threads = len(os.listdir("/proc/self/task"))
+    # A fork has one thread.
+    threads = 1 if is_forked else len(os.listdir("/proc/self/task"))
     if threads > 1:
         raise RuntimeError(
             f"this process has {threads} threads, and workers can only be forked from a process with one: start threads in "
@@ -107,11 +108,11 @@ def _serve(listen: str, options: dict[str, Any], template: _Worker, is_forked: b
     template.handle_signals()
     # The collector writes to each object that it visits, which would copy its page in each worker. What is there now is
     # left alone from here on.
-    gc.collect()
+    if not is_forked:
+        gc.collect()
     gc.freeze()
     try:
-        # A fork of a program shares its memory with it.
-        _native.serve(listen, {**options, "huge_pages": not is_forked}, template)
+        _native.serve(listen, {**options, "is_fork": is_forked}, template)
     finally:
         gc.unfreeze()
 

@@ -2,6 +2,8 @@
 
 use std::os::fd::BorrowedFd;
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use taskfork_sandbox::{ApplyError, PreparedSandbox};
 
 use super::error_reply::ErrorReply;
@@ -53,6 +55,10 @@ impl<S: 'static> Worker<'_, S> {
     /// Runs `setup`, and applies the sandbox before or after it. Returns the worker's state.
     #[taskfork_macros::startup_code]
     pub(super) fn set_up(&mut self) -> Result<S, ErrorReply> {
+        if let Some(gate) = self.gate.take() {
+            // The server's end kills this process.
+            while poll(&mut [PollFd::new(&gate, PollFlags::IN)], None) == Err(Errno::INTR) {}
+        }
         if self.sandbox.as_ref().is_some_and(|sandbox| sandbox.before_setup) {
             self.confine();
         }

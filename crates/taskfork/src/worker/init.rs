@@ -26,6 +26,8 @@ pub(crate) struct WorkerInit {
     /// The pipe that wakes the server.
     pub(crate) wake: OwnedFd,
     pub(crate) buffers: IoBuffers,
+    /// It becomes readable when code of the user may run. `None` if that holds already.
+    pub(crate) gate: Option<OwnedFd>,
 }
 
 /// Buffers for the first messages. The server allocates them before the fork: an allocation in the

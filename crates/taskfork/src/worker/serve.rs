@@ -66,6 +66,7 @@ pub(crate) fn serve<S: 'static>(
         handlers,
         state: None,
         awaits_setup: None,
+        gate: init.gate,
         setup_error: None,
         config: init.config,
         sandbox: init.sandbox,

@@ -1,6 +1,6 @@
 //! The state of a worker process, and why it exits.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use super::connection::ConnectionError;
 use super::error_reply::ErrorReply;
@@ -24,6 +24,8 @@ pub(super) struct Worker<'a, S> {
     pub(super) state: Option<S>,
     /// The connection, while its client waits for the message that `setup` has succeeded.
     pub(super) awaits_setup: Option<BorrowedFd<'static>>,
+    /// What it waits for before it runs code of the user.
+    pub(super) gate: Option<OwnedFd>,
     /// Why `setup` failed, until a call has been answered with it.
     pub(super) setup_error: Option<ErrorReply>,
     pub(super) config: WorkerConfig,

@@ -116,7 +116,7 @@ impl EventLoop {
         };
         self.process.partial_forks.prepare(self.children.len(), &self.process.threads);
         self.template.title.set_number(number);
-        let needed = [Some(socket.descriptor()), group.as_ref()];
+        let needed = [Some(socket.descriptor()), group.as_ref(), self.descendants.gate.as_ref()];
         let needed = needed.into_iter().flatten().map(AsRawFd::as_raw_fd);
         match self.fork_child(needed) {
             Ok(ForkSide::Parent(pid, stderr)) => {
@@ -340,6 +340,12 @@ impl EventLoop {
             },
             sandbox: self.template.sandbox.clone(),
             scratch,
+            // SAFETY: as above.
+            gate: self
+                .descendants
+                .gate
+                .as_ref()
+                .map(|gate| unsafe { sys::move_out_unchecked(gate) }),
         };
         let captured = captured.as_ref().and_then(CapturedStderr::pipe);
         {

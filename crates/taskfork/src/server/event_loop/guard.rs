@@ -4,8 +4,9 @@ use std::os::fd::AsFd;
 use std::time::Instant;
 
 use rustix::event::epoll::{self, EventFlags};
+use rustix::event::{EventfdFlags, eventfd};
 
-use super::{EventLoop, GUARDIAN};
+use super::{EventLoop, GUARDIAN, LISTENER};
 use crate::server::error::ServerError;
 use crate::server::guardian::{Folders, Guardian};
 use crate::server::log;
@@ -14,6 +15,15 @@ use crate::server::titles::printable_name;
 use crate::server::worker_groups::WorkerGroups;
 
 impl EventLoop {
+    /// Forks a worker for a client that waits already. It starts while the guardian is forked, and runs nothing of the user's
+    /// before that.
+    pub(super) fn serve_first_client(&mut self) {
+        self.descendants.gate = eventfd(0, EventfdFlags::CLOEXEC).ok();
+        if self.descendants.gate.is_some() {
+            self.dispatch(LISTENER);
+        }
+    }
+
     /// Forks a guardian, which kills what this server would leave behind if it were killed itself.
     pub(super) fn start_guardian(&mut self) {
         let name = printable_name(&self.options.name);
@@ -42,6 +52,10 @@ impl EventLoop {
                 );
             }
             Err(_) => {}
+        }
+        if let Some(gate) = self.descendants.gate.take() {
+            // The counter is zero, so that this neither waits nor fails.
+            let _ = rustix::io::write(&gate, &1_u64.to_ne_bytes());
         }
     }
 

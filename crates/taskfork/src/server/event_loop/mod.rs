@@ -217,6 +217,7 @@ impl EventLoop {
                 unnamed_exits: DelayedCheck::default(),
                 guardian: None,
                 guardian_failure_logged: false,
+                gate: None,
                 oom_kills: OomKills::default(),
             },
             scoreboard,
@@ -262,7 +263,6 @@ impl EventLoop {
         let name = printable_name(&server.options.name);
         sys::set_title(&format!("taskfork-server:{name}"));
         server.template.title = Title::new(&format!("taskfork-worker:{name}"));
-        server.start_guardian();
         Ok(server)
     }
 
@@ -271,12 +271,17 @@ impl EventLoop {
         if let Some(listener) = &self.connections.listener {
             log::info!(name = self.options.name, "listening at {}", listener.address());
         }
-        // The guardian becomes ready meanwhile.
         self.warn_of_few_open_files();
         self.process.signals.cache_signals_to_reset();
         worker::prepare();
         // If this fails, the first fork tries again and reports why.
         let _ = self.scoreboard.reserve();
+        // Before the first fork of a worker.
+        sys::flush_stdio();
+        if predecessor.is_none() {
+            self.serve_first_client();
+        }
+        self.start_guardian();
         self.await_guardian();
         let address = self.connections.listener.as_ref().map(Listener::address);
         if let Some(control) = &self.options.control {
@@ -286,7 +291,6 @@ impl EventLoop {
         if let Some(predecessor) = predecessor {
             predecessor.take_over(self.connections.is_listener_inherited);
         }
-        sys::flush_stdio();
         let mut room = [MaybeUninit::uninit(); 64];
         while !self.is_finished() {
             let planned = self.run_timers();

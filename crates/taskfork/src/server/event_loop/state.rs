@@ -89,6 +89,8 @@ pub(super) struct Descendants {
     pub(super) guardian: Option<Guardian>,
     /// The last failure to start a guardian has been logged.
     pub(super) guardian_failure_logged: bool,
+    /// What a worker waits for that is forked before the guardian. `None` from then on.
+    pub(super) gate: Option<OwnedFd>,
     pub(super) oom_kills: OomKills,
 }
 
