@@ -1,11 +1,11 @@
 //! A server for trying faults by hand and from other programs:
 //!
 //! ```text
-//! cargo run --example playground -- unix:/tmp/playground.sock
-//! cargo run --example playground -- tcp:127.0.0.1:4000 --name faults --setup-takes 2.5
-//! cargo run --example playground -- unix:/tmp/playground.sock --spare-workers 2 --preload 100
-//! cargo run --example playground -- unix:/tmp/playground.sock --streams
-//! cargo run --example playground -- --help
+//! cargo run -p taskfork-more-examples --example playground -- unix:/tmp/playground.sock
+//! cargo run -p taskfork-more-examples --example playground -- tcp:127.0.0.1:4000 --name faults --setup-takes 2.5
+//! cargo run -p taskfork-more-examples --example playground -- unix:/tmp/playground.sock --spare-workers 2 --preload 100
+//! cargo run -p taskfork-more-examples --example playground -- unix:/tmp/playground.sock --streams
+//! cargo run -p taskfork-more-examples --example playground -- --help
 //! ```
 //!
 //! Its options are those of faults. The server's own options are those of `Server::builder()`; try them with the

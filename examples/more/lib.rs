@@ -1,0 +1,1 @@
+//! The examples are programs; this package has no library of its own.
