@@ -168,7 +168,7 @@ impl State {
 /// Why a server does not pass its connections to a program of this version.
 pub(super) fn version_error(other: &str) -> String {
     format!(
-        "this side has version {VERSION} of taskfork, and the other one {other}: the package of the program and the command of \
+        "this side has version {VERSION} of taskfork, and the other one {other}: the package of the program and the command or crate of \
          the server must have the same version"
     )
 }
