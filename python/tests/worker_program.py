@@ -559,6 +559,15 @@ class Streams:
     def wrapped(self, count):  # type: ignore[no-untyped-def]
         yield from range(count)
 
+    def child(self) -> Iterator[int]:
+        yield os.getpid()
+        child = os.fork()
+        if child == 0:
+            yield 0
+        # It must end without credit.
+        os.waitpid(child, 0)
+        yield os.getpid()
+
     def many_reports(self, reports: int, file: str) -> str:
         for done in range(reports):
             taskfork.context().progress(done, reports, "steps")
