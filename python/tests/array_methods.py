@@ -39,6 +39,18 @@ def same(data: memoryview) -> memoryview:
     return data
 
 
+def same_bytes(data: bytes) -> bytes:
+    return data
+
+
+def part(data: memoryview, begin: int, end: int) -> memoryview:
+    return data[begin:end]
+
+
+def next_of_each(data: bytes) -> bytes:
+    return bytes((byte + 1) % 256 for byte in data)
+
+
 def parts(value: list[Any]) -> list[Any]:
     """Several values, of which some have memory."""
     return value
@@ -98,6 +110,11 @@ def overwrite(byte: int) -> int:
     return sum(end - start for start, end in own)
 
 
+def filled_memory() -> int:
+    """How much memory this process has for its results."""
+    return sum(end - start for start, end in mappings("rw"))
+
+
 def mapped() -> int:
     """How much memory of the client is mapped."""
     return sum(end - start for start, end in mappings("r"))
@@ -105,5 +122,5 @@ def mapped() -> int:
 
 METHODS = [
     digest, kind_of, kinds_of, kind_of_view, pid, same, parts, keep, digests, drop, fork_with, ask_child, filled, overwrite,
-    mapped,
+    mapped, filled_memory, same_bytes, part, next_of_each,
 ]  # fmt: skip

@@ -202,7 +202,7 @@ class LokyExecutor(taskfork.Executor):
 
     def shutdown(self, wait: bool = True, kill_workers: bool = False) -> None:  # type: ignore[override]
         if kill_workers:
-            for future in list(self._pool._running):
+            for future in self._pool._tasks.running:
                 future.stop()
         super().shutdown(wait, cancel_futures=kill_workers)
 

@@ -81,6 +81,35 @@ def test_a_view_is_a_view_whatever_its_length_and_its_way(client: Any) -> None:
         assert type(back) is memoryview and back.readonly and back == random(length).tobytes()
 
 
+def test_what_a_method_returns_of_its_arguments_is_not_copied_there(own_client: Any) -> None:
+    for seed in range(8):
+        array = random(MIB, seed)
+        for method in ("same", "same_bytes"):
+            assert own_client.call(method, array) == array.tobytes()
+        assert own_client.call("part", array, 0, 100_000) == array[:100_000].tobytes()
+    assert own_client.call("filled_memory") == 0
+    # What is copied there: another part, and other bytes of the same length.
+    for seed in range(BEFORE_SHARED + 2):
+        array = random(100_000, seed)
+        assert own_client.call("part", array, 1, 90_000) == array[1:90_000].tobytes()
+        assert own_client.call("next_of_each", array) == (array + 1).tobytes()
+    assert own_client.call("filled_memory") > 0
+
+
+def test_what_is_returned_stays_as_it_is(own_client: Any) -> None:
+    arrays = [random(MIB, seed) for seed in range(6)]
+    results = [own_client.call(method, array) for array in arrays for method in ("same", "same_bytes")]
+    with own_client.checkout() as checkout:
+        calls = [checkout.queue("same", array) for array in arrays]
+        results += [call.wait() for call in calls]
+    expected = [array.tobytes() for array in arrays for _ in range(2)] + [array.tobytes() for array in arrays]
+    assert [bytes(result) for result in results] == expected
+    # A method may keep what it returns.
+    own_client.call("keep", arrays[0])
+    assert own_client.call("same", arrays[1]) == arrays[1].tobytes()
+    assert own_client.call("digests") == [digest(arrays[0])]
+
+
 def test_an_array_may_change_once_its_call_has_been_made(client: Any) -> None:
     with client.checkout() as checkout:
         for length in (100, 20_000, 3 * MIB):
@@ -268,3 +297,18 @@ def test_arrays_of_an_executor_are_the_callers_own() -> None:
         fixed.flags.writeable = False
         for array in (fixed, fixed.copy(), numpy.asfortranarray(numpy.ones((300, 400))), numpy.ones((300, 400))[::2]):
             assert executor.submit(kind, array).result() == kind(array) or not array.flags.c_contiguous
+
+
+def test_an_array_of_an_executor_may_change_once_its_call_has_been_made() -> None:
+    with taskfork.Executor(1) as executor:
+        for _ in range(BEFORE_SHARED + 3):
+            arrays = [random(MIB, seed) for seed in range(4)]
+            expected = [digest(array) for array in arrays]
+            # The first is sent at once, and the others wait for it.
+            futures = [executor.submit(digest, array) for array in arrays]
+            for array in arrays:
+                array[:] = 0
+            assert [future.result(60) for future in futures] == expected
+        back = executor.submit(numpy.add, random(MIB), 1).result(60)
+        back += 1
+        assert numpy.array_equal(back, random(MIB) + 2)

@@ -10,6 +10,7 @@ import multiprocessing
 import operator
 import os
 import pickle
+import queue
 import signal
 import subprocess
 import sys
@@ -580,3 +581,58 @@ if __name__ == "__main__":
 
 def test_ctrl_c_ends_a_server_that_imports(tmp_path: Path) -> None:
     interrupt(tmp_path, SLOW, "imports")
+
+
+def test_interruptions_lose_no_call_and_no_worker(tmp_path: Path) -> None:
+    program = [sys.executable, str(HERE / "interrupted_program.py"), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "python" / "src")}
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert int(done.stdout) > 100
+
+
+def test_a_thread_that_waits_is_told_of_every_end(executor: Executor, tmp_path: Path) -> None:
+    runs = executor.submit(touch_and_sleep, str(tmp_path / "runs"))
+    until("it runs", (tmp_path / "runs").exists)
+    with pytest.raises(concurrent.futures.TimeoutError):
+        runs.result(0.01)
+    with pytest.raises(concurrent.futures.TimeoutError):
+        runs.exception(0.01)
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        # The first one reads the answer itself, and the others wait for it.
+        waits = [threads.submit(runs.result) for _ in range(3)]
+        asks = threads.submit(runs.exception)
+        assert runs.stop()
+        assert all(isinstance(wait.exception(60), concurrent.futures.CancelledError) for wait in waits)
+        assert isinstance(asks.result(60), concurrent.futures.CancelledError)
+        other = executor.submit(touch_and_sleep, str(tmp_path / "other"))
+        until("it runs", (tmp_path / "other").exists)
+        wait = threads.submit(other.result)
+        os.kill(int((tmp_path / "other").read_text()), signal.SIGKILL)
+        assert isinstance(wait.exception(60), taskfork.WorkerDied)
+
+
+def test_a_waiter_and_a_callback_are_both_told(executor: Executor) -> None:
+    told = queue.SimpleQueue[str]()
+    for number in range(200):
+        future = executor.submit(add, number)
+        future.add_done_callback(lambda _: told.put(threading.current_thread().name))
+        assert future.result(60) == number
+    names = {told.get(timeout=60) for _ in range(200)}
+    assert names <= {"taskfork-executor", threading.current_thread().name}
+
+
+def test_workers_go_on_while_a_thread_submits_and_keeps_the_interpreter() -> None:
+    with Executor(1) as executor:
+        executor.submit(add, 1).result(60)
+        futures, before = [], sys.getswitchinterval()
+        sys.setswitchinterval(1000)
+        try:
+            while len(futures) < 20_000 and not (len(futures) > 2 and futures[2]._state in ("RUNNING", "FINISHED")):
+                futures.append(executor.submit(add, len(futures)))
+                for _ in range(5000):
+                    pass
+        finally:
+            sys.setswitchinterval(before)
+        assert len(futures) < 20_000
+        assert [future.result(60) for future in futures] == list(range(len(futures)))

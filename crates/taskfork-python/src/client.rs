@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
@@ -42,6 +43,8 @@ pub(crate) enum Pending {
     Reports(Shared<ProgressUpdates>),
     /// The end of a client's last connection.
     Close(Pin<Box<dyn Future<Output = ()> + Send>>),
+    /// What a thread has waited for.
+    Ended(Option<Outcome>),
 }
 
 impl Pending {
@@ -64,6 +67,7 @@ impl Pending {
             Self::Items(slot) => stream::changed(stream::poll(slot, context)),
             Self::Reports(slot) => stream::changed(stream::poll(slot, context)),
             Self::Close(future) => future.as_mut().poll(context).map(|()| Ok(none())),
+            Self::Ended(outcome) => outcome.take().map_or(Poll::Pending, Poll::Ready),
         }
     }
 
@@ -96,7 +100,7 @@ impl Pending {
         match self {
             Self::Call(_, feed, _) => feed.take_interruption(py),
             Self::Items(slot) => stream::take_interruption(slot, py),
-            Self::Worker(_) | Self::Reports(_) | Self::Close(_) => None,
+            Self::Worker(_) | Self::Reports(_) | Self::Close(_) | Self::Ended(_) => None,
         }
     }
 }
@@ -106,7 +110,12 @@ impl Pending {
     pub(crate) fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
         match self {
             Self::Call(_, feed, _) => feed.traverse(visit),
-            Self::Worker(_) | Self::Items(_) | Self::Reports(_) | Self::Close(_) => Ok(()),
+            Self::Ended(Some(Ok(value))) => visit.call(value),
+            Self::Worker(_)
+            | Self::Items(_)
+            | Self::Reports(_)
+            | Self::Close(_)
+            | Self::Ended(_) => Ok(()),
         }
     }
 }
@@ -157,6 +166,33 @@ pub(crate) struct Client {
 }
 
 impl Client {
+    /// Makes a call of an executor from any thread, in a checkout of its own, and returns its key in the event loop. No code of the user
+    /// runs: the arguments are `bytes`.
+    pub(crate) fn call_task(
+        &self,
+        event_loop: &Bound<'_, EventLoop>,
+        future: Py<PyAny>,
+        args: &Bound<'_, PyTuple>,
+        timeout: Option<f64>,
+        log: Option<Py<PyAny>>,
+    ) -> PyResult<u64> {
+        let (method, client) = (Some(Cow::Borrowed("call")), Some(self.number));
+        let Some(log) = log else {
+            let waiting = Waiting { future, log: None, client };
+            let pending = self.pending(method, args, timeout, None)?;
+            event_loop.get().watch(self.inner.get()?);
+            return Ok(event_loop.get().insert(pending, waiting).0);
+        };
+        let checkout = self.checkout(false, None, Some(log), Some(event_loop))?;
+        let pending = checkout.pending(method, args, timeout, None)?;
+        let pending = pending.ok_or_else(|| PyRuntimeError::new_err("the checkout is released"))?;
+        let waiting = Waiting { future, log: checkout.log(args.py()), client };
+        let (key, _) = event_loop.get().insert(pending, waiting);
+        // The call goes on.
+        checkout.release(args.py())?;
+        Ok(key)
+    }
+
     fn pending(
         &self,
         method: Option<Cow<'_, str>>,

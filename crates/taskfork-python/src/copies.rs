@@ -14,6 +14,7 @@ use taskfork::__private::borrowed;
 use taskfork::Blob;
 use taskfork::blob::BlobMut;
 
+use crate::passed;
 use crate::sys::Buffer;
 
 /// Shorter copies are left to the allocator, which does not ask the system for each of them.
@@ -99,6 +100,11 @@ impl<'py> Target<'_, 'py> {
                 return Ok(borrowed.blob(buffer));
             }
             Self::Shared(alloc) => {
+                if buffer.is_contiguous()
+                    && let Some(blob) = passed::find(buffer.start(), buffer.len())
+                {
+                    return Ok(blob);
+                }
                 if let Some(mut memory) = alloc(buffer.len()) {
                     buffer.copy_to(&mut memory)?;
                     return memory.freeze().map_err(PyOSError::new_err);

@@ -9,10 +9,11 @@ use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList, PyString, PyTuple};
 use serde::de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-use taskfork::__private::{Received, received};
+use taskfork::__private::{Received, Shared, received};
 
 use crate::encode::{LONG, cause};
 use crate::keys::{Collisions, FEW, Places};
+use crate::passed;
 use crate::pickles::{are_views, are_writable, unpickled};
 use crate::sys::{new_bytearray, new_bytes, view};
 
@@ -177,16 +178,7 @@ impl<'de, 'py> Visitor<'de> for Value<'py> {
                 self.py.import("taskfork._keywords").and_then(|it| it.getattr("KEYWORDS"))
             }
             Received::Pickled(bytes) => return self.of_pickled(&bytes),
-            Received::Bytes(shared) => {
-                if are_views() {
-                    return view(self.py, shared.into_bytes()).map_err(of_python);
-                }
-                let fill = |target: &mut [_]| shared.copy_to(target);
-                match are_writable() {
-                    true => new_bytearray(self.py, shared.len(), fill),
-                    false => new_bytes(self.py, shared.len(), fill),
-                }
-            }
+            Received::Bytes(shared) => bytes_of(self.py, shared),
             Received::Memory(file) => {
                 let shared = self.py.import("taskfork.shared");
                 shared.and_then(|shared| shared.call_method1("view_of", (file.into_raw_fd(),)))
@@ -198,6 +190,27 @@ impl<'de, 'py> Visitor<'de> for Value<'py> {
         };
         made.map_err(of_python)
     }
+}
+
+/// Bytes in memory that both sides share, as the receiver wants them.
+fn bytes_of<'py>(py: Python<'py>, shared: Shared) -> PyResult<Bound<'py, PyAny>> {
+    let blob = passed::are_noted().then(|| shared.to_blob());
+    if are_views() {
+        let bytes = shared.into_bytes();
+        if let Some(blob) = blob {
+            passed::note(blob, bytes.as_ptr(), None);
+        }
+        return view(py, bytes);
+    }
+    let fill = |target: &mut [_]| shared.copy_to(target);
+    if are_writable() {
+        return new_bytearray(py, shared.len(), fill);
+    }
+    let made = new_bytes(py, shared.len(), fill)?;
+    if let (Some(blob), Ok(bytes)) = (blob, made.cast::<PyBytes>()) {
+        passed::note(blob, bytes.as_bytes().as_ptr(), Some(made.clone().unbind()));
+    }
+    Ok(made)
 }
 
 /// Whether nobody can choose keys with the same hash: each process hashes texts and bytes in its own way.

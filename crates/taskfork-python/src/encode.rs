@@ -5,18 +5,24 @@
 
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
-use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple};
+use pyo3::types::{
+    PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyMemoryView, PyString, PyTuple,
+};
 use serde::ser::{Error, Serialize, SerializeMap, SerializeSeq, Serializer};
 use taskfork::__private::{Keywords, Pickled};
 use taskfork::blob::{Blob, OpenFile};
 
 use crate::copies::Target;
 use crate::interruption;
+use crate::passed;
 use crate::pickles::{outside, pickled};
 use crate::sys::{Buffer, duplicate};
 
 /// Byte strings of this length or more are not copied.
 pub(crate) const LONG: usize = 16 << 10;
+
+/// Why an array of objects has no encoding.
+const HAS_OBJECTS: &str = "an array of Python objects cannot be encoded: send a list";
 
 /// The most characters of a value's `repr` in an error.
 const MOST_SHOWN: usize = 100;
@@ -55,7 +61,7 @@ impl Serialize for Value<'_, '_> {
         } else if let Ok(number) = value.cast::<PyFloat>() {
             serializer.serialize_f64(number.value())
         } else if let Ok(bytes) = value.cast::<PyBytes>() {
-            byte_string(bytes, serializer)
+            byte_string(bytes, target, serializer)
         } else if let Ok(list) = value.cast::<PyList>() {
             sequence(&list.to_tuple(), target, serializer)
         } else if let Ok(tuple) = value.cast::<PyTuple>() {
@@ -67,6 +73,13 @@ impl Serialize for Value<'_, '_> {
                 out.serialize_entry(&Value(&key, target), &Value(&value, target))?;
             }
             out.end()
+        } else if value.is_exact_instance_of::<PyMemoryView>() {
+            // Without a question to Python: the arrays of an executor are sent where no code in Python may run.
+            let buffer = Buffer::of(value).map_err(refusal(value))?;
+            match has_objects(&buffer.format()) {
+                true => pickle(value, HAS_OBJECTS.to_owned(), serializer),
+                false => memory(buffer, target, serializer),
+            }
         } else {
             other(value, target, serializer)
         }
@@ -88,10 +101,17 @@ fn integer<S: Serializer>(number: &Bound<'_, PyInt>, serializer: S) -> Result<S:
 
 fn byte_string<S: Serializer>(
     bytes: &Bound<'_, PyBytes>,
+    target: Target<'_, '_>,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
-    if bytes.as_bytes().len() < LONG {
-        return serializer.serialize_bytes(bytes.as_bytes());
+    let there = bytes.as_bytes();
+    if there.len() < LONG {
+        return serializer.serialize_bytes(there);
+    }
+    if let Target::Shared(_) = target
+        && let Some(blob) = passed::find(there.as_ptr(), there.len())
+    {
+        return blob.serialize(serializer);
     }
     let held = PyBackedBytes::from(bytes.clone());
     Blob::from(bytes::Bytes::from_owner(held)).serialize(serializer)
@@ -206,8 +226,7 @@ impl<'py> Other<'py> {
             }
         };
         if has_objects(&buffer.format()) {
-            let said = "an array of Python objects cannot be encoded: send a list";
-            return Ok(Self::Unknown(said.to_owned()));
+            return Ok(Self::Unknown(HAS_OBJECTS.to_owned()));
         }
         Ok(Self::Memory(buffer))
     }

@@ -30,6 +30,7 @@ use crate::interruption;
 use crate::log::{CheckoutLog, hand_over};
 use crate::process::OfProcess;
 use crate::stream::Reports;
+use crate::waiting::{self, Waiter};
 
 /// For how long calls are completed at once, without a turn of the event loop between. Other tasks wait meanwhile.
 const LONGEST_WITHOUT_TURN: Duration = Duration::from_millis(1);
@@ -96,6 +97,17 @@ struct Entry {
     log: Option<CheckoutLog>,
     /// The client that made the call in a checkout of its own.
     client: Option<u64>,
+    /// The thread that has taken the call from the loop, to wait for it.
+    waiter: Option<Arc<Waiter>>,
+}
+
+impl Entry {
+    /// Nobody wants the call any more.
+    fn discard(&self) {
+        if let Some(waiter) = &self.waiter {
+            waiter.end();
+        }
+    }
 }
 
 /// Notes that a call can go on.
@@ -194,10 +206,12 @@ impl EventLoop {
         key
     }
 
-    /// Returns the key, and whether there is no other call.
-    fn insert(&self, pending: OfProcess<Pending>, waiting: Waiting) -> (u64, bool) {
+    /// Adds a call from any thread. The loop has no turn for it: the call has been sent, and is completed when it is noted. Returns
+    /// the key, and whether there is no other call.
+    pub(crate) fn insert(&self, pending: OfProcess<Pending>, waiting: Waiting) -> (u64, bool) {
         let Waiting { future, log, client } = waiting;
-        let key = lock(&self.calls).number();
+        let mut calls = lock(&self.calls);
+        let key = calls.number();
         let waker = Waker::from(Arc::new(CallWaker { notes: self.notes.clone(), key }));
         let is_fresh = pending.peek().is_none_or(|pending| !pending.set_waker(&waker));
         let progress = pending.peek().map(Pending::progress_source).unwrap_or_default();
@@ -209,13 +223,87 @@ impl EventLoop {
             waker,
             log,
             client,
+            waiter: None,
         };
-        let mut calls = lock(&self.calls);
         calls.entries.insert(key, entry);
         if is_fresh {
             calls.fresh.push(key);
         }
         (key, calls.entries.len() == 1)
+    }
+
+    /// Takes a call from the loop, and waits for its outcome in this thread, at most until `end`. `None` if the time is over, if
+    /// nobody wants the call any more, or if another thread has taken it: the loop completes it then, as it does if a handler of a
+    /// signal raises an exception, which is returned. Whoever gets the outcome calls [`give_back`](Self::give_back) or
+    /// [`remove`](Self::remove).
+    pub(crate) fn wait_for(
+        &self,
+        py: Python<'_>,
+        key: u64,
+        end: Option<Instant>,
+    ) -> PyResult<Option<Outcome>> {
+        let waiter = Waiter::of_this_thread();
+        let mut calls = lock(&self.calls);
+        let Some(entry) = calls.entries.get_mut(&key) else { return Ok(None) };
+        let Some(mut pending) = entry.pending.take() else { return Ok(None) };
+        entry.waiter = Some(waiter.clone());
+        drop(calls);
+        let waited = waiting::wait_until(py, &mut pending, &waiter, end);
+        let mut calls = lock(&self.calls);
+        if let Some(entry) = calls.entries.get_mut(&key) {
+            entry.waiter = None;
+            // What woke this thread may be the answer, which it has not read.
+            entry.is_noted = true;
+        }
+        drop(calls);
+        if !matches!(waited, Ok(Some(_))) {
+            if let Some(entry) = lock(&self.calls).entries.get(&key)
+                && let Some(pending) = pending.peek()
+            {
+                pending.set_waker(&entry.waker);
+            }
+            self.put_back(key, pending);
+        }
+        waited
+    }
+
+    /// Looks for answers in a thread that may be another one. Returns whether some have come. The loop has a turn then, which looks on.
+    pub(crate) fn look_from_any_thread(&self) -> bool {
+        self.notes.signal();
+        self.look() == Awaited::Arrived
+    }
+
+    /// Reads the result of a call, if it has come. The loop completes the call in a later turn. An error is left to the loop.
+    pub(crate) fn take_result(&self, key: u64) -> bool {
+        let mut calls = lock(&self.calls);
+        let Some(entry) = calls.entries.get_mut(&key) else { return false };
+        let Some(mut pending) = entry.pending.take() else { return false };
+        let waker = entry.waker.clone();
+        drop(calls);
+        let context = &mut Context::from_waker(&waker);
+        let polled =
+            pending.get_mut().map_or(Poll::Pending, |pending| pending.poll(context, false));
+        let Poll::Ready(outcome) = polled else {
+            self.put_back(key, pending);
+            return false;
+        };
+        let is_result = outcome.is_ok();
+        self.give_back(key, outcome);
+        is_result
+    }
+
+    /// Has the loop complete a call, whose outcome is this.
+    pub(crate) fn give_back(&self, key: u64, outcome: Outcome) {
+        if let Some(entry) = lock(&self.calls).entries.get_mut(&key) {
+            entry.is_noted = true;
+        }
+        self.put_back(key, OfProcess::new(Pending::Ended(Some(outcome))));
+    }
+
+    /// Removes a call that is over.
+    pub(crate) fn remove(&self, key: u64) {
+        let entry = lock(&self.calls).entries.remove(&key);
+        drop(entry);
     }
 
     /// Looks for the answers of a client in the turns of this loop.
@@ -503,7 +591,7 @@ impl EventLoop {
     }
 
     /// How far a call has got.
-    fn progress(&self, key: u64) -> PyResult<Reports> {
+    pub(crate) fn progress(&self, key: u64) -> PyResult<Reports> {
         let calls = lock(&self.calls);
         match calls.entries.get(&key) {
             Some(entry) => Ok(Reports::new(Some(entry.progress.get()?.updates()))),
@@ -512,8 +600,9 @@ impl EventLoop {
     }
 
     /// The caller does not want the call any more.
-    fn cancel(&self, key: u64) {
+    pub(crate) fn cancel(&self, key: u64) {
         let entry = lock(&self.calls).entries.remove(&key);
+        entry.iter().for_each(Entry::discard);
         drop(entry);
     }
 
@@ -526,6 +615,7 @@ impl EventLoop {
         drop(calls);
         let mut done = Ok(());
         for entry in &entries {
+            entry.discard();
             let error = aborted(py, "the client is closed", true);
             let told = error.and_then(|error| fail(entry.future.bind(py), &error));
             done = first(py, done, told);

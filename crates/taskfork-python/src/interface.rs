@@ -17,6 +17,7 @@ use taskfork::worker::{ArgumentsError, EmitError, Interface, context, logger};
 use crate::copies::Target;
 use crate::decode::{Argument, Object};
 use crate::encode::{Owned, Value};
+use crate::passed::OfCall;
 use crate::pickles;
 use crate::receiver::Receiver;
 use crate::sys::send;
@@ -165,7 +166,8 @@ impl Interface<()> for PythonInterface {
         // Most calls have none, and Python need not be asked.
         let takes_views =
             request.may_have_long_bytes() && self.says("takes_views", request.method());
-        let args = match pickles::taking_views(takes_views, || request.parse()) {
+        let (passed, args) = OfCall::of(|| pickles::taking_views(takes_views, || request.parse()));
+        let args = match args {
             Ok(args) => args,
             Err(reply) => return reply,
         };
@@ -182,6 +184,8 @@ impl Interface<()> for PythonInterface {
             if let Some(input) = input {
                 input.get().end();
             }
+            // With the interpreter: it has objects.
+            drop(passed);
             reply
         })
     }

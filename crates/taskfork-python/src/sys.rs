@@ -129,6 +129,11 @@ impl<'py> Buffer<'py> {
         self.py
     }
 
+    /// Where the elements are, if they are next to each other.
+    pub(crate) fn start(&self) -> *const u8 {
+        self.raw.start.cast_const().cast()
+    }
+
     /// How many bytes the elements have.
     pub(crate) fn len(&self) -> usize {
         self.raw.length.try_into().unwrap_or_default()

@@ -1,6 +1,7 @@
 //! Calls whose thread waits for them, without holding the interpreter.
 
 use std::mem;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
@@ -20,20 +21,43 @@ use crate::stream::Reports;
 /// After this time a waiting thread looks whether Python has a signal to handle, such as that of Ctrl-C.
 const SIGNAL_CHECK: Duration = Duration::from_millis(50);
 
-struct Unpark(Thread);
+/// A thread that waits for a call.
+pub(crate) struct Waiter {
+    thread: Thread,
+    /// The wait is over, whether the call is or not.
+    is_over: AtomicBool,
+}
 
-impl Wake for Unpark {
+impl Waiter {
+    pub(crate) fn of_this_thread() -> Arc<Self> {
+        Arc::new(Self { thread: thread::current(), is_over: AtomicBool::new(false) })
+    }
+
+    /// Ends the wait.
+    pub(crate) fn end(&self) {
+        self.is_over.store(true, Ordering::Release);
+        self.thread.unpark();
+    }
+
+    fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Acquire)
+    }
+}
+
+impl Wake for Waiter {
     fn wake(self: Arc<Self>) {
-        self.0.unpark();
+        self.thread.unpark();
     }
 }
 
 /// Waits for the outcome. Raises what a signal handler raises, also in an iterable of the user; the call is dropped then.
 pub(crate) fn wait(py: Python<'_>, pending: &mut OfProcess<Pending>) -> PyResult<Outcome> {
     let pending = pending.get_mut()?;
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let waiter = Waiter::of_this_thread();
+    let waker = Waker::from(waiter.clone());
     loop {
-        let outcome = py.detach(|| wait_for_a_moment(pending, &waker));
+        let end = Instant::now() + SIGNAL_CHECK;
+        let outcome = py.detach(|| wait_for_a_moment(pending, &waiter, &waker, end));
         interruption::check()?;
         if let Some(interruption) = pending.take_interruption(py) {
             return Err(interruption);
@@ -45,11 +69,65 @@ pub(crate) fn wait(py: Python<'_>, pending: &mut OfProcess<Pending>) -> PyResult
     }
 }
 
-fn wait_for_a_moment(pending: &mut Pending, waker: &Waker) -> Option<Outcome> {
-    let end = Instant::now() + SIGNAL_CHECK;
+/// Waits for the outcome of a call without an input, at most until `end`. `None` if the time is over, or if nobody wants the call
+/// any more. Raises what a signal handler raises: only before the outcome is there, so that it is never lost.
+pub(crate) fn wait_until(
+    py: Python<'_>,
+    pending: &mut OfProcess<Pending>,
+    waiter: &Arc<Waiter>,
+    end: Option<Instant>,
+) -> PyResult<Option<Outcome>> {
+    let pending = pending.get_mut()?;
+    let waker = Waker::from(waiter.clone());
+    loop {
+        let check = Instant::now() + SIGNAL_CHECK;
+        let moment = end.map_or(check, |end| end.min(check));
+        let outcome = py.detach(|| wait_for_a_moment(pending, waiter, &waker, moment));
+        if outcome.is_some() {
+            return Ok(outcome);
+        }
+        let is_late = end.is_some_and(|end| end <= Instant::now());
+        if is_late || waiter.is_over() {
+            return Ok(None);
+        }
+        py.check_signals()?;
+    }
+}
+
+/// Waits until the wait is over, at most until `end`. Returns whether it is, or raises what a signal handler raises.
+pub(crate) fn park_until(py: Python<'_>, waiter: &Waiter, end: Option<Instant>) -> PyResult<bool> {
+    loop {
+        let check = Instant::now() + SIGNAL_CHECK;
+        let moment = end.map_or(check, |end| end.min(check));
+        py.detach(|| {
+            while !waiter.is_over()
+                && let Some(left) = moment.checked_duration_since(Instant::now())
+            {
+                thread::park_timeout(left);
+            }
+        });
+        if waiter.is_over() {
+            return Ok(true);
+        }
+        if end.is_some_and(|end| end <= Instant::now()) {
+            return Ok(false);
+        }
+        py.check_signals()?;
+    }
+}
+
+fn wait_for_a_moment(
+    pending: &mut Pending,
+    waiter: &Waiter,
+    waker: &Waker,
+    end: Instant,
+) -> Option<Outcome> {
     loop {
         if let Poll::Ready(outcome) = pending.poll(&mut Context::from_waker(waker), true) {
             return Some(outcome);
+        }
+        if waiter.is_over() {
+            return None;
         }
         let left = end.checked_duration_since(Instant::now())?;
         thread::park_timeout(left);

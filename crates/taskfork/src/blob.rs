@@ -251,6 +251,11 @@ impl Shared {
         self.0.into_shared().bytes
     }
 
+    /// The same as a blob, which is not copied when it is sent back.
+    pub fn to_blob(&self) -> Blob {
+        self.0.clone().into_shared().into()
+    }
+
     /// Copies them to `target`.
     ///
     /// # Panics
@@ -258,6 +263,14 @@ impl Shared {
     pub fn copy_to(&self, target: &mut [MaybeUninit<u8>]) {
         self.0.copy_to(target);
     }
+}
+
+/// The first bytes of a blob in memory that both sides share, which are not copied either when they are sent back.
+///
+/// # Panics
+/// If it has fewer.
+pub fn first_bytes(blob: &Blob, length: usize) -> Blob {
+    Blob { bytes: blob.bytes.slice(..length), backing: blob.backing.clone() }
 }
 
 /// A blob of bytes that may change once the call has been made that it is an argument of. Until then

@@ -252,7 +252,9 @@ pub use taskfork_macros::interface;
 /// benchmarks.
 #[doc(hidden)]
 pub mod __private {
-    pub use crate::blob::{Keywords, Pickled, Received, Shared, borrowed, received, sealed_memory};
+    pub use crate::blob::{
+        Keywords, Pickled, Received, Shared, borrowed, first_bytes, received, sealed_memory,
+    };
     pub use crate::client::binding;
     pub use crate::client::typed_method::TypedMethod;
     #[cfg(feature = "server")]

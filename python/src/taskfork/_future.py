@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from concurrent.futures import Future as _Future
+from concurrent.futures import CancelledError, Future as _Future, TimeoutError
 from typing import Any, Callable, Optional, Protocol, TypeVar, Union
 
 from ._progress import Progress
@@ -15,6 +14,9 @@ T = TypeVar("T")
 #: Gets what a call has logged: the call's future, and a message of Log::Defer.
 OnLog = Callable[["Future[Any]", dict[str, Any]], None]
 
+#: The states of a future that is not complete.
+_UNDONE = ("PENDING", "RUNNING")
+
 _LOGGER = logging.getLogger("taskfork.executor")
 
 
@@ -22,6 +24,9 @@ class Pool(Protocol):
     """What runs the calls of an executor."""
 
     def stop(self, future: Future[Any]) -> bool: ...
+    def wait(self, future: Future[Any], timeout: Optional[float], reads: bool) -> None:
+        """Waits until a future is complete. With ``reads`` it may complete the future itself."""
+
     def watch(self, future: Future[Any]) -> None:
         """Passes the reports of a call's progress to its future, from now on or from when it begins."""
 
@@ -30,19 +35,44 @@ class Future(_Future[T]):
     """A call of an executor: a ``concurrent.futures.Future`` that can be stopped while it runs, and that knows how far its call has
     got. All methods may be called from any thread."""
 
-    _pool: Pool
+    _is_watched = False
+    #: The executor passes reports on. Only its thread changes this.
+    _has_watcher = False
+    _latest: Optional[Progress] = None
+    #: How many reports have come.
+    _reports = 0
+    _on_progress: tuple[Callable[[Progress], Any], ...] = ()
 
-    def __init__(self) -> None:
+    def __init__(self, pool: Pool) -> None:
         super().__init__()
-        # The callbacks of users are called without it.
-        self._changed = threading.Condition()
-        self._is_watched = False
-        #: The executor passes reports on. Only its thread changes this.
-        self._has_watcher = False
-        self._latest: Optional[Progress] = None
-        #: How many reports have come.
-        self._reports = 0
-        self._on_progress: list[Callable[[Progress], Any]] = []
+        self._pool = pool
+
+    # These two use no `Condition`: an exception that a handler of a signal raises in its Python code could leave it locked.
+
+    def result(self, timeout: Optional[float] = None) -> T:
+        error = self._waited(timeout, True)
+        if error is None:
+            result: Any = self._result
+            return result  # type: ignore[no-any-return]
+        try:
+            raise error
+        finally:
+            # The frames of the error refer to them.
+            del self, error
+
+    def exception(self, timeout: Optional[float] = None) -> Optional[BaseException]:
+        return self._waited(timeout, False)
+
+    def _waited(self, timeout: Optional[float], reads: bool) -> Optional[BaseException]:
+        """Waits for the end of the call, and returns its exception."""
+        if self._state in _UNDONE:
+            self._pool.wait(self, timeout, reads)
+        state = self._state
+        if state == "FINISHED":
+            return self._exception
+        if state in _UNDONE:
+            raise TimeoutError
+        raise CancelledError
 
     def stop(self) -> bool:
         """Cancels the call, also if it runs: its worker is killed then, and another one replaces it. Whoever waits gets
@@ -58,33 +88,28 @@ class Future(_Future[T]):
     def add_progress_callback(self, function: Callable[[Progress], Any]) -> None:
         """Calls a function with each report of the call's progress from here on, in a thread of the executor, which must not wait. If
         it raises an exception, that is logged."""
-        with self._changed:
-            self._on_progress.append(function)
+        with self._condition:
+            self._on_progress += (function,)
         self._watch()
 
     def _watch(self) -> None:
-        with self._changed:
+        with self._condition:
             was_watched, self._is_watched = self._is_watched, True
         if not was_watched:
-            self.add_done_callback(_notify)
             self._pool.watch(self)
 
     def _report(self, report: Progress) -> None:
-        with self._changed:
+        with self._condition:
             self._latest = report
             self._reports += 1
-            functions = list(self._on_progress)
-            self._changed.notify_all()
+            functions = self._on_progress
+            self._condition.notify_all()
+        # Without the lock.
         for function in functions:
             try:
                 function(report)
             except Exception:
                 _LOGGER.exception("a callback for the progress of %r has raised an exception", self)
-
-
-def _notify(future: Any) -> None:
-    with future._changed:
-        future._changed.notify_all()
 
 
 class Reports:
@@ -114,8 +139,8 @@ class Reports:
         """Waits for a report that this object has not returned; None if the call ends first. ``TimeoutError`` after so many
         seconds."""
         future = self._future
-        with future._changed:
-            is_there = future._changed.wait_for(lambda: future._reports > self._seen or future.done(), timeout)
+        with future._condition:
+            is_there = future._condition.wait_for(lambda: future._reports > self._seen or future.done(), timeout)
             if not is_there:
                 raise TimeoutError(f"no report of progress within {timeout} seconds")
             if future._reports == self._seen:

@@ -50,8 +50,9 @@ def dumps(value: Any, buffers: Optional[list[memoryview]] = None, main: Optional
 
     If the caller has a list for ``buffers``, the memory of large arrays is put there instead, without copying it: ``pickle.loads``
     needs them then."""
+    callback = None if buffers is None else functools.partial(_is_pickled, buffers)
     try:
-        pickled = _dumps(pickle, value, buffers)
+        pickled = pickle.dumps(value, pickle.HIGHEST_PROTOCOL, buffer_callback=callback)
     except Exception:
         by_value = _by_value(value, buffers)
         if by_value is None:
@@ -70,25 +71,17 @@ def _names_in(value: Any) -> set[str]:
     return pickler.names
 
 
-def _dumps(module: Any, value: Any, buffers: Optional[list[memoryview]]) -> bytes:
-    found: list[memoryview] = []
-
-    def is_pickled(buffer: pickle.PickleBuffer) -> bool:
-        try:
-            memory = buffer.raw()
-        except BufferError:
-            # It is not contiguous.
-            return True
-        if memory.nbytes < _LEAST:
-            return True
-        found.append(memory)
-        return False
-
-    callback = None if buffers is None else is_pickled
-    pickled: bytes = module.dumps(value, pickle.HIGHEST_PROTOCOL, buffer_callback=callback)
-    if buffers is not None:
-        buffers[:] = found
-    return pickled
+def _is_pickled(buffers: list[memoryview], buffer: pickle.PickleBuffer) -> bool:
+    """Whether a buffer is a part of what is pickled. Otherwise it is put to the others."""
+    try:
+        memory = buffer.raw()
+    except BufferError:
+        # It is not contiguous.
+        return True
+    if memory.nbytes < _LEAST:
+        return True
+    buffers.append(memory)
+    return False
 
 
 def _by_value(value: Any, buffers: Optional[list[memoryview]]) -> Optional[bytes]:
@@ -97,7 +90,12 @@ def _by_value(value: Any, buffers: Optional[list[memoryview]]) -> Optional[bytes
         import cloudpickle
     except ImportError:
         return None
-    return _dumps(cloudpickle, value, buffers)
+    callback = None
+    if buffers is not None:
+        buffers.clear()
+        callback = functools.partial(_is_pickled, buffers)
+    pickled: bytes = cloudpickle.dumps(value, pickle.HIGHEST_PROTOCOL, buffer_callback=callback)
+    return pickled
 
 
 def _main() -> Any:

@@ -11,15 +11,14 @@ import pickle
 import tempfile
 import threading
 import weakref
-from collections import deque
 from concurrent.futures import CancelledError, Executor as _Executor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from typing import Any, Callable, Deque, Iterable, Iterator, Optional, TypeVar, Union
+from typing import Any, Callable, Iterable, Iterator, Optional, TypeVar, Union
 
 # Those of a fork too, which must not wait for an import.
 from . import _forked as _forked, _native, _pickled, _pickling, _started as _started
-from ._call import Call
+from ._call import Reports as _Reports
 from ._caller import UNSET, Timeout, Unset, limit
 from ._future import Future, OnLog, Reports, function_for
 from ._guard import check_guarded
@@ -214,13 +213,11 @@ class _Pool:
         self._loop: Optional[asyncio.AbstractEventLoop] = None
         self._ended: Optional[asyncio.Future[None]] = None
         self._client: Optional[Client] = None
-        #: Calls that have no worker, and those that have one.
-        self._pending: Deque[tuple[Future[Any], list[bytes], Timeout]] = deque()
-        self._running: dict[Future[Any], Call[Any]] = {}
-        #: Tasks that pass on reports of progress.
+        #: The calls: those that wait for a worker, and those that have one.
+        self._tasks = _native.Tasks(max_workers, self._finish)
+        self.wait = self._tasks.wait
+        #: Tasks of the event loop that pass on reports of progress.
         self._watchers: set[asyncio.Task[None]] = set()
-        #: The loop will look for something to do.
-        self._is_woken = False
         self._is_shut_down = False
         #: All calls are ended, also those that run.
         self._is_stopped = False
@@ -230,29 +227,33 @@ class _Pool:
     def submit(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], timeout: Timeout
     ) -> Future[Any]:
-        future: Future[Any] = Future()
-        future._pool = self
+        future: Future[Any] = Future(self)
         if os.getpid() != self._pid:
             raise RuntimeError("this executor was made before the process was forked: make one in each process")
-        self._check_open()
+        if self._is_shut_down or self._broken is not None:
+            # Before code of the user runs.
+            self._check_open()
         check_guarded()
         try:
+            seconds = self._timeout if isinstance(timeout, Unset) else timeout
+            seconds = None if seconds is None else float(seconds)
             buffers: list[memoryview] = []
             main = self._main or (_pickling.Main() if self._forks else None)
-            work = [_pickling.dumps((fn, args, kwargs), buffers, main)]
-            # The caller may change its arrays before a worker has them.
-            work += map(bytes, buffers)
+            work = _pickling.dumps((fn, args, kwargs), buffers, main)
         except Exception as error:
             future.set_running_or_notify_cancel()
             future.set_exception(error)
             return future
+        log = None if self._log is None else partial(self._log, future)
         with self._lock:
             # Pickling has run code of the user.
             self._check_open()
             if self._thread is None:
                 self._begin()
-            self._pending.append((future, work, timeout))
-            self._wake()
+            is_sent = self._tasks.add(future, (work, *buffers), seconds, log)
+        if buffers and not is_sent:
+            # The caller may change its arrays before a worker has them.
+            self._tasks.own(future, (work, *map(bytes, buffers)))
         return future
 
     def _begin(self) -> None:
@@ -332,11 +333,8 @@ class _Pool:
             return
         with self._lock:
             self._is_shut_down = True
-            cancelled = []
-            if cancel_futures:
-                cancelled = [future for future, _, _ in self._pending]
-                self._pending.clear()
-            self._wake()
+            cancelled = self._tasks.take_waiting() if cancel_futures else []
+            self._tasks.close()
         for future in cancelled:
             _cancel(future)
 
@@ -344,11 +342,6 @@ class _Pool:
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join()
-
-    def _wake(self) -> None:
-        if self._loop is not None and not self._is_woken:
-            self._is_woken = True
-            self._loop.call_soon_threadsafe(self._step)
 
     def _run(self) -> None:
         _forked.own_threads.add(threading.get_native_id())
@@ -398,8 +391,13 @@ class _Pool:
                 self._client = client
                 with self._lock:
                     self._loop = loop
-                self._step()
-                await self._ended
+                loop.add_reader(self._tasks.fileno(), self._turn)
+                self._tasks.attach(client._native, client._native_loop)
+                try:
+                    await self._ended
+                finally:
+                    self._tasks.detach()
+                    loop.remove_reader(self._tasks.fileno())
         finally:
             # Before the loop is closed, so that no thread calls it then.
             with self._lock:
@@ -421,100 +419,71 @@ class _Pool:
 
     def _on_server_end(self, server: Server) -> None:
         said = server._why()
-        self._break(f"the server could not start: {said}" if said else "the server of the workers has ended")
-        self._end()
+        self._fail(f"the server could not start: {said}" if said else "the server of the workers has ended")
 
     def _end(self) -> None:
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
 
-    def _step(self) -> None:
-        """Gives calls to workers."""
-        assert self._client is not None
-        with self._lock:
-            self._is_woken = False
-        while len(self._running) < self._max_workers:
-            with self._lock:
-                if not self._pending:
-                    break
-                future, work, timeout = self._pending.popleft()
-            if not future.set_running_or_notify_cancel():
-                continue
-            limit = self._timeout if isinstance(timeout, Unset) else timeout
-            try:
-                call = self._call(future, work, limit)
-            except Exception as error:
+    def _turn(self) -> None:
+        """Does what only this thread does: what runs code in Python."""
+        for future, error in self._tasks.take():
+            if error is not None:
                 _settle(future, None, error)
-                continue
-            self._running[future] = call
-            call.add_done_callback(partial(self._finish, future))
-            if future._is_watched:
+            elif future.cancelled():
+                future.set_running_or_notify_cancel()
+            else:
                 self._watch(future)
-        with self._lock:
-            is_over = self._is_shut_down and not self._pending and not self._running
-        if is_over or self._broken is not None:
+        if self._is_shut_down and self._tasks.is_empty():
             self._end()
-
-    def _call(self, future: Future[Any], work: list[bytes], limit: Optional[float]) -> Call[Any]:
-        assert self._client is not None
-        if self._log is None:
-            return self._client.call("call", *work, timeout=limit)
-        # It has a log of its own. The call goes on when it is released.
-        checkout = self._client.checkout(log=partial(self._log, future))
-        call = checkout.call("call", *work, timeout=limit)
-        checkout.release()
-        return call
 
     def _watch(self, future: Future[Any]) -> None:
         """Passes the reports of a call to its future. It may be asked twice: when the call begins, and by the future."""
-        call = self._running.get(future)
-        if call is None or future._has_watcher:
+        reports = self._tasks.progress(future)
+        if reports is None or future._has_watcher:
             return
+        assert self._client is not None
         future._has_watcher = True
-        task = asyncio.get_running_loop().create_task(self._pass_on(future, call))
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._pass_on(future, _Reports(reports, loop, self._client._native_loop)))
         self._watchers.add(task)
         task.add_done_callback(self._watchers.discard)
 
-    async def _pass_on(self, future: Future[Any], call: Call[Any]) -> None:
-        async for report in call.progress():
+    async def _pass_on(self, future: Future[Any], reports: _Reports) -> None:
+        async for report in reports:
             future._report(report)
 
     def _stop(self, future: Future[Any]) -> None:
-        call = self._running.get(future)
-        if call is not None:
-            call.cancel()
+        if self._tasks.cancel(future) and not future.done():
+            _settle(future, None, CancelledError())
 
     def _stop_running(self) -> None:
-        for call in list(self._running.values()):
-            call.cancel()
+        for future in self._tasks.running:
+            self._stop(future)
 
-    def _finish(self, future: Future[Any], call: asyncio.Future[Any]) -> None:
-        self._running.pop(future, None)
+    def _finish(self, future: Future[Any], answer: Any, error: Optional[BaseException]) -> None:
+        """Completes the future of a call, with what its worker has answered, or with an error."""
         if future.done():
             # The executor is broken.
             return
-        error: Optional[BaseException]
         result = None
-        if call.cancelled():
-            error = CancelledError()
-        else:
-            error = call.exception()
-            if error is None:
-                result, error = _read(call.result())
-        if isinstance(error, SetupError):
-            self._break(f"the initializer has failed: {error}", future)
+        if error is None:
+            result, error = _read(answer)
+        elif isinstance(error, SetupError):
+            return self._fail(f"the initializer has failed: {error}")
         elif isinstance(error, WorkerDied) and self._strict:
-            self._break(f"a process of the pool was terminated abruptly: {error}", future)
-        else:
-            _settle(future, result, error)
-        self._step()
+            return self._fail(f"a process of the pool was terminated abruptly: {error}")
+        _settle(future, result, error)
 
-    def _break(self, reason: str, *futures: Future[Any]) -> None:
+    def _fail(self, reason: str) -> None:
+        self._break(reason)
+        self._end()
+
+    def _break(self, reason: str) -> None:
         """Fails all calls, and those to come."""
         with self._lock:
             self._broken = self._broken or reason
-            broken = [*futures, *self._running, *(future for future, _, _ in self._pending)]
-            self._pending.clear()
+            broken = [*self._tasks.running, *self._tasks.take_waiting()]
         for future in broken:
             if not future.done() and (future.running() or future.set_running_or_notify_cancel()):
                 _settle(future, None, BrokenProcessPool(reason))
