@@ -143,11 +143,13 @@ def _become_server(serve: Callable[[], None], handled: list[int], empty: TextIO)
 def _leave_program(handled: list[int], empty: TextIO) -> None:
     """Ends what ties the child to the program's signals, terminal and children. Signals are blocked. ``handled``: those that have a
     handler in Python."""
-    signal.set_wakeup_fd(-1)
-    for number in handled:
-        signal.signal(number, signal.SIG_DFL)
     # Ctrl-C is for the program, which ends the server by its own end.
     os.setsid()
+    signal.set_wakeup_fd(-1)
+    for number in handled:
+        # What the program's group got since the fork is discarded: it was meant for the handler.
+        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, signal.SIG_DFL)
     os.dup2(empty.fileno(), 0)
     _kept.append(sys.stdin)
     sys.stdin = empty
