@@ -196,19 +196,19 @@ def test_a_call_cancelled_before_its_turn_is_not_run(server: Any) -> None:
 def test_the_answer_to_another_call_breaks_the_checkout(
     tmp_path: Any, meta: dict[str, Any], said: str
 ) -> None:
-    from taskfork import _wire
+    import wire
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        hello = {"version": _wire.VERSION, "pid": 1}
-        writer.write(_wire.PREAMBLE + _wire.frame(_wire.encode([_wire.HELLO, hello])))
-        decoder, calls = _wire.Decoder(), 0
+        hello = {"version": wire.VERSION, "pid": 1}
+        writer.write(wire.PREAMBLE + wire.frame(wire.encode([wire.HELLO, hello])))
+        decoder, calls = wire.Decoder(), 0
         while data := await reader.read(1 << 16):
             decoder.feed(data)
             while message := decoder.next():
-                if message[0] == _wire.CALL:
+                if message[0] == wire.CALL:
                     calls += 1
                     answer = {"call": 1} if calls == 1 else meta
-                    writer.write(_wire.frame(_wire.encode([_wire.OK, answer, 5])))
+                    writer.write(wire.frame(wire.encode([wire.OK, answer, 5])))
         writer.close()
 
     async def test() -> None:
@@ -225,22 +225,22 @@ def test_the_answer_to_another_call_breaks_the_checkout(
 
 
 def test_a_worker_that_may_be_kept_after_its_error_is_kept(tmp_path: Any) -> None:
-    from taskfork import _wire
+    import wire
 
     connections: list[int] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connections.append(len(connections))
-        hello = {"version": _wire.VERSION, "pid": 1}
-        writer.write(_wire.PREAMBLE + _wire.frame(_wire.encode([_wire.HELLO, hello])))
-        decoder, calls = _wire.Decoder(), 0
+        hello = {"version": wire.VERSION, "pid": 1}
+        writer.write(wire.PREAMBLE + wire.frame(wire.encode([wire.HELLO, hello])))
+        decoder, calls = wire.Decoder(), 0
         while data := await reader.read(1 << 16):
             decoder.feed(data)
             while message := decoder.next():
-                if message[0] == _wire.CALL:
+                if message[0] == wire.CALL:
                     calls += 1
                     error = {"kind": "interface", "message": "no", **message[3][0]}
-                    writer.write(_wire.frame(_wire.encode([_wire.ERROR, {"call": calls}, error])))
+                    writer.write(wire.frame(wire.encode([wire.ERROR, {"call": calls}, error])))
         writer.close()
 
     async def test() -> None:

@@ -151,6 +151,33 @@ with taskfork.Executor(1, FORK, begin) as executor:
     assert said == "of the initializer True\nTrue\nof the program\nagain again\n"
 
 
+def test_what_such_a_main_module_defines_later_is_what_a_worker_runs() -> None:
+    said = output(
+        """
+import typing
+def calls(): return second()
+def name(variable): return variable.__name__
+class Found:
+    def method(self): return "old"
+def begin():
+    global Later
+    class Later: pass
+def find(): return [Found(), Later()]
+with taskfork.Executor(1, FORK, begin) as executor:
+    print(*[type(each).__name__ for each in executor.submit(find).result()], type(executor.submit(Found).result()) is Found)
+    def second(): return "new"
+    print(executor.submit(calls).result())
+    T = typing.TypeVar("T")
+    print(executor.submit(name, T).result())
+with taskfork.Executor(1, FORK) as executor:
+    print(executor.submit(Found().method).result())
+    Found.method = lambda self: "new"
+    print(executor.submit(Found().method).result())
+"""
+    )
+    assert said == "Found Later True\nnew\nT\nold\nnew\n"
+
+
 #: Interrupts the start of a server at each point where Python may call a handler of a signal, one after the other.
 INTERRUPTED = """
 import gc
@@ -525,6 +552,30 @@ def get_handler() -> int:
     return int(signal.getsignal(signal.SIGUSR2))  # type: ignore[arg-type]
 
 
+def test_signals_of_the_program_right_after_the_fork_do_not_end_the_server() -> None:
+    said = output(
+        """
+import multiprocessing, os, signal
+from taskfork import Executor
+
+PROGRAM, SIGNALS = os.getpid(), (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM)
+
+def interrupt():
+    if os.getppid() == PROGRAM:
+        for number in SIGNALS:
+            os.kill(os.getpid(), number)
+        print("sent", flush=True)
+
+for number in SIGNALS:
+    signal.signal(number, lambda *_: None)
+os.register_at_fork(after_in_child=interrupt)
+with Executor(1, multiprocessing.get_context("fork")) as executor:
+    print(executor.submit(os.getppid).result() != PROGRAM)
+"""
+    )
+    assert said == "sent\nTrue\n"
+
+
 def test_standard_input_is_the_programs() -> None:
     said = output(
         """
@@ -572,6 +623,34 @@ def test_a_server_does_not_keep_another_one() -> None:
         with taskfork.Server.start([parent], start_method="fork") as second:
             first.close()
             assert is_gone(first.pid) and second.is_alive
+
+
+def test_servers_that_start_at_the_same_time_do_not_keep_each_other_s_sockets() -> None:
+    started: list[taskfork.Server] = []
+
+    def start() -> None:
+        barrier.wait()
+        started.append(taskfork.Server.start([parent], start_method="fork"))
+
+    barrier = threading.Barrier(4)
+    threads = [threading.Thread(target=start) for _ in range(4)]
+    with warnings.catch_warnings():
+        # The other threads.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    try:
+        for server in started:
+            path = server.address.partition(":")[2]
+            lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
+            sockets = {f"socket:[{line[6]}]" for line in lines if line[-1] == path}
+            holders = [each.pid for each in started if sockets & set(files(each.pid).values())]
+            assert holders == [server.pid]
+    finally:
+        for server in started:
+            server.close()
 
 
 def test_an_executor_breaks_if_its_server_ends() -> None:

@@ -18,16 +18,14 @@ from typing import Any, AsyncIterator, Iterator
 
 import pytest
 from conftest import TASKFORK, happens, is_gone, until
+import wire
 
 import taskfork
 import taskfork.blocking
 import taskfork.server
-from taskfork import _wire
 from taskfork.worker import DeadlineExceeded
 
 WINDOW = 262_144
-#: That of a program behind the worker in front of it.
-PROGRAM_WINDOW = 65_536
 
 
 def run(test: Any) -> Any:
@@ -119,13 +117,13 @@ def test_an_item_that_cannot_be_read_is_an_error_in_its_place(python: Any) -> No
     with socket.socket(socket.AF_UNIX if kind == "unix" else socket.AF_INET) as peer:
         peer.connect(place if kind == "unix" else ("127.0.0.1", int(place.rpartition(":")[2])))
         peer.settimeout(30)
-        decoder = _wire.Decoder()
+        decoder = wire.Decoder()
 
         def send(*message: Any, value: bytes = b"") -> None:
-            head = _wire.encode(list(message))
+            head = wire.encode(list(message))
             # One more element than is encoded, if a value follows.
             head = bytes([head[0] + (1 if value else 0)]) + head[1:]
-            peer.sendall(_wire.frame(head + value))
+            peer.sendall(wire.frame(head + value))
 
         def receive(wanted: int) -> list[Any]:
             while True:
@@ -136,45 +134,43 @@ def test_an_item_that_cannot_be_read_is_an_error_in_its_place(python: Any) -> No
                 if message[0] == wanted:
                     return message
 
-        peer.sendall(_wire.PREAMBLE)
-        send(_wire.HELLO, {"versions": [_wire.VERSION], "name": "by hand"})
-        send(_wire.CALL, {"input": True}, "readable", [])
-        receive(_wire.CREDIT)
-        # The process in front of a program passes nothing on that nests too deeply, and ends the input.
-        items = UNREADABLE[:1] if python.program.args[1] == "serve" else UNREADABLE
-        for value in [b"\x07", *items, b"\xa3end"]:
-            send(_wire.ITEM, {"call": 1, "cost": 1000}, value=value)
-        send(_wire.INPUT_END, {}, 1)
-        seven, *unreadable, last = receive(_wire.OK)[2]
+        peer.sendall(wire.PREAMBLE)
+        send(wire.HELLO, {"versions": [wire.VERSION], "name": "by hand"})
+        send(wire.CALL, {"input": True}, "readable", [])
+        receive(wire.CREDIT)
+        for value in [b"\x07", *UNREADABLE, b"\xa3end"]:
+            send(wire.ITEM, {"call": 1, "cost": 1000}, value=value)
+        send(wire.INPUT_END, {}, 1)
+        seven, *unreadable, last = receive(wire.OK)[2]
         assert (seven, last) == ("7", "'end'")
-        assert len(unreadable) == len(items), unreadable
+        assert len(unreadable) == len(UNREADABLE), unreadable
         assert all(text.startswith("ItemError: an item of the input") for text in unreadable), unreadable
         # The same as arguments are the error of their call, and the worker goes on.
         for number, value in enumerate(UNREADABLE, 2):
-            send(_wire.CALL, {}, "echo", value=b"\x91" + value)
-            answer = receive(_wire.ERROR)
+            send(wire.CALL, {}, "echo", value=b"\x91" + value)
+            answer = receive(wire.ERROR)
             assert answer[1]["call"] == number and answer[2]["kind"] == "arguments", answer
-        send(_wire.CALL, {}, "echo", ["on"])
-        assert receive(_wire.OK)[2] == "on"
+        send(wire.CALL, {}, "echo", ["on"])
+        assert receive(wire.OK)[2] == "on"
 
 
 @pytest.mark.parametrize("value", UNREADABLE)
 def test_an_item_of_a_stream_that_cannot_be_read_is_an_error_of_its_call(tmp_path: Path, value: bytes) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        hello = _wire.encode([_wire.HELLO, {"version": _wire.VERSION, "pid": 1, "items": True}])
-        writer.write(_wire.PREAMBLE + _wire.frame(hello))
-        decoder, calls = _wire.Decoder(), 0
+        hello = wire.encode([wire.HELLO, {"version": wire.VERSION, "pid": 1, "items": True}])
+        writer.write(wire.PREAMBLE + wire.frame(hello))
+        decoder, calls = wire.Decoder(), 0
         while data := await reader.read(1 << 16):
             decoder.feed(data)
             while message := decoder.next():
-                if message[0] != _wire.CALL:
+                if message[0] != wire.CALL:
                     continue
                 calls += 1
                 meta = {"call": calls}
                 for item in (b"\x07", value):
-                    head = _wire.encode([_wire.ITEM, {**meta, "cost": 1000}])
-                    writer.write(_wire.frame(bytes([head[0] + 1]) + head[1:] + item))
-                writer.write(_wire.frame(_wire.encode([_wire.OK, meta, 5])))
+                    head = wire.encode([wire.ITEM, {**meta, "cost": 1000}])
+                    writer.write(wire.frame(bytes([head[0] + 1]) + head[1:] + item))
+                writer.write(wire.frame(wire.encode([wire.OK, meta, 5])))
         writer.close()
 
     async def test() -> None:
@@ -258,7 +254,7 @@ def test_items_are_taken_as_fast_as_the_worker_takes_them(server: Any, tmp_path:
     length = 10_000
     rows = Rows("x" * length, 200)
     # What the windows hold, an item that exceeds each of them, and one that waits to be sent.
-    ahead = (WINDOW + PROGRAM_WINDOW) // length + 3
+    ahead = WINDOW // length + 3
 
     async def test() -> None:
         async with taskfork.Client(server.address) as client:

@@ -89,6 +89,8 @@ def test_a_gateway_serves_a_client_that_it_knows(python_server: Begin, certifica
     with Client(address, tls_identity=known, **options) as client:
         assert client.call("add", 2, 3) == 5
         assert client.call("echo", b"x" * (1 << 20)) == b"x" * (1 << 20)
+        # Whose connection the gateway relays, not the gateway.
+        assert "web.example" in client.call("context")[2]
     with Client(address, tls_identity=other, timeout=6, **options) as client:
         with pytest.raises(taskfork.FatalError, match="certificate"):
             client.call("add", 2, 3)

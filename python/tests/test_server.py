@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 from conftest import TASKFORK, WORKER, is_gone, until
+import wire
 
 import taskfork
 import taskfork.blocking
-from taskfork import _wire
 
 
 @pytest.fixture(params=["own", "program"])
@@ -144,13 +144,13 @@ class Raw:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(60)
         self._socket.connect(address.partition(":")[2])
-        self._decoder = _wire.Decoder()
-        self._socket.sendall(_wire.PREAMBLE)
-        self.send([_wire.HELLO, {"versions": [_wire.VERSION], "name": "raw"}])
-        assert self.read()[0] == _wire.HELLO
+        self._decoder = wire.Decoder()
+        self._socket.sendall(wire.PREAMBLE)
+        self.send([wire.HELLO, {"versions": [wire.VERSION], "name": "raw"}])
+        assert self.read()[0] == wire.HELLO
 
     def send(self, message: list[Any]) -> None:
-        self._socket.sendall(_wire.frame(_wire.encode(message)))
+        self._socket.sendall(wire.frame(wire.encode(message)))
 
     def read(self) -> list[Any]:
         while (message := self._decoder.next()) is None:
@@ -166,7 +166,7 @@ class Raw:
 def test_a_stream_that_nobody_reads_closes_its_generator(own_server: Any) -> None:
     item, cancel = 11, 4
     raw = Raw(own_server().address)
-    raw.send([_wire.CALL, {"items": 1000}, "endless_lines", []])
+    raw.send([wire.CALL, {"items": 1000}, "endless_lines", []])
     numbers = []
     while len(numbers) < 3:
         message = raw.read()
@@ -176,17 +176,17 @@ def test_a_stream_that_nobody_reads_closes_its_generator(own_server: Any) -> Non
     raw.send([cancel, {}, 1])
     while (message := raw.read())[0] == item:
         pass
-    assert message == [_wire.OK, message[1], None]
-    raw.send([_wire.CALL, {}, "closed_generators", []])
+    assert message == [wire.OK, message[1], None]
+    raw.send([wire.CALL, {}, "closed_generators", []])
     assert raw.read()[2] == 1
     raw.close()
 
 
 def test_progress_is_reported(own_server: Any) -> None:
     raw = Raw(own_server().address)
-    raw.send([_wire.CALL, {}, "report_progress", []])
+    raw.send([wire.CALL, {}, "report_progress", []])
     message = raw.read()
-    assert message[0] == _wire.TELEMETRY and message[1]["progress"] == [1, 3, "rows"]
+    assert message[0] == wire.TELEMETRY and message[1]["progress"] == [1, 3, "rows"]
     raw.close()
 
 

@@ -16,7 +16,7 @@ from conftest import TASKFORK
 
 import taskfork
 import taskfork.blocking
-from taskfork import Blob, BlobMut, _wire, shared
+from taskfork import Blob, BlobMut
 
 
 def run(test: Any) -> Any:
@@ -39,19 +39,6 @@ def filled(length: int, byte: int) -> Blob:
 
 def is_shared(server: Any) -> bool:
     return bool(server.address.startswith("unix:"))
-
-
-def test_a_blob_over_the_limit_is_neither_mapped_nor_handed_over() -> None:
-    short, long = filled(1000, 1), filled(1001, 1)
-    with pytest.raises(ValueError, match="and the limit is 1000"):
-        shared.view_of(os.dup(long.fileno()), 1000)
-    assert len(shared.view_of(os.dup(short.fileno()), 1000)) == 1000
-    encoder = _wire.Encoder(files=16, max_blob=1000)
-    frame, files = encoder.frame([1, {}, long])
-    assert len(frame) > 1001 and files == []
-    frame, files = encoder.frame([1, {}, short])
-    assert len(frame) < 100 and len(files) == 1
-    _wire.close_all(files)
 
 
 @pytest.fixture

@@ -349,5 +349,5 @@ def test_a_server_imports_nothing_that_it_does_not_need(tmp_path: Path) -> None:
         sys.path.remove(str(tmp_path))
     # Those of clients, of workers that are programs, and of whoever starts a server.
     assert "taskfork.server" in found
-    unneeded = {"asyncio", "json", "msgpack", "shutil", "socket", "subprocess", "tempfile", "taskfork._server", "taskfork._wire"}
+    unneeded = {"asyncio", "json", "msgpack", "shutil", "socket", "subprocess", "tempfile", "taskfork._server", "taskfork._program"}
     assert not unneeded & found

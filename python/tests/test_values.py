@@ -8,10 +8,10 @@ import math
 from typing import Any, Callable
 
 import pytest
+import wire
 
 import taskfork
 import taskfork.blocking
-from taskfork import _wire
 
 
 @pytest.fixture(params=["own", "program"])
@@ -38,9 +38,6 @@ def test_numbers_of_numpy_are_numbers(echo: Callable[[Any], Any]) -> None:
     for value in (numpy.longdouble(1), numpy.complex128(1), *times):
         with pytest.raises(taskfork.ArgumentsError, match="cannot be encoded"):
             echo(value)
-    for value in times:
-        with pytest.raises(_wire.EncodeError, match="cannot be encoded"):
-            _wire.encode(value)
 
 
 def test_arrays_arrive_as_their_elements_in_order(echo: Callable[[Any], Any]) -> None:
@@ -148,18 +145,18 @@ def test_a_value_that_changes_while_it_is_encoded_does_no_harm(echo: Callable[[A
 
 def test_keys_that_are_lists_become_tuples(tmp_path: Any) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        hello = {"version": _wire.VERSION, "pid": 1}
-        writer.write(_wire.PREAMBLE + _wire.frame(_wire.encode([_wire.HELLO, hello])))
-        decoder, calls = _wire.Decoder(), 0
+        hello = {"version": wire.VERSION, "pid": 1}
+        writer.write(wire.PREAMBLE + wire.frame(wire.encode([wire.HELLO, hello])))
+        decoder, calls = wire.Decoder(), 0
         # {[1, 2]: 3}, then {{}: 1}
         answers = [b"\x81\x92\x01\x02\x03", b"\x81\x80\x01"]
         while data := await reader.read(1 << 16):
             decoder.feed(data)
             while message := decoder.next():
-                if message[0] == _wire.CALL:
+                if message[0] == wire.CALL:
                     calls += 1
-                    body = bytes([0x93, _wire.OK]) + _wire.encode({"call": calls}) + answers[calls - 1]
-                    writer.write(_wire.frame(body))
+                    body = bytes([0x93, wire.OK]) + wire.encode({"call": calls}) + answers[calls - 1]
+                    writer.write(wire.frame(body))
         writer.close()
 
     async def test() -> None:

@@ -274,10 +274,11 @@ impl EventLoop {
         }
     }
 
-    /// Looks for answers in a thread that may be another one. Returns whether some have come. The loop has a turn then, which looks on.
+    /// Looks for answers in a thread that may be another one. Returns whether some may have come, also through a socket. The loop has
+    /// a turn then, which looks on.
     pub(crate) fn look_from_any_thread(&self) -> bool {
         self.notes.signal();
-        self.look() == Awaited::Arrived
+        self.look() == Awaited::Arrived || self.notes.has_any()
     }
 
     /// Reads the result of a call, if it has come. The loop completes the call in a later turn. An error is left to the loop.

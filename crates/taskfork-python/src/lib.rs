@@ -5,7 +5,7 @@
 //! threads, `stream` is for iterators of items and of reports, `input` is for what calls stream to their methods, and `error` makes
 //! exceptions. `pickles` is for objects without another encoding, `interruption` for what Ctrl-C raises meanwhile, and `keys` bounds the
 //! time that maps of peers take. `serving` is a server whose workers run Python, `interface` passes their calls on, and `receiver` their
-//! inputs; `forking` makes a program such a server by a fork. The package's Python files define what users see.
+//! inputs; `forking` makes a program such a server by a fork. `program` is for programs that a server has started as its workers. The package's Python files define what users see.
 
 mod client;
 mod copies;
@@ -25,6 +25,7 @@ mod options;
 mod passed;
 mod pickles;
 mod process;
+mod program;
 mod receiver;
 mod remote;
 mod serving;
@@ -51,6 +52,8 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(forking::caught_signals, module)?)?;
     module.add_function(wrap_pyfunction!(forking::fork, module)?)?;
     module.add_function(wrap_pyfunction!(forking::end_with, module)?)?;
+    module.add_function(wrap_pyfunction!(program::offer_to_serve, module)?)?;
+    module.add_function(wrap_pyfunction!(program::serve_inherited, module)?)?;
     module.add_function(wrap_pyfunction!(interface::is_cancelled, module)?)?;
     module.add_function(wrap_pyfunction!(interface::peer, module)?)?;
     module.add_function(wrap_pyfunction!(interface::progress, module)?)?;

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::ffi::{CStr, c_char, c_uint, c_void};
 use std::mem::{ManuallyDrop, MaybeUninit};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 use std::slice;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
@@ -26,7 +26,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyMemoryView, PyModule};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use taskfork::__private::{InputItems, Taken, is_forking_guardian};
+use taskfork::__private::{Inherited, InputItems, Taken, is_forking_guardian};
 use taskfork::Emitter;
 use taskfork::worker::{EmitError, ReceiveError};
 
@@ -36,6 +36,22 @@ pub(crate) fn duplicate(py: Python<'_>, file: i32) -> PyResult<OwnedFd> {
     let copy: i32 = PyModule::import(py, "os")?.call_method1("dup", (file,))?.extract()?;
     // SAFETY: `os.dup` has just opened this descriptor, and nothing else knows its number.
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+/// A descriptor that this program has inherited, and that an environment variable names: the package takes the variable away.
+#[expect(unsafe_code, reason = "a number from Python becomes a descriptor that is owned")]
+pub(crate) fn inherited_descriptor(number: i32) -> std::io::Result<OwnedFd> {
+    // SAFETY: the borrow ends with this statement. If the number is not open, the call only returns EBADF.
+    rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(number) })?;
+    // SAFETY: it is open, and nothing else in this process knows its number.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// The worker whose state has this descriptor, which an environment variable names: the package takes the variable away.
+#[expect(unsafe_code, reason = "descriptors are passed on by their numbers")]
+pub(crate) fn inherited_worker(state: i32) -> Result<Inherited, String> {
+    // SAFETY: nothing else in this process knows its number.
+    unsafe { Inherited::take(state) }
 }
 
 /// A buffer of a Python object, as `PyObject_GetBuffer` describes it. The functions are in the stable ABI from Python 3.11 on, with

@@ -270,6 +270,8 @@ pub mod __private {
     pub use crate::worker::error_reply::Raised;
     #[cfg(feature = "server")]
     pub use crate::worker::interface::{Reply, Request};
+    #[cfg(feature = "server")]
+    pub use crate::worker::takeover::{Inherited, offer};
 
     /// A value as MessagePack, within the depth of values of calls.
     ///

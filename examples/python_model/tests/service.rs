@@ -20,9 +20,12 @@ struct Service {
 impl Service {
     fn start() -> Self {
         let python = std::env::var_os("PYTHON").unwrap_or_else(|| "python3".into());
-        let msgpack = Command::new(&python).args(["-c", "import msgpack"]).status().unwrap();
-        assert!(msgpack.success(), "{python:?} needs the package msgpack: pip install msgpack");
         let package = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../python/src");
+        let mut import = Command::new(&python);
+        let import = import.args(["-c", "import taskfork._native"]).env("PYTHONPATH", &package);
+        let missing =
+            "python/src/taskfork has no native module: see the table of tests in CONTRIBUTING.md";
+        assert!(import.status().unwrap().success(), "{missing}");
         let mut child = Command::new(env!("CARGO_BIN_EXE_python_model"))
             .env("LISTEN", "127.0.0.1:0")
             .env("PYTHONPATH", package)

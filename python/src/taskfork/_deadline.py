@@ -1,4 +1,4 @@
-"""The end of a call's time, in workers of both kinds."""
+"""The end of a call's time."""
 
 from __future__ import annotations
 

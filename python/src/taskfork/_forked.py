@@ -22,8 +22,8 @@ from . import _native
 #: The threads that the package has made in Python, by their numbers in the kernel. One may be on its way out.
 own_threads: set[int] = set()
 
-#: The name of that of the native module.
-_NATIVE_THREAD = "taskfork-client"
+#: The names of those of the native module, which run no code of the user: of clients, and of workers.
+_NATIVE_THREADS = ("taskfork-client", "taskfork-notes")
 
 #: What the child has replaced. Its end could close files of the program.
 _kept: list[Any] = []
@@ -96,7 +96,7 @@ class Process:
 def _warn_of_threads() -> None:
     """As ``os.fork`` does from Python 3.12 on, but before the fork, and not because of the package's own threads."""
     others = {int(number) for number in os.listdir("/proc/self/task")} - own_threads - {threading.get_native_id()}
-    others = {number for number in others if _name(number) != _NATIVE_THREAD}
+    others = {number for number in others if _name(number) not in _NATIVE_THREADS}
     if not others:
         return
     said = (
@@ -112,7 +112,7 @@ def _name(thread: int) -> str:
             return file.read().strip()
     except OSError:
         # It has ended.
-        return _NATIVE_THREAD
+        return _NATIVE_THREADS[0]
 
 
 def _depth_of_user() -> int:
@@ -143,11 +143,13 @@ def _become_server(serve: Callable[[], None], handled: list[int], empty: TextIO)
 def _leave_program(handled: list[int], empty: TextIO) -> None:
     """Ends what ties the child to the program's signals, terminal and children. Signals are blocked. ``handled``: those that have a
     handler in Python."""
-    signal.set_wakeup_fd(-1)
-    for number in handled:
-        signal.signal(number, signal.SIG_DFL)
     # Ctrl-C is for the program, which ends the server by its own end.
     os.setsid()
+    signal.set_wakeup_fd(-1)
+    for number in handled:
+        # What the program's group got since the fork is discarded: it was meant for the handler.
+        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, signal.SIG_DFL)
     os.dup2(empty.fileno(), 0)
     _kept.append(sys.stdin)
     sys.stdin = empty

@@ -1,4 +1,4 @@
-"""The methods of an interface, in workers of both kinds: functions, coroutines and what streams."""
+"""The methods of an interface: functions, coroutines and what streams."""
 
 from __future__ import annotations
 

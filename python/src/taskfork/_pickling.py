@@ -7,28 +7,30 @@ import io
 import os
 import pickle
 import sys
-import types
 import weakref
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 #: Buffers of this length or more are left out of what is pickled, where the caller takes them.
 _LEAST = 64 << 10
 
 
 class Main:
-    """The functions and classes that the program's main module has now. A fork of the program has them too."""
+    """What the program's main module defines now: functions, classes, and other objects that are called or that pickle names. A fork
+    of the program has that too."""
 
     def __init__(self) -> None:
-        # Others are neither functions nor classes. The program's objects end as if this did not exist.
-        self._known: dict[str, weakref.ref[Any]] = {}
-        for name, value in list(vars(_main()).items()):
-            if isinstance(value, (type, types.FunctionType)):
-                self._known[name] = weakref.ref(value)
+        self._program = os.getpid()
+        self._defined = {name: _reference(value) for name, value in _definitions().items()}
 
-    def has(self, names: set[str]) -> bool:
-        """Whether these are among them, and none has been replaced since: what one of them calls may have been."""
-        now = vars(_main())
-        return names <= self._known.keys() and all(now.get(name) is value() for name, value in self._known.items())
+    def has(self, value: Any) -> bool:
+        """Whether the other process has all that pickling a value names, and that is the same there. In the program nothing may have
+        been defined since: what a function calls may be any of that. In the fork something may, if the value does not need it."""
+        now = _definitions()
+        if any(now.get(name) is not defined() for name, defined in self._defined.items()):
+            return False
+        if os.getpid() == self._program:
+            return len(now) == len(self._defined)
+        return _names_in(value) <= self._defined.keys()
 
 
 class _Names(pickle.Pickler):
@@ -42,6 +44,47 @@ class _Names(pickle.Pickler):
             if isinstance(name, str):
                 self.names.add(name.partition(".")[0])
         return NotImplemented
+
+
+def _names_in(value: Any) -> set[str]:
+    pickler = _Names(io.BytesIO(), pickle.HIGHEST_PROTOCOL, buffer_callback=lambda _: None)
+    pickler.names = set()
+    pickler.dump(value)
+    return pickler.names
+
+
+def _definitions() -> dict[str, Any]:
+    found = {}
+    for name, value in list(vars(_main()).items()):
+        if not callable(value) and not _has_name_here(value):
+            continue
+        found[name] = value
+        if isinstance(value, type) and value.__module__ == "__main__":
+            methods = {attribute: each for attribute, each in list(vars(value).items()) if _is_method(each)}
+            found.update((f"{name}.{attribute}", each) for attribute, each in methods.items())
+    return found
+
+
+def _has_name_here(value: Any) -> bool:
+    """Whether pickle may name an object that is not called, such as a type variable."""
+    try:
+        return value.__module__ == "__main__" and isinstance(value.__name__, str)
+    except Exception:
+        # Mostly there are no such attributes. They may be code of the user.
+        return False
+
+
+def _is_method(value: Any) -> bool:
+    # A static method can be called itself from Python 3.10 on.
+    return callable(value) or isinstance(value, (classmethod, property, staticmethod))
+
+
+def _reference(value: Any) -> Callable[[], Any]:
+    """A reference that keeps no object, so that those of the program end as without it. Some can only be kept."""
+    try:
+        return weakref.ref(value)
+    except TypeError:
+        return lambda: value
 
 
 def dumps(value: Any, buffers: Optional[list[memoryview]] = None, main: Optional[Main] = None) -> bytes:
@@ -58,17 +101,9 @@ def dumps(value: Any, buffers: Optional[list[memoryview]] = None, main: Optional
         if by_value is None:
             raise
         return by_value
-    if b"__main__" in pickled and not _main_can_be_imported() and not (main and main.has(_names_in(value))):
+    if b"__main__" in pickled and not _main_can_be_imported() and not (main and main.has(value)):
         return _by_value(value, buffers) or pickled
     return pickled
-
-
-def _names_in(value: Any) -> set[str]:
-    """The names in the main module that pickling a value needs."""
-    pickler = _Names(io.BytesIO(), pickle.HIGHEST_PROTOCOL, buffer_callback=lambda _: None)
-    pickler.names = set()
-    pickler.dump(value)
-    return pickler.names
 
 
 def _is_pickled(buffers: list[memoryview], buffer: pickle.PickleBuffer) -> bool:

@@ -37,13 +37,3 @@ def is_count(value: Any) -> bool:
 def cut(text: str) -> str:
     """The first 64 bytes of a text, in whole characters."""
     return text.encode(errors="replace")[:MAX_TEXT].decode(errors="ignore")
-
-
-def read(value: Any) -> Optional[Progress]:
-    """A report in a message; None if it cannot be read."""
-    if not isinstance(value, list) or len(value) != 3:
-        return None
-    done, total, what = value
-    if not is_count(done) or not (total is None or is_count(total)) or not isinstance(what, str):
-        return None
-    return Progress(done, total, cut(what))

@@ -1,4 +1,4 @@
-"""The input of a call, in workers of both kinds: what a method gets for the items that its caller streams."""
+"""The input of a call: what a method gets for the items that its caller streams."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Objects that are sent as plain values: texts, numbers, arrays and maps, which peers in any language can read.
 
-The native module and the encoder of programs call :func:`to_plain` for each object of a type that they do not know. What is inside
+The native module calls :func:`to_plain` for each object of a type that they do not know. What is inside
 the value that it returns comes later, so the depth of values bounds this as well.
 """
 

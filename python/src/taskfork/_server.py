@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import weakref
 from types import TracebackType
@@ -356,7 +357,8 @@ class Starting:
     def _start(
         self, parts: _Parts, given: dict[str, Any], options: dict[str, Any], listen: Optional[str], forks: bool
     ) -> None:
-        with contextlib.ExitStack() as passed:
+        # A fork has all that this process has open, also what another thread has opened for a server of its own.
+        with _opening, contextlib.ExitStack() as passed:
             listener, self.address, parts.folder = _listen(listen)
             listener = socket.socket(fileno=_not_standard(listener.detach()))
             passed.callback(listener.close)
@@ -486,7 +488,14 @@ def _close(file: int) -> None:
         os.close(file)
 
 
+#: Held while descriptors are open that only a new server needs.
+_opening = threading.RLock()
+
+
 def _close_in_child() -> None:
+    global _opening
+    # Another thread may have had it.
+    _opening = threading.RLock()
     for file in _files:
         os.close(file)
     _files.clear()

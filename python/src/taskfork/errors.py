@@ -109,7 +109,7 @@ class TimedOut(FatalError, TimeoutError):
 class WorkerDied(FatalError):
     """The worker ended. ``exit`` is its status and ``signal`` its signal; both are None if the cause is unknown.
 
-    ``pid`` is what ``os.getpid()`` returned in it. A program of ``taskfork serve`` has a process in front of it, which the
+    ``pid`` is what ``os.getpid()`` returned in it. A program in another language has a process in front of it, which the
     server counts as the worker: ``worker_pid`` is that of this process, and the same as ``pid`` elsewhere. Lines in the log begin
     with both: ``[WORKER_PID/PID]``. If nobody could say how the program ended, ``pid`` is that of the process in front of it."""
 

@@ -22,9 +22,6 @@ from typing import Optional
 
 __all__ = ["Blob", "BlobMut"]
 
-#: The longest blob in a memfd, in bytes: the default of the protocol.
-MAX_BLOB = 256 << 20
-
 # From <linux/fcntl.h>. Older versions of Python lack some of them.
 _ADD_SEALS, _GET_SEALS = 1033, 1034
 _SEAL, _SHRINK, _GROW, _WRITE = 1, 2, 4, 8
@@ -138,8 +135,8 @@ class Blob:
             os.close(self._file)
 
 
-def view_of(file: int, most: Optional[int] = None) -> memoryview:
-    """Maps a sealed memfd of at most ``most`` bytes, and closes the descriptor. ``ValueError`` for another file."""
+def view_of(file: int) -> memoryview:
+    """Maps a sealed memfd, and closes the descriptor. ``ValueError`` for another file."""
     try:
         try:
             seals = fcntl.fcntl(file, _GET_SEALS)
@@ -148,8 +145,6 @@ def view_of(file: int, most: Optional[int] = None) -> memoryview:
         if seals & _ALL != _ALL:
             raise ValueError("a blob is not sealed against changes")
         length = os.fstat(file).st_size
-        if most is not None and length > most:
-            raise ValueError(f"a blob has {length} bytes, and the limit is {most}")
         if length == 0:
             return memoryview(b"")
         return memoryview(mmap.mmap(file, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ))

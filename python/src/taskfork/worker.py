@@ -63,7 +63,7 @@ _CHILD_RETURNED_STATUS = 70
 _OWN_FILES = (
     *(
         os.path.join(os.path.dirname(__file__), f"{name}.py")
-        for name in ("worker", "_channel", "_methods", "_program", "_program_streams", "_receiver")
+        for name in ("worker", "_methods", "_receiver")
     ),
     contextlib.__file__,
 )
@@ -109,21 +109,25 @@ def serve(
     A child that one of these functions forks, and that returns from it, sends nothing and exits with status 70. After
     ``sys.exit`` it exits with that status.
 
-    Without a connection in the variable ``TASKFORK_FD``, the function prints how to start the program, and exits with
-    status 2.
+    The program serves its connection itself: it takes the place of the process that has started it. So its process id is the
+    worker's. The first program of a server ends when it calls this function, and is started once more, because the server learns
+    only then what it is: what stands in front of the call runs twice there, and ``setup`` runs once. The package and the command
+    ``taskfork`` must have the same version.
+
+    Without a server, the function prints how to start the program, and exits with status 2.
     """
     _server_options.flag("pickle", pickle)
-    descriptor = os.environ.pop("TASKFORK_FD", "")
-    if not descriptor.isdigit():
+    state, descriptor = os.environ.pop("TASKFORK_WORKER", ""), os.environ.pop("TASKFORK_FD", "")
+    if not (state or descriptor).isdigit():
         name = os.path.basename(sys.argv[0]) or "worker.py"
         sys.stderr.write(
             f"{name} is a worker: start it by `taskfork serve --listen unix:PATH -- python3 {name}`\n"
         )
         raise SystemExit(2)
-    # A server in Python needs nothing of the protocol, and starts faster without it.
+    # It imports this module.
     from . import _program
 
-    _program.serve(int(descriptor), interface, setup, checkout_done, pickle)
+    _program.serve(int(state) if state else None, int(descriptor or -1), interface, setup, checkout_done, pickle)
 
 
 def default_signals() -> None:
@@ -172,7 +176,7 @@ class Context:
     @property
     def peer(self) -> Optional[str]:
         """The client at the other end of the connection, with its process and user or its address. None in a process that
-        is no worker, and in a program of ``serve``, which is not told."""
+        is no worker."""
         return self._find_peer()
 
     def progress(self, done: int, total: Optional[int] = None, what: str = "") -> None:

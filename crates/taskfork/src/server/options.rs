@@ -65,6 +65,8 @@ pub(crate) struct Options {
     /// The control channel to the program that started this server.
     pub(crate) control: Option<ControlChannel>,
     pub(crate) spawn_data: SpawnData,
+    /// Workers are programs that may serve their connections themselves.
+    pub(crate) programs_may_take_over: bool,
 }
 
 /// What the program that started this server has passed to it.
@@ -170,6 +172,7 @@ impl Default for Options {
             parent: None,
             control: None,
             spawn_data: SpawnData::default(),
+            programs_may_take_over: false,
         }
     }
 }

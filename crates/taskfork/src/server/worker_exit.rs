@@ -24,7 +24,7 @@ use crate::wire::frame;
 use crate::worker::scoreboard::{Phase, Retirement, ServerSlot};
 
 /// The causes of exits, as [`ServerStatus::deaths`](crate::server::ServerStatus::deaths) counts them.
-pub(super) mod cause {
+pub(in crate::server) mod cause {
     pub(in crate::server) const TIMED_OUT: &str = "timed_out";
     pub(in crate::server) const HUNG: &str = "hung";
     pub(in crate::server) const CLIENT_GONE: &str = "client_gone";

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 /// A file whose contents are new at each read from the start. It stays open, because opening it takes longer
@@ -18,6 +18,11 @@ impl KernelFile {
     /// Opens the file. A file that does not exist reads as empty.
     pub(crate) fn open(path: &str) -> Self {
         Self { file: File::open(path).ok(), number_end: Cell::new(0) }
+    }
+
+    /// A file that is open already.
+    pub(crate) fn of(file: OwnedFd) -> Self {
+        Self { file: Some(file.into()), number_end: Cell::new(0) }
     }
 
     /// Returns the present contents.

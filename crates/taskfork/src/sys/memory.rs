@@ -2,7 +2,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Stat, fstat, major, minor};
@@ -33,6 +33,19 @@ impl OccupiedMemory {
             swapped: 0,
             swapped_at: None,
         }
+    }
+
+    /// The files of a process, which [`descriptors`](Self::descriptors) has returned. They stay those of the process when it
+    /// executes a program.
+    pub(crate) fn of([sizes, status]: [OwnedFd; 2]) -> Self {
+        let (sizes, status) = (KernelFile::of(sizes), KernelFile::of(status));
+        Self { sizes, status, swapped: 0, swapped_at: None }
+    }
+
+    /// Its open files. `None` if the system does not say how much memory a process has.
+    pub(crate) fn descriptors(&self) -> Option<[RawFd; 2]> {
+        let [sizes, status] = [&self.sizes, &self.status].map(KernelFile::as_fd);
+        Some([sizes?.as_raw_fd(), status?.as_raw_fd()])
     }
 
     /// The resident and the swapped memory of this process and of the child that it mirrors, in bytes, including
@@ -210,7 +223,7 @@ mod tests {
 
     #[test]
     fn a_mapping_is_known_by_its_file_and_not_by_a_name() {
-        let published = crate::sys::PublishedPage::new().unwrap();
+        let published = crate::sys::PublishedPage::new(false).unwrap();
         let page = published.readable();
         let mapped = MappedFile::at(page.as_ptr().addr()).unwrap();
         assert_eq!(published.file(), &mapped);

@@ -6,6 +6,20 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::process::{Resource, getrlimit};
 
+/// Makes a file with these parts as its content.
+///
+/// # Errors
+/// As for [`memory_file`].
+#[cfg(feature = "server")]
+pub(crate) fn memory_with(name: &str, parts: &[&[u8]]) -> io::Result<OwnedFd> {
+    let mut file =
+        std::fs::File::from(memory_file(name, parts.iter().map(|part| part.len()).sum())?);
+    for part in parts {
+        io::Write::write_all(&mut file, part)?;
+    }
+    Ok(file.into())
+}
+
 /// Makes a file of `length` zeros that can be sealed.
 ///
 /// # Errors

@@ -81,9 +81,13 @@ pub(crate) use kernel_file::KernelFile;
 #[cfg(feature = "server")]
 pub(crate) use memory::{Collapsed, MappedFile, OccupiedMemory, collapse_huge_pages};
 #[cfg(feature = "server")]
+pub(crate) use memory_file::memory_with;
+#[cfg(feature = "server")]
 pub(crate) use open_file_limit::OpenFileLimit;
 #[cfg(feature = "server")]
-pub(crate) use pages::{AtomicWords, Pages, PublishedPage};
+pub(crate) use pages::{
+    AtomicWords, Pages, PublishedPage, map_inherited_page, map_inherited_published,
+};
 #[cfg(feature = "server")]
 pub(crate) use partial_fork::PartialFork;
 #[cfg(feature = "tls")]

@@ -2,12 +2,12 @@
 //! only the server can write.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::null_mut;
 use std::slice;
 use std::sync::atomic::AtomicU64;
 
-use rustix::fs::{SealFlags, fcntl_add_seals};
+use rustix::fs::{SealFlags, fcntl_add_seals, fcntl_get_seals, fstat};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap};
 
 use super::memory::MappedFile;
@@ -68,6 +68,22 @@ impl Pages {
         self.made[index]
     }
 
+    /// Replaces the memory of this page by a new file of its own, which is returned. A process that has the file can
+    /// map it again after it has executed a program, and no other page by way of it. Other processes keep the memory that
+    /// they have.
+    pub(crate) fn renew(&mut self, index: usize) -> io::Result<OwnedFd> {
+        let words = self.made[index];
+        let bytes = size_of_val(words);
+        let file = sealed_file(bytes)?;
+        let (start, access) =
+            (words.as_ptr().cast_mut().cast(), ProtFlags::READ | ProtFlags::WRITE);
+        // SAFETY: the range is one page that this module has mapped, of which nobody but this module changes the mapping.
+        // It stays mapped without a gap, and `words` stays valid: every bit pattern is a valid `AtomicU64`.
+        unsafe { mmap(start, bytes, access, MapFlags::SHARED | MapFlags::FIXED, &file, 0) }?;
+        hide_from_children(words)?;
+        Ok(file)
+    }
+
     /// Lets processes that are forked from now on inherit this page.
     pub(crate) fn share_with_children(&self, index: usize) -> io::Result<()> {
         let words = self.made[index];
@@ -91,10 +107,12 @@ pub(crate) struct PublishedPage {
     writable: AtomicWords,
     readable: AtomicWords,
     file: MappedFile,
+    descriptor: Option<OwnedFd>,
 }
 
 impl PublishedPage {
-    pub(crate) fn new() -> io::Result<Self> {
+    /// `keeps_file` says whether the file stays open, so that other processes can map it.
+    pub(crate) fn new(keeps_file: bool) -> io::Result<Self> {
         let bytes = rustix::param::page_size();
         let file = memory_file("taskfork-server", bytes)?;
         let writable = map(&file, bytes, ProtFlags::READ | ProtFlags::WRITE)?;
@@ -103,7 +121,13 @@ impl PublishedPage {
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
         fcntl_add_seals(&file, seals)?;
         let readable = map(&file, bytes, ProtFlags::READ)?;
-        Ok(Self { writable, readable, file: MappedFile::of(&file)? })
+        let mapped = MappedFile::of(&file)?;
+        Ok(Self { writable, readable, file: mapped, descriptor: keeps_file.then_some(file) })
+    }
+
+    /// Returns the file, if it is open. Its seals allow to map it for reading only, and not to write to it.
+    pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.descriptor.as_ref().map(AsFd::as_fd)
     }
 
     /// Returns the file whose mapping only this process and those forked from it have.
@@ -122,6 +146,27 @@ impl PublishedPage {
     }
 }
 
+/// Maps the page of a worker, whose file this process has inherited ([`Pages::renew`]).
+pub(crate) fn map_inherited_page(file: &OwnedFd) -> io::Result<AtomicWords> {
+    map_inherited(file, ProtFlags::READ | ProtFlags::WRITE)
+}
+
+/// Maps a published page, whose file this process has inherited, for reading ([`PublishedPage::descriptor`]). To store to
+/// the words raises SIGSEGV.
+pub(crate) fn map_inherited_published(file: &OwnedFd) -> io::Result<AtomicWords> {
+    map_inherited(file, ProtFlags::READ)
+}
+
+fn map_inherited(file: &OwnedFd, access: ProtFlags) -> io::Result<AtomicWords> {
+    let bytes = rustix::param::page_size();
+    let is_page = u64::try_from(fstat(file)?.st_size) == Ok(bytes as u64);
+    // Without the seals, another process could make the file shorter, and an access would raise SIGBUS.
+    if !is_page || !fcntl_get_seals(file)?.contains(SealFlags::SHRINK) {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    map(file, bytes, access)
+}
+
 /// Maps whole pages of a file whose size is fixed, for as long as the process lives.
 fn map(file: &OwnedFd, bytes: usize, access: ProtFlags) -> io::Result<AtomicWords> {
     // SAFETY: the kernel chooses a free range of addresses, so no other mapping changes.
@@ -135,11 +180,17 @@ fn map(file: &OwnedFd, bytes: usize, access: ProtFlags) -> io::Result<AtomicWord
 
 /// Maps a new file of this many bytes, which processes that are forked from now on do not inherit.
 fn map_file(bytes: usize) -> io::Result<AtomicWords> {
-    let file = memory_file("taskfork-slots", bytes)?;
-    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    let file = sealed_file(bytes)?;
     let words = map(&file, bytes, ProtFlags::READ | ProtFlags::WRITE)?;
     hide_from_children(words)?;
     Ok(words)
+}
+
+/// A new file of this many bytes, which keeps its length.
+fn sealed_file(bytes: usize) -> io::Result<OwnedFd> {
+    let file = memory_file("taskfork-slots", bytes)?;
+    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    Ok(file)
 }
 
 /// Makes the kernel refuse to move, grow, copy, remap or remove a mapping, for as long as this process has it. No
@@ -227,8 +278,54 @@ mod tests {
     }
 
     #[test]
+    fn a_renewed_page_is_a_file_that_leads_to_no_other_page() {
+        let mut pages = two_pages();
+        pages.page(0)[0].store(5, SeqCst);
+        pages.page(1)[0].store(6, SeqCst);
+        let [first, second] = [0, 1].map(|index| pages.renew(index).unwrap());
+        assert_eq!([0, 1].map(|index| pages.page(index)[0].load(SeqCst)), [0, 0]);
+        let again = map_inherited_page(&first).unwrap();
+        assert_eq!(size_of_val(again), rustix::param::page_size());
+        again[0].store(7, SeqCst);
+        assert_eq!([0, 1].map(|index| pages.page(index)[0].load(SeqCst)), [7, 0]);
+        let at = |words: AtomicWords| MappedFile::at(words.as_ptr().addr()).unwrap();
+        assert_eq!(at(again), at(pages.page(0)));
+        assert_ne!(at(again), at(pages.page(1)));
+        // Whoever has the old file does not reach the new one.
+        let newer = pages.renew(0).unwrap();
+        again[0].store(8, SeqCst);
+        assert_eq!(pages.page(0)[0].load(SeqCst), 0);
+        drop((second, newer));
+    }
+
+    #[test]
+    fn only_a_page_that_keeps_its_length_is_mapped() {
+        let bytes = rustix::param::page_size();
+        let unsealed = memory_file("test", bytes).unwrap();
+        let long = sealed_file(2 * bytes).unwrap();
+        let pipe = rustix::pipe::pipe().unwrap().0;
+        for file in [unsealed, long, pipe] {
+            assert!(map_inherited_page(&file).is_err());
+            assert!(map_inherited_published(&file).is_err());
+        }
+    }
+
+    #[test]
+    fn the_file_of_published_words_can_only_be_read() {
+        let published = PublishedPage::new(true).unwrap();
+        let file = published.descriptor().unwrap().try_clone_to_owned().unwrap();
+        published.writable()[0].store(9, SeqCst);
+        let words = map_inherited_published(&file).unwrap();
+        assert_eq!(words[0].load(SeqCst), 9);
+        assert_eq!(make_writable(words).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        assert_eq!(map_inherited_page(&file).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        assert_eq!(rustix::io::write(&file, b"x"), Err(rustix::io::Errno::PERM));
+        assert!(PublishedPage::new(false).unwrap().descriptor().is_none());
+    }
+
+    #[test]
     fn published_words_can_be_read_and_never_be_made_writable() {
-        let published = PublishedPage::new().unwrap();
+        let published = PublishedPage::new(false).unwrap();
         published.writable()[0].store(9, SeqCst);
         assert_eq!(published.readable()[0].load(SeqCst), 9);
         let error = make_writable(published.readable()).unwrap_err();
@@ -241,7 +338,7 @@ mod tests {
         pages.share_with_children(0).unwrap();
         pages.hide_from_children(0).unwrap();
         pages.share_with_children(1).unwrap();
-        let published = PublishedPage::new().unwrap();
+        let published = PublishedPage::new(false).unwrap();
         published.writable()[0].store(9, SeqCst);
         let status = in_child(|| {
             let is_mapped = |words: AtomicWords| {

@@ -77,6 +77,8 @@ pub(crate) struct WorkerHello {
     pub(crate) takes_input: bool,
     /// It begins no call before it has sent the message that `setup` has succeeded.
     pub(crate) announces_setup: bool,
+    /// It is a program that can serve a connection itself, with this version of the package. Empty if it cannot.
+    pub(crate) takes_over: String,
 }
 
 #[cfg_attr(feature = "server", taskfork_macros::startup_code)]
@@ -161,6 +163,7 @@ impl WorkerHello {
                 "input" => hello.takes_input = reader.bool()?,
                 SETUP => hello.announces_setup = reader.bool()?,
                 "single_calls" => hello.accepts_single_calls = reader.bool()?,
+                "takes_over" => hello.takes_over = reader.str()?.to_owned(),
                 _ => return Ok(false),
             }
             Ok(true)
@@ -200,6 +203,9 @@ impl WorkerHello {
         map.flag("items", self.sends_items);
         map.flag("input", self.takes_input);
         map.flag(SETUP, self.announces_setup);
+        if !self.takes_over.is_empty() {
+            map.str("takes_over", &self.takes_over);
+        }
     }
 }
 

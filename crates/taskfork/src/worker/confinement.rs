@@ -7,10 +7,11 @@ use rustix::io::Errno;
 use taskfork_sandbox::{ApplyError, PreparedSandbox};
 
 use super::error_reply::ErrorReply;
-use super::sandbox::Confined;
+use super::executable::Made;
 use super::state::Worker;
 use super::telemetry;
 use crate::context::context;
+use crate::error::Failure;
 use crate::sys;
 
 /// The exit status of a worker that cannot be confined: `EX_OSERR` of sysexits.
@@ -35,13 +36,13 @@ impl<S: 'static> Worker<'_, S> {
     /// Whether this worker still has to apply its sandbox. Until then it may have one thread only.
     #[taskfork_macros::startup_code]
     fn is_unconfined(&self) -> bool {
-        self.sandbox.is_some() && self.handlers.confined == Confined::Worker
+        self.sandbox.is_some() && self.handlers.program.is_none()
     }
 
     /// Applies the sandbox, if there is one that has not been applied.
     #[taskfork_macros::startup_code]
     fn confine(&mut self) {
-        if self.handlers.confined != Confined::Worker {
+        if self.handlers.program.is_some() {
             return;
         }
         let Some(sandbox) = self.sandbox.take() else { return };
@@ -62,9 +63,34 @@ impl<S: 'static> Worker<'_, S> {
         if self.sandbox.as_ref().is_some_and(|sandbox| sandbox.before_setup) {
             self.confine();
         }
-        let state = self.handlers.set_up(self.sandbox.as_ref())?;
-        self.confine();
-        Ok(state)
+        if self.slot.programs_take_over() && self.successor.is_some() {
+            return Err(self.execute_program());
+        }
+        match self.handlers.set_up(self.sandbox.as_ref())? {
+            Made::State(state) => {
+                // No program takes over any more.
+                self.successor = None;
+                self.confine();
+                Ok(state)
+            }
+            Made::TakesOver => Err(self.execute_program()),
+        }
+    }
+
+    /// Executes the program in the place of this process. Returns only if that fails.
+    fn execute_program(&mut self) -> ErrorReply {
+        let program = self.handlers.program.as_ref().zip(self.successor.take());
+        let error = match program {
+            Some((program, successor)) => {
+                let sandbox = self.sandbox.as_ref();
+                successor.execute(program, sandbox, self.slot, self.memory.as_ref())
+            }
+            None => {
+                "a program cannot take over a worker that has begun a call: check out another one"
+                    .into()
+            }
+        };
+        ErrorReply::setup(Failure::of(&*error))
     }
 
     /// Starts recording for the client at `connection`. The thread that sends

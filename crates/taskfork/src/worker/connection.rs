@@ -262,6 +262,11 @@ impl Connection {
         })
     }
 
+    /// What has been received behind the last frame.
+    pub(super) fn unread(&self) -> &[u8] {
+        &self.inbox[self.consumed..]
+    }
+
     pub(crate) fn max_frame(&self) -> usize {
         self.max_frame
     }
@@ -286,6 +291,11 @@ impl Connection {
     /// Accepts no files from here on, although the socket could transfer them.
     pub(super) fn refuse_files(&mut self) {
         self.files = None;
+    }
+
+    /// The files that have arrived, and belong to later messages.
+    pub(super) fn received_files(&self) -> &[OwnedFd] {
+        self.files.as_deref().unwrap_or_default()
     }
 
     /// The files that have arrived.

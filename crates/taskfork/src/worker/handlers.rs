@@ -3,13 +3,14 @@
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
 use super::error_reply::ErrorReply;
-use super::sandbox::{Confined, WorkerSandbox};
+use super::executable::{Executable, Made};
+use super::sandbox::WorkerSandbox;
 use super::user_code::catch_panic;
 use crate::error::Failure;
 use crate::sys;
 
 /// Gets the sandbox of the program that it starts, if it starts one.
-type Setup<S> = Box<dyn Fn(Option<&WorkerSandbox>) -> Result<S, Failure>>;
+type Setup<S> = Box<dyn Fn(Option<&WorkerSandbox>) -> Result<Made<S>, Failure>>;
 type CheckoutDone<S> = Box<dyn Fn(&mut S) -> Result<(), Failure>>;
 
 pub(crate) struct Handlers<S> {
@@ -17,13 +18,14 @@ pub(crate) struct Handlers<S> {
     /// `setup` is code of the user, or a program, and may take long.
     pub(crate) has_setup: bool,
     pub(crate) checkout_done: Option<CheckoutDone<S>>,
-    pub(crate) confined: Confined,
+    /// The program that `setup` starts. The sandbox confines it, and not the worker, which runs no code of a user.
+    pub(crate) program: Option<Executable>,
 }
 
 #[taskfork_macros::startup_code]
 impl<S> Handlers<S> {
     /// Runs `setup` and returns the worker's state.
-    pub(super) fn set_up(&self, sandbox: Option<&WorkerSandbox>) -> Result<S, ErrorReply> {
+    pub(super) fn set_up(&self, sandbox: Option<&WorkerSandbox>) -> Result<Made<S>, ErrorReply> {
         let server = getppid();
         let result = catch_panic(|| (self.setup)(sandbox));
         ask_for_death_signal();

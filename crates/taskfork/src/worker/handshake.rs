@@ -14,12 +14,14 @@ use crate::wire::native::{self, FromClient, VERSIONS};
 
 #[taskfork_macros::startup_code]
 impl<S: 'static> Worker<'_, S> {
-    /// Reads the client's hello and answers with the worker's, or with an error.
+    /// Reads the client's hello and answers with the worker's, or with an error. Nothing is sent to a client that
+    /// `is_greeted`: the process has sent it before a program has taken it over.
     pub(super) fn handshake(
         &mut self,
         connection: &mut Connection,
         hello: &mut WorkerHello,
         is_preamble_sent: bool,
+        is_greeted: bool,
     ) -> Result<(), ExitReason> {
         let frame = connection.read_hello()?;
         let FromClient::Hello(client) = FromClient::decode(connection.body(&frame))? else {
@@ -27,6 +29,17 @@ impl<S: 'static> Worker<'_, S> {
         };
         if !is_preamble_sent {
             self.out.bytes.extend_from_slice(PREAMBLE);
+        }
+        if let Some(successor) = &mut self.successor {
+            let mut received = PREAMBLE.to_vec();
+            frame::put(&mut received, |out| out.extend_from_slice(connection.body(&frame)));
+            received.extend_from_slice(connection.unread());
+            successor.set_connection(
+                connection.socket,
+                received,
+                connection.received_files(),
+                true,
+            );
         }
         // The server has checked that the sender may say so.
         let relayed = client.relayed_peer()?;
@@ -58,7 +71,9 @@ impl<S: 'static> Worker<'_, S> {
         // The client waits for the worker after this message. So the server must report a death from
         // here on.
         self.slot.enter(Phase::Setup)?;
-        connection.write(&self.out)?;
+        if !is_greeted {
+            connection.write(&self.out)?;
+        }
         if accepted.is_err() {
             // The phase shows the server that this exit is intended.
             self.slot.enter(Phase::Retired)?;

@@ -9,6 +9,7 @@ use super::sandbox::WorkerSandbox;
 use super::scoreboard::WorkerSlot;
 use crate::busy_poll::BusyPoll;
 use crate::peer::Peer;
+use crate::sys::OccupiedMemory;
 use crate::time_limit::TimeLimit;
 use crate::wire::{first_message, frame};
 
@@ -28,6 +29,21 @@ pub(crate) struct WorkerInit {
     pub(crate) buffers: IoBuffers,
     /// It becomes readable when code of the user may run. `None` if that holds already.
     pub(crate) gate: Option<OwnedFd>,
+    /// Its own memory, if it is limited and has been opened already.
+    pub(crate) memory: Option<OccupiedMemory>,
+    /// This program has taken the worker over.
+    pub(crate) is_taken_over: bool,
+    /// What a program needs to take the worker over, if it may execute one.
+    pub(crate) takeover: Option<TakeoverFiles>,
+}
+
+/// What a program needs to take this worker over, besides what the server has opened for all.
+#[derive(Debug)]
+pub(crate) struct TakeoverFiles {
+    /// The worker's slot.
+    pub(crate) slot: OwnedFd,
+    /// The page that the server publishes.
+    pub(crate) published: OwnedFd,
 }
 
 /// Buffers for the first messages. The server allocates them before the fork: an allocation in the
@@ -84,13 +100,25 @@ pub(crate) struct AcceptedClient {
     pub(crate) deadline: Option<Instant>,
     /// The server has already sent the preamble and the message that the client has to wait.
     pub(crate) is_preamble_sent: bool,
+    /// The worker's hello has been sent too.
+    pub(crate) is_greeted: bool,
+    /// Descriptors that have arrived with these bytes, for later messages.
+    pub(crate) files: Vec<OwnedFd>,
     /// Whose connection a gateway relays, for the server. The worker reads that in the first message.
     pub(crate) relayed_peer: Option<Box<Peer>>,
 }
 
 impl AcceptedClient {
     pub(crate) fn new(socket: OwnedFd, received: Vec<u8>, deadline: Option<Instant>) -> Self {
-        Self { socket, received, deadline, is_preamble_sent: false, relayed_peer: None }
+        Self {
+            socket,
+            received,
+            deadline,
+            is_preamble_sent: false,
+            is_greeted: false,
+            files: Vec::new(),
+            relayed_peer: None,
+        }
     }
 
     /// The maximum length of [`encode`](Self::encode)'s result in bytes.

@@ -17,6 +17,7 @@ pub(crate) mod function;
 mod functions;
 mod handlers;
 mod handshake;
+mod inherited_state;
 mod init;
 mod input;
 pub(crate) mod interface;
@@ -42,6 +43,8 @@ mod shared_memory;
 mod state;
 mod streaming;
 mod subprocess;
+mod successor;
+pub(crate) mod takeover;
 mod telemetry;
 #[cfg(feature = "spans")]
 pub(crate) mod tracer;
@@ -75,8 +78,11 @@ pub use crate::peer::Peer;
 pub use crate::receiver::ReceiveError;
 pub use crate::wire::arguments::{Arguments, ArgumentsError, FromArguments};
 
+pub(crate) use executable::Made;
 pub(crate) use handlers::Handlers;
-pub(crate) use init::{AcceptedClient, ClientSource, IoBuffers, WorkerConfig, WorkerInit};
+pub(crate) use init::{
+    AcceptedClient, ClientSource, IoBuffers, TakeoverFiles, WorkerConfig, WorkerInit,
+};
 pub(crate) use panic::load_symbols;
-pub(crate) use sandbox::{Confined, WorkerSandbox};
+pub(crate) use sandbox::WorkerSandbox;
 pub(crate) use serve::{prepare, serve};

@@ -18,6 +18,9 @@ impl<S: 'static> Worker<'_, S> {
     ) -> Result<AcceptedClient, ExitReason> {
         telemetry::record_for_first_call();
         self.slot.enter(Phase::Setup)?;
+        if let Some(successor) = &mut self.successor {
+            successor.set_channel(channel);
+        }
         match self.set_up() {
             Ok(state) => self.state = Some(state),
             Err(error) => {

@@ -11,13 +11,3 @@ pub(crate) struct WorkerSandbox {
     /// The worker applies it before `setup`, and else after it.
     pub(crate) before_setup: bool,
 }
-
-/// Whom the sandbox confines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Confined {
-    /// The worker itself.
-    Worker,
-    /// The program that the worker starts in `setup`. The worker passes calls on to it and runs no code
-    /// of a user.
-    Program,
-}

@@ -14,9 +14,10 @@ use super::init::{AcceptedClient, ClientSource, WorkerConfig, WorkerInit};
 use super::interface::Interface;
 use super::panic::install_panic_hook;
 use super::pipeline::{self, Pipeline};
-use super::scoreboard::{Phase, Retirement, StopRequest};
+use super::scoreboard::{Phase, ProgramStage, Retirement, StopRequest};
 use super::shared_memory::SharedMemory;
 use super::state::{ExitReason, Worker};
+use super::successor::Successor;
 use super::telemetry;
 use super::user_code::catch_panic;
 use crate::blob;
@@ -46,15 +47,21 @@ pub(crate) fn prepare() {
 /// Serves one connection until it ends. Returns the exit status of the process.
 #[taskfork_macros::startup_code]
 pub(crate) fn serve<S: 'static>(
-    init: WorkerInit,
+    mut init: WorkerInit,
     interface: &dyn Interface<S>,
     handlers: &Handlers<S>,
 ) -> i32 {
+    let successor = handlers.program.as_ref().and_then(|_| Successor::new(&mut init));
     let sinks = init.slot.stack_sink().zip(init.slot.sample_sink());
     let sinks = sinks.ok_or_else(|| io::ErrorKind::InvalidData.into());
     sys::remember_worker_process();
     if let Err(error) = sinks.and_then(|sinks| sys::install_stack_handlers(sinks, init.wake)) {
         tracing::error!(worker = init.number, "a timeout cannot show this worker's stack: {error}");
+    }
+    if init.is_taken_over {
+        init.slot.set_program_stage(Some(ProgramStage::Serving));
+        // It executes the program of the next worker at once.
+        sys::wake_server();
     }
     context::set_scratch(init.scratch);
     telemetry::set_slot(init.slot);
@@ -71,7 +78,8 @@ pub(crate) fn serve<S: 'static>(
         config: init.config,
         sandbox: init.sandbox,
         connection: None,
-        memory: init.config.max_memory.map(|_| OccupiedMemory::open()),
+        successor,
+        memory: init.memory.or_else(|| init.config.max_memory.map(|_| OccupiedMemory::open())),
         max_answer: init.config.max_frame,
         max_blob: DEFAULT_MAX_BLOB,
         pipeline: Pipeline::default(),
@@ -95,6 +103,7 @@ pub(crate) fn serve<S: 'static>(
         sends_items: true,
         takes_input: true,
         announces_setup: false,
+        takes_over: String::new(),
     };
     let Err(reason) = worker.serve_client(init.client, init.buffers.inbox, &mut hello);
     let status = match worker.begin_exit(reason) {
@@ -129,19 +138,25 @@ impl<S: 'static> Worker<'_, S> {
         mut inbox: Vec<u8>,
         hello: &mut WorkerHello,
     ) -> Result<Infallible, ExitReason> {
-        let AcceptedClient { socket, received, deadline, is_preamble_sent, .. } = match source {
+        let client = match source {
             ClientSource::Accepted(client) => client,
             ClientSource::Channel(channel) => self.wait_for_client(&channel)?,
         };
+        let AcceptedClient {
+            socket, received, deadline, is_preamble_sent, is_greeted, files, ..
+        } = client;
         inbox.extend_from_slice(&received);
         let socket = sys::leak_descriptor(socket);
         context::serves(socket);
         let mut connection = Connection::new(socket, inbox, &self.config, self.slot);
         connection.set_handshake_deadline(deadline);
+        if !files.is_empty() {
+            connection.files().extend(files);
+        }
         match connection.read_preamble()? {
             Protocol::Native => {
                 self.start_telemetry(socket);
-                self.handshake(&mut connection, hello, is_preamble_sent)?;
+                self.handshake(&mut connection, hello, is_preamble_sent, is_greeted)?;
                 self.serve_checkouts(|worker| worker.serve_message(&mut connection))
             }
             Protocol::Perl => {
@@ -151,6 +166,9 @@ impl<S: 'static> Worker<'_, S> {
                 // `setup` runs only for a client that has sent a whole message.
                 let mut first = Some(connection.read_json_message(&mut scanner)?);
                 connection.set_handshake_deadline(None);
+                if let Some(successor) = &mut self.successor {
+                    successor.set_connection(socket, connection.inbox.clone(), &[], false);
+                }
                 self.slot.enter(Phase::Setup)?;
                 self.serve_checkouts(|worker| {
                     worker.serve_json(&mut connection, &mut scanner, &mut first)

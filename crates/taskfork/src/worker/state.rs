@@ -11,6 +11,7 @@ use super::pipeline::Pipeline;
 use super::sandbox::WorkerSandbox;
 use super::scoreboard::{StopRequest, WorkerSlot};
 use super::shared_memory::SharedMemory;
+use super::successor::Successor;
 use crate::sys::OccupiedMemory;
 use crate::wire::WireError;
 use crate::wire::gather_frame::GatherFrame;
@@ -33,6 +34,8 @@ pub(super) struct Worker<'a, S> {
     pub(super) sandbox: Option<WorkerSandbox>,
     /// The connection, if a thread may send to it only once the sandbox has been applied.
     pub(super) connection: Option<BorrowedFd<'static>>,
+    /// For a program that takes this worker over before its first call.
+    pub(super) successor: Option<Successor>,
     /// Its own memory, if that is limited. It is opened before a sandbox can forbid that.
     pub(super) memory: Option<OccupiedMemory>,
     /// The maximum length of an answer in bytes.

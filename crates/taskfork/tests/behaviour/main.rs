@@ -86,6 +86,7 @@ mod status;
 mod stderr;
 mod streams;
 mod support;
+mod takeover;
 mod time_limits;
 mod traces;
 mod typed;

@@ -22,7 +22,7 @@ use crate::wire::error_body::MAX_KNOWN_METHODS;
 use crate::wire::values::{ValueFormat, decode};
 use crate::worker::executable::{Executable, Program};
 use crate::worker::interface::Interface;
-use crate::worker::{Confined, Handlers, serve};
+use crate::worker::{Handlers, Made, serve};
 
 /// Collects the options of a server. [`interface`](Self::interface) or
 /// [`executable`](Self::executable) turns it into a [`Server`].
@@ -72,10 +72,10 @@ impl Server {
 impl ServerBuilder {
     pub(crate) fn with(options: Options) -> Self {
         let handlers = Handlers {
-            setup: Box::new(|_| Ok(())),
+            setup: Box::new(|_| Ok(Made::State(()))),
             has_setup: false,
             checkout_done: None,
-            confined: Confined::Worker,
+            program: None,
         };
         Self { options, handlers, preload: None }
     }
@@ -107,10 +107,10 @@ impl ServerBuilder {
     ) -> ServerBuilder<S> {
         let done = self.handlers.checkout_done;
         let handlers = Handlers {
-            setup: Box::new(move |_| setup().map_err(failure)),
+            setup: Box::new(move |_| setup().map(Made::State).map_err(failure)),
             has_setup: true,
             checkout_done: done.map(|done| Box::new(move |_: &mut S| done(&mut ())) as _),
-            confined: Confined::Worker,
+            program: None,
         };
         ServerBuilder { options: self.options, handlers, preload: self.preload }
     }
@@ -131,14 +131,16 @@ impl ServerBuilder {
         let Options { name, max_frame, max_blob, .. } = &self.options;
         let executable = executable.with_options(name, *max_frame, *max_blob);
         let interface = executable.interface();
+        let mut options = self.options;
+        options.programs_may_take_over = executable.may_take_over();
+        let program = Some(executable.clone());
         let handlers = Handlers {
             setup: Box::new(move |sandbox| executable.start(sandbox).map_err(failure)),
             has_setup: true,
             checkout_done: Some(Box::new(Program::checkout_done)),
-            confined: Confined::Program,
+            program,
         };
-        ServerBuilder { options: self.options, handlers, preload: self.preload }
-            .interface(interface)
+        ServerBuilder { options, handlers, preload: self.preload }.interface(interface)
     }
 }
 

@@ -29,7 +29,7 @@ use crate::server::supervisor::ClientKey;
 use crate::server::worker_groups::WorkerGroups;
 use crate::sys::{self, ForkError, Forked};
 use crate::worker::scoreboard::ServerSlot;
-use crate::worker::{ClientSource, WorkerConfig, WorkerInit};
+use crate::worker::{ClientSource, TakeoverFiles, WorkerConfig, WorkerInit};
 
 /// The process that a fork returns in.
 #[derive(Debug)]
@@ -107,7 +107,7 @@ impl EventLoop {
             Ok(made) => made,
             Err(error) => return Err((socket, ForkError::Kernel(error))),
         };
-        let slot = match self.scoreboard.allocate() {
+        let mut slot = match self.scoreboard.allocate() {
             Ok(slot) => slot,
             Err(error) => {
                 self.discard_surroundings(number);
@@ -116,8 +116,11 @@ impl EventLoop {
         };
         self.process.partial_forks.prepare(self.children.len(), &self.process.threads);
         self.template.title.set_number(number);
-        let needed = [Some(socket.descriptor()), group.as_ref(), self.descendants.gate.as_ref()];
+        let gate = self.descendants.gate.as_ref();
+        let needed = [Some(socket.descriptor()), group.as_ref(), slot.file(), gate];
         let needed = needed.into_iter().flatten().map(AsRawFd::as_raw_fd);
+        let published = self.scoreboard.published_descriptor().map(|file| file.as_raw_fd());
+        let needed = needed.chain(published);
         match self.fork_child(needed) {
             Ok(ForkSide::Parent(pid, stderr)) => {
                 self.supervisor.handle_forked(number, now());
@@ -130,6 +133,7 @@ impl EventLoop {
                     self.replace_guardian();
                 }
                 let kept = self.scoreboard.hide_from_children(&slot);
+                drop(slot.take_file());
                 let relayed_peer = socket.take_relayed_peer();
                 self.register(Child::new(pid, role, slot, number, stderr, relayed_peer));
                 if let Err(error) = kept {
@@ -286,7 +290,7 @@ impl EventLoop {
     /// takes as long as several system calls.
     #[expect(unsafe_code, reason = "a caller of an unsafe function of `sys`")]
     fn become_worker(&self, init: ChildInit) -> ! {
-        let ChildInit { stderr, socket, slot, number, scratch, group, inherited } = init;
+        let ChildInit { stderr, socket, mut slot, number, scratch, group, inherited } = init;
         let InheritedFds { role, captured, needs_only_low } = inherited;
         spawned_server::close_inherited();
         let redirected = || {
@@ -306,6 +310,10 @@ impl EventLoop {
             .and_then(|()| group.map_or(Ok(()), join_group))
             .and_then(|()| self.options.limits.apply().map_err(io::Error::other))
             .map(|()| self.scoreboard.worker_slot(&slot));
+        let published = self.scoreboard.published_descriptor();
+        let published = published.and_then(|file| file.try_clone_to_owned().ok());
+        let takeover = slot.take_file().zip(published);
+        let takeover = takeover.map(|(slot, published)| TakeoverFiles { slot, published });
         let slot = match ready {
             Ok(slot) => slot,
             Err(error) => {
@@ -346,6 +354,9 @@ impl EventLoop {
                 .gate
                 .as_ref()
                 .map(|gate| unsafe { sys::move_out_unchecked(gate) }),
+            memory: None,
+            is_taken_over: false,
+            takeover,
         };
         let captured = captured.as_ref().and_then(CapturedStderr::pipe);
         {

@@ -162,7 +162,7 @@ impl EventLoop {
             .map_err(ServerError::system("cannot make an epoll instance"))?;
         let dev_null =
             File::open("/dev/null").map_err(ServerError::system("cannot open /dev/null"))?;
-        let scoreboard = Scoreboard::new()
+        let scoreboard = Scoreboard::new(options.programs_may_take_over)
             .map_err(ServerError::system("cannot map memory to share with workers"))?;
         let wake = WakePipe::new().map_err(ServerError::system(
             "cannot make the pipe through which workers wake the server",

@@ -9,11 +9,13 @@ use super::EventLoop;
 use super::state::Descendants;
 use crate::clock::now;
 use crate::server::child::Child;
+use crate::server::log;
 use crate::server::recent_deaths::RecentDeath;
 use crate::server::scratch::ScratchFolder;
-use crate::server::worker_exit::{WorkerExit, WorkerRules};
+use crate::server::worker_exit::{WorkerExit, WorkerRules, cause};
 use crate::server::worker_groups::WorkerGroups;
 use crate::sys;
+use crate::worker::scoreboard::ProgramStage;
 
 /// A directory is removed slowly only while there are fewer helpers than this. So workers that leave
 /// many files cannot occupy all helpers.
@@ -136,6 +138,18 @@ impl EventLoop {
         {
             notification.omit_details();
             stack = None;
+        }
+        let has_failed = [cause::EXITED, cause::FINISHED, cause::SIGNALED].contains(&cause);
+        if has_failed && slot.program_stage() == Some(ProgramStage::Executed) {
+            // It may be another program by now, or one of another version: its hello tells.
+            self.scoreboard.publish_takeover(false);
+            if self.logs.limits.workers.acquire(Instant::now()) {
+                log::warn!(
+                    worker = number,
+                    "the program of a worker has ended before it took its connection over; the next one is started as a child of \
+                     its worker first"
+                );
+            }
         }
         self.scoreboard.quarantine(slot);
         if let Some(groups) = &mut self.surroundings.groups {

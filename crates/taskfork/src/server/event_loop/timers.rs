@@ -7,6 +7,7 @@ use crate::clock::now;
 use crate::log_output;
 use crate::server::guardian;
 use crate::server::wake_pipe::pause_after;
+use crate::worker::scoreboard::ProgramStage;
 
 /// How late a worker may learn that the time of its call is over.
 const DEADLINE_TOLERANCE: Duration = Duration::from_millis(1);
@@ -90,8 +91,16 @@ impl EventLoop {
         let started = now();
         if are_slots_due {
             let pause = self.rescan_pause();
-            let slots = self.children.iter_mut().map(|child| (child.number, child.observe()));
+            let (may_take_over, mut takes_over) = (self.scoreboard.has_files(), false);
+            let slots = self.children.iter_mut().map(|child| {
+                takes_over |=
+                    may_take_over && child.slot.program_stage() == Some(ProgramStage::Serving);
+                (child.number, child.observe())
+            });
             self.supervisor.handle_slots(slots, pause, started);
+            if takes_over {
+                self.scoreboard.publish_takeover(true);
+            }
             self.scanned_at = now();
             self.scan_time = self.scanned_at.saturating_sub(started);
         } else {

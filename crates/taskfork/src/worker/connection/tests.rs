@@ -14,7 +14,7 @@ fn pair() -> (UnixStream, Connection) {
     let (client, worker) = UnixStream::pair().unwrap();
     // A worker's socket stays open until its process ends.
     let worker: &'static UnixStream = Box::leak(Box::new(worker));
-    let mut board = Scoreboard::new().unwrap();
+    let mut board = Scoreboard::new(false).unwrap();
     let server = board.allocate().unwrap();
     let limits = WorkerConfig {
         max_frame: 1 << 20,

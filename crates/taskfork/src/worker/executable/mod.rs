@@ -10,15 +10,28 @@ mod program;
 mod translate;
 
 use std::ffi::OsString;
+use std::io;
+use std::process::Command;
 
 pub(crate) use program::Program;
+use rustix::io::Errno;
 
 use super::WorkerSandbox;
+use super::inherited_state::{STATE_VARIABLE, VERSION, version_error};
 use super::interface::{Interface, Reply, Request};
+use super::telemetry;
+use crate::context::context;
 use crate::error::BoxError;
 use crate::sys;
 use crate::wire::Protocol;
 use crate::wire::frame::{DEFAULT_MAX_BLOB, DEFAULT_MAX_FRAME};
+
+/// The environment variable with the number of the program's descriptor.
+const FD_VARIABLE: &str = "TASKFORK_FD";
+
+/// The environment variables with the path of the program's scratch directory. Libraries look for the
+/// first.
+const SCRATCH_VARIABLES: [&str; 2] = ["TMPDIR", "TASKFORK_SCRATCH"];
 
 /// A program that serves as worker, for [`ServerBuilder::executable`](crate::ServerBuilder::executable).
 ///
@@ -26,6 +39,9 @@ use crate::wire::frame::{DEFAULT_MAX_BLOB, DEFAULT_MAX_FRAME};
 /// environment variable `TASKFORK_FD` contains the number of a descriptor, which is one end of a stream
 /// socket. The program speaks the worker's side of the [native protocol](Protocol::Native) there, or of
 /// [JSON](Protocol::Perl) if [`protocol`](Self::protocol) says so. Clients may speak either protocol.
+///
+/// A program with the package `taskfork` for Python serves its client itself, and no process stands in between. The first
+/// one of a server is started once more for that, in the place of the worker.
 ///
 /// The program starts with SIGTERM, SIGINT, SIGHUP, SIGQUIT and SIGTTOU ignored. Runtimes that reset
 /// this, such as those of Node and Go, should ignore them again. When the worker ends, it closes the
@@ -115,10 +131,65 @@ impl Executable {
         ProgramInterface { protocol: self.protocol }
     }
 
-    /// Starts the program, under this sandbox.
-    pub(crate) fn start(&self, sandbox: Option<&WorkerSandbox>) -> Result<Program, BoxError> {
-        Program::start(self, sandbox)
+    /// Whether the program may say that it serves the connection itself.
+    pub(crate) fn may_take_over(&self) -> bool {
+        self.protocol == Protocol::Native
     }
+
+    /// Starts the program, under this sandbox.
+    pub(crate) fn start(&self, sandbox: Option<&WorkerSandbox>) -> Result<Made<Program>, BoxError> {
+        let program = Program::start(self, sandbox)?;
+        match program.takes_over() {
+            None => Ok(Made::State(program)),
+            Some(VERSION) => {
+                // It ends, and no later notice names it.
+                drop(program);
+                telemetry::set_program(0);
+                Ok(Made::TakesOver)
+            }
+            Some(other) => Err(version_error(other).into()),
+        }
+    }
+
+    /// The command that executes the program under this sandbox.
+    pub(super) fn command(&self, sandbox: Option<&WorkerSandbox>) -> Command {
+        let mut command = Command::new(&self.program);
+        // The server may come from a program itself.
+        command.args(&self.args).env_remove(FD_VARIABLE).env_remove(STATE_VARIABLE);
+        let scratch = context().scratch();
+        if let Some(scratch) = scratch {
+            command.envs(SCRATCH_VARIABLES.map(|name| (name, scratch)));
+        }
+        if let Some(sandbox) = sandbox {
+            let prepared = sandbox.prepared.clone();
+            sys::before_exec(&mut command, move || {
+                prepared.apply(scratch).map_err(|error| {
+                    // Only a number of an error reaches the worker.
+                    eprintln!("this program cannot be confined: {error}");
+                    io::Error::from_raw_os_error(Errno::PERM.raw_os_error())
+                })
+            });
+        }
+        command
+    }
+
+    /// Why the program cannot be started under this sandbox.
+    pub(super) fn start_error(
+        &self,
+        error: &io::Error,
+        sandbox: Option<&WorkerSandbox>,
+    ) -> BoxError {
+        let forbidden = error.kind() == io::ErrorKind::PermissionDenied && sandbox.is_some();
+        let hint = if forbidden { ": its sandbox may have to open it with `execute`" } else { "" };
+        format!("cannot start the program {}: {error}{hint}", self.program.display()).into()
+    }
+}
+
+/// What `setup` has made.
+pub(crate) enum Made<S> {
+    State(S),
+    /// Nothing: the program has ended again, because it can serve the connection itself in the place of this process.
+    TakesOver,
 }
 
 /// Passes calls on to the program.

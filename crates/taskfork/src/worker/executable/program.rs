@@ -1,9 +1,9 @@
 //! A running program and the worker's connection to it.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::process::{Child, Command};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -12,10 +12,10 @@ use rustix::io::{Errno, FdFlags, retry_on_intr};
 use rustix::net::{RecvFlags, SendFlags, recv};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::Executable;
 use super::input::{Input, Next};
 use super::items::{Items, Passed};
 use super::translate;
+use super::{Executable, FD_VARIABLE};
 use crate::blob;
 use crate::context::context;
 use crate::error::BoxError;
@@ -33,13 +33,6 @@ use crate::worker::WorkerSandbox;
 use crate::worker::error_reply::ErrorReply;
 use crate::worker::interface::{Reply, Request};
 use crate::worker::telemetry;
-
-/// The environment variable with the number of the program's descriptor.
-const FD_VARIABLE: &str = "TASKFORK_FD";
-
-/// The environment variables with the path of the program's scratch directory. Libraries look for the
-/// first.
-const SCRATCH_VARIABLES: [&str; 2] = ["TMPDIR", "TASKFORK_SCRATCH"];
 
 /// How long a program may take to exit once its connection is closed.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -121,28 +114,9 @@ impl Program {
         let (ours, theirs) = UnixStream::pair()?;
         // No other program inherits this, because the worker's only thread is here.
         rustix::io::fcntl_setfd(&theirs, FdFlags::empty())?;
-        let mut command = Command::new(&executable.program);
-        command.args(&executable.args).env(FD_VARIABLE, theirs.as_raw_fd().to_string());
-        let scratch = context().scratch();
-        if let Some(scratch) = scratch {
-            command.envs(SCRATCH_VARIABLES.map(|name| (name, scratch)));
-        }
-        if let Some(sandbox) = sandbox {
-            let prepared = sandbox.prepared.clone();
-            sys::before_exec(&mut command, move || {
-                prepared.apply(scratch).map_err(|error| {
-                    // Only a number of an error reaches the worker.
-                    eprintln!("this program cannot be confined: {error}");
-                    io::Error::from_raw_os_error(Errno::PERM.raw_os_error())
-                })
-            });
-        }
-        let child = command.spawn().map_err(|error| {
-            let forbidden = error.kind() == io::ErrorKind::PermissionDenied && sandbox.is_some();
-            let hint =
-                if forbidden { ": its sandbox may have to open it with `execute`" } else { "" };
-            format!("cannot start the program {}: {error}{hint}", executable.program.display())
-        })?;
+        let mut command = executable.command(sandbox);
+        command.env(FD_VARIABLE, theirs.as_raw_fd().to_string());
+        let child = command.spawn().map_err(|error| executable.start_error(&error, sandbox))?;
         drop(theirs);
         telemetry::set_program(child.id());
         sys::defer_mirroring(true);
@@ -196,6 +170,11 @@ impl Program {
             _ => return Err("the program's first message is no hello".into()),
         }
         Ok(())
+    }
+
+    /// The version with which the program can serve a connection itself. `None` if it cannot.
+    pub(super) fn takes_over(&self) -> Option<&str> {
+        Some(&*self.hello.takes_over).filter(|version| !version.is_empty())
     }
 
     /// Informs the program that the checkout is done.

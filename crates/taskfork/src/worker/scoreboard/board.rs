@@ -1,10 +1,11 @@
 //! All slots of a server, and the page that it publishes to its workers.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
-use super::layout::{CALLS, SINCE, STACK, STATE, TABLE_WORDS, WAKEUP, WORKERS, pack};
+use super::layout::{CALLS, SINCE, STACK, STATE, TABLE_WORDS, TAKES_OVER, WAKEUP, WORKERS, pack};
 use super::method_table;
 use super::server_slot::ServerSlot;
 use super::worker_slot::WorkerSlot;
@@ -17,6 +18,8 @@ use crate::worker::phase::Phase;
 pub(crate) struct Scoreboard {
     pages: Pages,
     published: PublishedPage,
+    /// Workers may execute programs that take over, so that slots are files which can be mapped again.
+    has_files: bool,
     /// Slots that have been used and are free again.
     pub(super) free: Vec<usize>,
     /// Slots of dead workers. Processes that such a worker has forked may still write to its slot.
@@ -30,9 +33,10 @@ impl Scoreboard {
     /// The maximum number of workers of a server.
     pub(crate) const CAPACITY: usize = 16_384;
 
-    pub(crate) fn new() -> io::Result<Self> {
-        let (pages, published) = (Pages::new(), PublishedPage::new()?);
-        Ok(Self { pages, published, free: Vec::new(), quarantined: Vec::new(), used: 0 })
+    /// `has_files` says whether workers may execute programs that take over.
+    pub(crate) fn new(has_files: bool) -> io::Result<Self> {
+        let (pages, published) = (Pages::new(), PublishedPage::new(has_files)?);
+        Ok(Self { pages, published, has_files, free: Vec::new(), quarantined: Vec::new(), used: 0 })
     }
 
     /// Makes memory for the first workers before one of them is forked.
@@ -54,10 +58,16 @@ impl Scoreboard {
             }
             None => return Err(io::ErrorKind::StorageFull.into()),
         };
-        if let Err(error) = self.pages.share_with_children(index) {
-            self.free.push(index);
-            return Err(error);
-        }
+        // A file for each worker: whoever has one can map nothing else.
+        let file = if self.has_files { self.pages.renew(index).map(Some) } else { Ok(None) };
+        let shared = file.and_then(|file| self.pages.share_with_children(index).map(|()| file));
+        let file = match shared {
+            Ok(file) => file,
+            Err(error) => {
+                self.free.push(index);
+                return Err(error);
+            }
+        };
         let words = self.pages.page(index);
         // All of them, so that no word of a dead worker is ever forgotten. Stacks have words in front that say whether they are
         // there.
@@ -66,7 +76,7 @@ impl Scoreboard {
         let since = now();
         words[SINCE].store(nanoseconds(since), SeqCst);
         words[STATE].store(pack(Phase::Handshake, 0), SeqCst);
-        Ok(ServerSlot::new(words, index, since))
+        Ok(ServerSlot::new(words, index, since, file))
     }
 
     /// Ends the sharing after the fork, so that processes forked later do not get the slot.
@@ -116,6 +126,21 @@ impl Scoreboard {
     /// Publishes the number of workers.
     pub(crate) fn publish_workers(&self, workers: usize) {
         self.published.writable()[WORKERS].store(workers as u64, Relaxed);
+    }
+
+    /// Whether workers may execute programs that take over.
+    pub(crate) fn has_files(&self) -> bool {
+        self.has_files
+    }
+
+    /// Publishes whether the server's programs serve their connections themselves.
+    pub(crate) fn publish_takeover(&self, takes_over: bool) {
+        self.published.writable()[TAKES_OVER].store(u64::from(takes_over), SeqCst);
+    }
+
+    /// The published page as a file that can be mapped for reading. `None` if workers never need it.
+    pub(crate) fn published_descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.published.descriptor()
     }
 
     /// The file of the published page. Only this process and the processes forked from it have mapped it.

@@ -51,6 +51,8 @@ pub(super) const PROGRESS_TEXT_WORDS: usize = 8;
 pub(super) const SAMPLE_READY: usize = 34;
 /// The process id of the program that the worker runs, or 0.
 pub(super) const PROGRAM: usize = 35;
+/// The number of a [`ProgramStage`](super::ProgramStage), or 0.
+pub(super) const PROGRAM_STAGE: usize = 36;
 /// The addresses of the worker's stack.
 pub(super) const STACK: usize = 64;
 /// The addresses of the worker's stack when the server asked for a sample.
@@ -73,6 +75,8 @@ const _: () = assert!(END * size_of::<u64>() <= 4096);
 pub(super) const WAKEUP: usize = 0;
 /// In the published page: the number of workers.
 pub(super) const WORKERS: usize = 1;
+/// In the published page: 1 if the server's programs serve their connections themselves.
+pub(super) const TAKES_OVER: usize = 2;
 
 /// The largest value that is accepted at [`WAITING`]. Larger ones count as this.
 pub(super) const MAX_WAITING: u64 = 1 << 32;

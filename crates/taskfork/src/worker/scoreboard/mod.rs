@@ -9,6 +9,7 @@
 mod board;
 mod layout;
 mod method_table;
+mod program_stage;
 mod server_slot;
 mod stop;
 #[cfg(test)]
@@ -19,6 +20,7 @@ pub(crate) use super::phase::Phase;
 pub(crate) use board::Scoreboard;
 pub(crate) use layout::{MAX_COUNT, METHOD_BYTES};
 pub(crate) use method_table::{CountedCalls, UNKNOWN_METHOD};
+pub(crate) use program_stage::ProgramStage;
 pub(crate) use server_slot::{Corruption, ServerSlot, SlotView};
 pub(crate) use stop::{Retirement, StopRequest};
 pub(crate) use worker_slot::WorkerSlot;

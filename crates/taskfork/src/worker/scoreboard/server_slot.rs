@@ -1,17 +1,19 @@
 //! The server's side of a slot.
 
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use super::layout::{
     CALLS, CHECKOUTS, CLIENT, CLIENT_GONE, DEADLINE, DEATH_UNREPORTABLE, HARD_DEADLINE, MAX_COUNT,
-    MAX_WAITING, METHOD, METHOD_WORDS, PROGRAM, PROGRESS, PROGRESS_DONE, PROGRESS_TEXT,
-    PROGRESS_TEXT_WORDS, PROGRESS_TOTAL, RETIRE, SAMPLE, SAMPLE_READY, SINCE, SKIPPED, STACK,
-    STACK_READY, STATE, TABLE_WORDS, VIOLATION, WAITING, WAITING_AT, pack,
+    MAX_WAITING, METHOD, METHOD_WORDS, PROGRAM, PROGRAM_STAGE, PROGRESS, PROGRESS_DONE,
+    PROGRESS_TEXT, PROGRESS_TEXT_WORDS, PROGRESS_TOTAL, RETIRE, SAMPLE, SAMPLE_READY, SINCE,
+    SKIPPED, STACK, STACK_READY, STATE, TABLE_WORDS, VIOLATION, WAITING, WAITING_AT, pack,
 };
 use super::method_table::{self, CountedCalls};
+use super::program_stage::ProgramStage;
 use super::stop::{Retirement, StopRequest};
 use crate::clock::now;
 use crate::progress::Progress;
@@ -33,6 +35,8 @@ pub(crate) struct ServerSlot {
     last_read: SlotView,
     /// The server's order.
     requested: Option<StopRequest>,
+    /// The slot as a file, until the worker has been forked.
+    file: Option<OwnedFd>,
 }
 
 /// A worker's state at one instant.
@@ -92,9 +96,24 @@ impl fmt::Display for Corruption {
 
 impl ServerSlot {
     /// A slot whose worker is in its handshake since `since`.
-    pub(super) fn new(words: AtomicWords, index: usize, since: Duration) -> Self {
+    pub(super) fn new(
+        words: AtomicWords,
+        index: usize,
+        since: Duration,
+        file: Option<OwnedFd>,
+    ) -> Self {
         let last_read = SlotView { phase: Phase::Handshake, calls: 0, since };
-        Self { words, index, last_read, requested: None }
+        Self { words, index, last_read, requested: None, file }
+    }
+
+    /// The slot as a file, which a program can map again. `None` if workers never need it.
+    pub(crate) fn file(&self) -> Option<&OwnedFd> {
+        self.file.as_ref()
+    }
+
+    /// Takes that file out: it is the worker's, and nobody else keeps it.
+    pub(crate) fn take_file(&mut self) -> Option<OwnedFd> {
+        self.file.take()
     }
 
     pub(super) fn index(&self) -> usize {
@@ -253,6 +272,11 @@ impl ServerSlot {
     pub(crate) fn program(&self) -> Option<u32> {
         let pid = u32::try_from(self.words[PROGRAM].load(SeqCst)).ok()?;
         (1..=i32::MAX as u32).contains(&pid).then_some(pid)
+    }
+
+    /// How far the worker says that the program is which takes it over.
+    pub(crate) fn program_stage(&self) -> Option<ProgramStage> {
+        ProgramStage::of(self.words[PROGRAM_STAGE].load(SeqCst))
     }
 
     /// The first 64 bytes of the method that runs or has run last.

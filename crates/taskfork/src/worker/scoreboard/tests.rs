@@ -23,7 +23,7 @@ fn slot(board: &mut Scoreboard) -> (ServerSlot, WorkerSlot) {
 
 #[test]
 fn a_kill_that_was_decided_for_one_call_cannot_hit_the_next() {
-    let (mut server, worker) = slot(&mut Scoreboard::new().unwrap());
+    let (mut server, worker) = slot(&mut Scoreboard::new(false).unwrap());
     worker.enter(Phase::Busy).unwrap();
     let judged = server.read().unwrap();
     worker.enter(Phase::Answering).unwrap();
@@ -36,7 +36,7 @@ fn a_kill_that_was_decided_for_one_call_cannot_hit_the_next() {
 
 #[test]
 fn a_condemned_worker_begins_nothing() {
-    let (mut server, worker) = slot(&mut Scoreboard::new().unwrap());
+    let (mut server, worker) = slot(&mut Scoreboard::new(false).unwrap());
     worker.enter(Phase::Idle).unwrap();
     let view = server.read().unwrap();
     assert!(server.try_stop(view, StopRequest::Kill));
@@ -47,7 +47,7 @@ fn a_condemned_worker_begins_nothing() {
 
 #[test]
 fn a_worker_shows_nothing_of_the_one_that_had_its_slot_before() {
-    let mut board = Scoreboard::new().unwrap();
+    let mut board = Scoreboard::new(false).unwrap();
     let (server, worker) = slot(&mut board);
     worker.set_program(77);
     assert_eq!(server.program(), Some(77));
@@ -64,7 +64,7 @@ fn a_worker_shows_nothing_of_the_one_that_had_its_slot_before() {
 
 #[test]
 fn a_call_goes_on_after_a_long_item_unless_the_server_has_stopped_it() {
-    let (mut server, worker) = slot(&mut Scoreboard::new().unwrap());
+    let (mut server, worker) = slot(&mut Scoreboard::new(false).unwrap());
     worker.enter(Phase::Busy).unwrap();
     let begun = server.read().unwrap();
     worker.enter(Phase::SendingItem).unwrap();
@@ -78,7 +78,7 @@ fn a_call_goes_on_after_a_long_item_unless_the_server_has_stopped_it() {
 
 #[test]
 fn the_server_reads_the_progress_of_the_current_call_only() {
-    let (server, worker) = slot(&mut Scoreboard::new().unwrap());
+    let (server, worker) = slot(&mut Scoreboard::new(false).unwrap());
     assert_eq!(server.progress(), None);
     for progress in [
         Progress::new(1, 3, "x".repeat(64)),
@@ -102,7 +102,7 @@ fn the_server_reads_the_progress_of_the_current_call_only() {
 
 #[test]
 fn slots_are_used_again() {
-    let mut board = Scoreboard::new().unwrap();
+    let mut board = Scoreboard::new(false).unwrap();
     let (server, worker) = slot(&mut board);
     worker.enter(Phase::Busy).unwrap();
     server.mark_client_gone();
@@ -120,7 +120,7 @@ fn slots_are_used_again() {
 
 #[test]
 fn no_two_workers_share_a_page() {
-    let mut board = Scoreboard::new().unwrap();
+    let mut board = Scoreboard::new(false).unwrap();
     let [(mut first, _), (_, other)] = [(); 2].map(|()| slot(&mut board));
     other.words.iter().for_each(|word| word.store(u64::MAX, SeqCst));
     assert_eq!(first.read().unwrap().phase, Phase::Handshake);
@@ -129,7 +129,7 @@ fn no_two_workers_share_a_page() {
 
 #[test]
 fn what_cannot_be_is_named() {
-    let mut board = Scoreboard::new().unwrap();
+    let mut board = Scoreboard::new(false).unwrap();
     let mut look = |word: usize, value: u64| {
         let (mut server, worker) = slot(&mut board);
         worker.enter(Phase::Busy).unwrap();
@@ -157,7 +157,7 @@ proptest! {
         words in prop::collection::vec(
             prop_oneof![any::<u64>(), 0..20_u64, Just(u64::MAX)], 32),
     ) {
-        let mut board = Scoreboard::new().unwrap();
+        let mut board = Scoreboard::new(false).unwrap();
         let (mut server, worker) = slot(&mut board);
         for (word, &value) in worker.words.iter().zip(&words) {
             word.store(value, SeqCst);

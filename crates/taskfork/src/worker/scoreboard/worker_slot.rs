@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use super::layout::{
     CALLS, CHECKOUTS, CLIENT, CLIENT_GONE, DEADLINE, DEATH_UNREPORTABLE, HARD_DEADLINE,
-    MAX_WAITING, METHOD, METHOD_WORDS, PROGRAM, PROGRESS, PROGRESS_DONE, PROGRESS_TEXT,
-    PROGRESS_TEXT_WORDS, PROGRESS_TOTAL, RETIRE, SAMPLE, SAMPLE_READY, SINCE, SKIPPED, STACK,
-    STACK_READY, STATE, TABLE_WORDS, VIOLATION, WAITING, WAITING_AT, WAKEUP, WORKERS, pack,
+    MAX_WAITING, METHOD, METHOD_WORDS, PROGRAM, PROGRAM_STAGE, PROGRESS, PROGRESS_DONE,
+    PROGRESS_TEXT, PROGRESS_TEXT_WORDS, PROGRESS_TOTAL, RETIRE, SAMPLE, SAMPLE_READY, SINCE,
+    SKIPPED, STACK, STACK_READY, STATE, TABLE_WORDS, TAKES_OVER, VIOLATION, WAITING, WAITING_AT,
+    WAKEUP, WORKERS, pack,
 };
 use super::method_table;
+use super::program_stage::ProgramStage;
 use super::stop::{Retirement, StopRequest};
 use crate::clock::now;
 use crate::progress::Progress;
@@ -27,7 +29,8 @@ pub(crate) struct WorkerSlot {
 
 #[taskfork_macros::startup_code]
 impl WorkerSlot {
-    pub(super) fn new(words: AtomicWords, published: AtomicWords) -> Self {
+    /// The slot and the published page, as this process has them mapped.
+    pub(crate) fn new(words: AtomicWords, published: AtomicWords) -> Self {
         Self { words, published }
     }
 
@@ -83,6 +86,16 @@ impl WorkerSlot {
     /// Shows which program the worker runs.
     pub(crate) fn set_program(&self, pid: u32) {
         self.words[PROGRAM].store(u64::from(pid), SeqCst);
+    }
+
+    /// Shows how far the program is that takes the worker over. `None` if there is none.
+    pub(crate) fn set_program_stage(&self, stage: Option<ProgramStage>) {
+        self.words[PROGRAM_STAGE].store(stage.map_or(0, |stage| stage as u64), SeqCst);
+    }
+
+    /// Whether the server's programs serve their connections themselves, as far as it has seen.
+    pub(crate) fn programs_take_over(&self) -> bool {
+        self.published[TAKES_OVER].load(SeqCst) != 0
     }
 
     /// Sets the client's number.

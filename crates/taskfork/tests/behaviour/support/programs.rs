@@ -178,6 +178,10 @@ pub(crate) fn run_requested() -> bool {
         ["native_worker"] => crate::executable::work_natively(),
         ["streaming_worker"] => crate::program_streams::work(),
         ["json_worker"] => crate::executable::work(),
+        ["takes_over", folder] => crate::takeover::work(folder),
+        ["serve_takeover", address, folder, ref options @ ..] => {
+            print_error(crate::takeover::serve(address, folder, options));
+        }
         ["serve_executable", address] => {
             print_error(crate::executable::server(Server::builder().listen(address)));
         }
