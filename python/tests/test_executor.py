@@ -235,7 +235,7 @@ def test_one_that_waits_is_cancelled(tmp_path: Path) -> None:
     until("it runs", path.exists)
     assert waiting.cancel() and waiting.cancelled()
     executor.shutdown(wait=False, cancel_futures=True)
-    assert other.cancelled()
+    until("it is cancelled", other.cancelled)
     with pytest.raises(RuntimeError, match="after shutdown"):
         executor.submit(add, 1)
     assert running.stop()
@@ -563,7 +563,7 @@ def test_callbacks_that_raise_keep_no_future_from_its_end(tmp_path: Path) -> Non
     for future in waiting:
         future.add_done_callback(lambda _: sys.exit(1))
     executor.shutdown(wait=False, cancel_futures=True)
-    assert all(future.cancelled() for future in waiting)
+    until("they are cancelled", lambda: all(future.cancelled() for future in waiting))
     running.stop()
 
 
@@ -610,6 +610,7 @@ def test_a_thread_that_waits_is_told_of_every_end(executor: Executor, tmp_path: 
         wait = threads.submit(other.result)
         os.kill(int((tmp_path / "other").read_text()), signal.SIGKILL)
         assert isinstance(wait.exception(60), taskfork.WorkerDied)
+    assert executor.submit(len, "ab").result(60) == 2
 
 
 def test_a_waiter_and_a_callback_are_both_told(executor: Executor) -> None:

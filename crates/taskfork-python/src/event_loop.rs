@@ -30,7 +30,7 @@ use crate::interruption;
 use crate::log::{CheckoutLog, hand_over};
 use crate::process::OfProcess;
 use crate::stream::Reports;
-use crate::waiting::{self, Waiter};
+use crate::waiting::{self, Moments, Waiter};
 
 /// For how long calls are completed at once, without a turn of the event loop between. Other tasks wait meanwhile.
 const LONGEST_WITHOUT_TURN: Duration = Duration::from_millis(1);
@@ -234,8 +234,8 @@ impl EventLoop {
 
     /// Takes a call from the loop, and waits for its outcome in this thread, at most until `end`. `None` if the time is over, if
     /// nobody wants the call any more, or if another thread has taken it: the loop completes it then, as it does if a handler of a
-    /// signal raises an exception, which is returned. Whoever gets the outcome calls [`give_back`](Self::give_back) or
-    /// [`remove`](Self::remove).
+    /// signal raises an exception, which is returned. The loop has the call also while a handler runs, which may wait for it. Whoever
+    /// gets the outcome calls [`give_back`](Self::give_back) or [`remove`](Self::remove).
     pub(crate) fn wait_for(
         &self,
         py: Python<'_>,
@@ -243,28 +243,35 @@ impl EventLoop {
         end: Option<Instant>,
     ) -> PyResult<Option<Outcome>> {
         let waiter = Waiter::of_this_thread();
-        let mut calls = lock(&self.calls);
-        let Some(entry) = calls.entries.get_mut(&key) else { return Ok(None) };
-        let Some(mut pending) = entry.pending.take() else { return Ok(None) };
-        entry.waiter = Some(waiter.clone());
-        drop(calls);
-        let waited = waiting::wait_until(py, &mut pending, &waiter, end);
-        let mut calls = lock(&self.calls);
-        if let Some(entry) = calls.entries.get_mut(&key) {
-            entry.waiter = None;
-            // What woke this thread may be the answer, which it has not read.
-            entry.is_noted = true;
-        }
-        drop(calls);
-        if !matches!(waited, Ok(Some(_))) {
-            if let Some(entry) = lock(&self.calls).entries.get(&key)
-                && let Some(pending) = pending.peek()
-            {
-                pending.set_waker(&entry.waker);
+        let mut moments = Moments::until(end);
+        loop {
+            let mut calls = lock(&self.calls);
+            let Some(entry) = calls.entries.get_mut(&key) else { return Ok(None) };
+            let Some(mut pending) = entry.pending.take() else { return Ok(None) };
+            entry.waiter = Some(waiter.clone());
+            drop(calls);
+            let waited = waiting::wait_until(py, &mut pending, &waiter, moments.next_end());
+            let has_outcome = matches!(waited, Ok(Some(_)));
+            let mut calls = lock(&self.calls);
+            if let Some(entry) = calls.entries.get_mut(&key) {
+                entry.waiter = None;
+                // What woke this thread may be the answer, which it has not read.
+                entry.is_noted = true;
+                if !has_outcome && let Some(pending) = pending.peek() {
+                    pending.set_waker(&entry.waker);
+                }
+            }
+            drop(calls);
+            if has_outcome {
+                return waited;
             }
             self.put_back(key, pending);
+            waited?;
+            if moments.are_over() || waiter.is_over() {
+                return Ok(None);
+            }
+            moments.handle_signals(py)?;
         }
-        waited
     }
 
     /// Looks for answers in a thread that may be another one. Returns whether some may have come, also through a socket. The loop has

@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use pyo3::exceptions::PyKeyboardInterrupt;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -18,11 +19,17 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::client::Client;
 use crate::event_loop::EventLoop;
-use crate::future::{Begun, begin, complete, is_plain, wait_for_others};
+use crate::future::{
+    Begun, begin, begin_by_library, complete, has_raised, is_plain, wait_for_others,
+};
 use crate::stream::Reports;
+use crate::waiting::is_main_thread;
 
 /// What an answer begins with that has a result: `RESULT` of the worker's module.
 const RESULT: &[u8] = &[0];
+
+/// For how long a thread that could not read a result waits for another one that tries.
+const LONGEST_READ: Duration = Duration::from_secs(1);
 
 /// The calls of an executor.
 #[pyclass(frozen, weakref, module = "taskfork._native")]
@@ -30,6 +37,8 @@ pub(crate) struct Tasks {
     max_workers: usize,
     /// Completes a future in the executor's thread. Its arguments are the future, and an answer or an exception.
     finish: Py<PyAny>,
+    /// Futures have the attributes that native code uses. Otherwise the executor's thread changes them alone, by their methods.
+    are_known: bool,
     /// It is readable when the executor's thread has something to do.
     event: OwnedFd,
     state: Mutex<State>,
@@ -47,8 +56,10 @@ struct State {
     starting: usize,
     /// What the executor's thread is told: futures, and why their calls could not be made.
     notes: Vec<(Py<PyAny>, Option<Py<PyAny>>)>,
-    /// The executor's thread is told when no call is left.
+    /// The executor's thread is told when no call is left, and there are no new ones.
     is_closing: bool,
+    /// The executor's thread cancels the calls that wait.
+    is_cancelling: bool,
 }
 
 /// Who makes the calls.
@@ -104,7 +115,7 @@ impl Tasks {
     /// The next call for a free worker. Its place is taken.
     fn next(&self, py: Python<'_>) -> Option<(Waiting, Link)> {
         let mut state = self.lock();
-        if state.busy + state.starting >= self.max_workers {
+        if state.is_cancelling || state.busy + state.starting >= self.max_workers {
             return None;
         }
         let link = state.link.as_ref()?.clone_ref(py);
@@ -118,7 +129,11 @@ impl Tasks {
         let (py, this) = (slf.py(), slf.get());
         while let Some((waiting, link)) = this.next(py) {
             let future = waiting.future.bind(py);
-            match begin(future, may_wait) {
+            let begun = match this.are_known {
+                true => begin(future, may_wait),
+                false => begin_by_library(future, may_wait),
+            };
+            match begun {
                 Ok(Begun::Yes) => {}
                 Ok(Begun::Busy) => {
                     let mut state = this.lock();
@@ -127,9 +142,11 @@ impl Tasks {
                     drop(state);
                     return this.signal();
                 }
-                Ok(Begun::No) => {
+                Ok(Begun::No { is_told }) => {
                     this.lock().starting -= 1;
-                    this.tell(waiting.future, None);
+                    if !is_told {
+                        this.tell(waiting.future, None);
+                    }
                     continue;
                 }
                 Err(error) => {
@@ -194,12 +211,7 @@ impl Tasks {
             if !event_loop.take_result(key) {
                 continue;
             }
-            let mut state = slf.get().lock();
-            let State { running, busy, .. } = &mut *state;
-            if let Some(running) = running.get_mut(&place).filter(|running| running.key == key) {
-                running.is_answered = true;
-                *busy -= 1;
-            }
+            slf.get().lock().answered(place, key);
         }
         Self::start(slf, false);
     }
@@ -224,23 +236,60 @@ impl Tasks {
                 return Ok(false);
             }
         };
-        // Reading the result may run code of the user's classes, and there a handler of a signal. So whatever that raises is raised here,
-        // and the executor's thread reads the result again.
-        let completed = match is_plain(future) {
-            Ok(true) => match result(answer.bind(slf.py())) {
-                Ok(Some(result)) => complete(future, &result),
-                Ok(None) => Ok(false),
-                Err(error) => Err(error),
-            },
-            other => other,
+        // Its worker gets the next call before the result is read, which runs code of the user's classes.
+        slf.get().lock().answered(place(future), key);
+        Self::start(slf, false);
+        let read = match is_plain(future) {
+            Ok(true) => read_result(answer.bind(slf.py())),
+            Ok(false) => Ok(None),
+            Err(error) => Err(error),
+        };
+        let completed = match &read {
+            Ok(Some(outcome)) => complete(future, outcome),
+            Ok(None) | Err(_) => Ok(false),
         };
         if matches!(completed, Ok(true)) {
             event_loop.remove(key);
             Self::ended(slf, future, false);
-        } else {
-            event_loop.give_back(key, Ok(answer));
+            return completed;
+        }
+        event_loop.give_back(key, Ok(answer));
+        if let Err(error) = read {
+            Self::read_again(future, error, end)?;
         }
         completed
+    }
+
+    /// The executor's thread reads a result again that this thread could not read: it may be a handler of a signal that has raised
+    /// the error, which is raised then.
+    fn read_again(future: &Bound<'_, PyAny>, error: PyErr, end: Option<Instant>) -> PyResult<()> {
+        let py = future.py();
+        if !error.is_instance_of::<PyKeyboardInterrupt>(py) {
+            let last = Instant::now() + LONGEST_READ;
+            wait_for_others(future, Some(end.map_or(last, |end| end.min(last))))?;
+            if has_raised(future, &error.get_type(py))? {
+                return Ok(());
+            }
+        }
+        Err(error)
+    }
+
+    /// Replaces the arguments of a call, if it still waits for a worker.
+    fn own(&self, future: &Bound<'_, PyAny>, args: Py<PyTuple>) {
+        let mut state = self.lock();
+        let found = state.waiting.iter_mut().rev().find(|waiting| waiting.future.is(future));
+        let before = found.map(|waiting| std::mem::replace(&mut waiting.args, args));
+        drop(state);
+        drop(before);
+    }
+
+    /// Removes a call, if it still waits for a worker.
+    fn forget(&self, future: &Bound<'_, PyAny>) {
+        let mut state = self.lock();
+        let found = state.waiting.iter().rposition(|waiting| waiting.future.is(future));
+        let forgotten = found.and_then(|index| state.waiting.remove(index));
+        drop(state);
+        drop(forgotten);
     }
 
     fn is_waiting(&self, future: &Bound<'_, PyAny>) -> bool {
@@ -257,6 +306,17 @@ impl Tasks {
 }
 
 impl State {
+    /// A call has an answer: its worker is free.
+    fn answered(&mut self, place: usize, key: u64) {
+        if let Some(running) = self.running.get_mut(&place)
+            && running.key == key
+            && !running.is_answered
+        {
+            running.is_answered = true;
+            self.busy -= 1;
+        }
+    }
+
     fn is_empty(&self) -> bool {
         self.waiting.is_empty() && self.running.is_empty() && self.starting == 0
     }
@@ -272,10 +332,33 @@ fn make(tasks: &Bound<'_, Tasks>, waiting: &Waiting, link: &Link) -> PyResult<u6
     client.call_task(event_loop, task, waiting.args.bind(py), waiting.timeout, log)
 }
 
+/// Arguments that do not change.
+fn copies(args: &Bound<'_, PyTuple>) -> PyResult<Py<PyTuple>> {
+    let bytes = args.py().get_type::<PyBytes>();
+    let copies = args.iter().map(|each| match each.is_exact_instance(&bytes) {
+        true => Ok(each),
+        false => bytes.call1((each,)),
+    });
+    Ok(PyTuple::new(args.py(), copies.collect::<PyResult<Vec<_>>>()?)?.unbind())
+}
+
 /// Whether somebody has asked for the progress of a call.
 fn is_watched(future: &Bound<'_, PyAny>) -> bool {
     let watched = future.getattr(intern!(future.py(), "_is_watched"));
     watched.and_then(|watched| watched.is_truthy()).unwrap_or(true)
+}
+
+/// What the result in an answer is, or what reading it has raised. `None` if there is an exception instead. An error may be that
+/// of a handler of a signal: only those of the main thread may.
+fn read_result<'py>(
+    answer: &Bound<'py, PyAny>,
+) -> PyResult<Option<Result<Bound<'py, PyAny>, Bound<'py, PyAny>>>> {
+    let py = answer.py();
+    match result(answer) {
+        Ok(result) => Ok(result.map(Ok)),
+        Err(error) if is_main_thread(py)? => Err(error),
+        Err(error) => Ok(Some(Err(error.into_value(py).into_bound(py).into_any()))),
+    }
 }
 
 /// The result in an answer. `None` if there is an exception instead.
@@ -298,10 +381,10 @@ fn result<'py>(answer: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>
 #[pymethods]
 impl Tasks {
     #[new]
-    fn new(max_workers: usize, finish: Py<PyAny>) -> PyResult<Self> {
+    fn new(max_workers: usize, finish: Py<PyAny>, are_known: bool) -> PyResult<Self> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(std::io::Error::from)?;
-        Ok(Self { max_workers, finish, event, state: Mutex::default() })
+        Ok(Self { max_workers, finish, are_known, event, state: Mutex::default() })
     }
 
     /// The descriptor that is readable when `take` must be called.
@@ -321,32 +404,38 @@ impl Tasks {
         drop(link);
     }
 
-    /// Adds a call behind the others. Its arguments are `bytes` and memory. Returns false if it waits for a worker: memory that may change
-    /// must be replaced by [`own`](Self::own) then.
+    /// Adds a call behind the others. Its arguments are `bytes` and memory, which may change later. Returns false if no calls are
+    /// accepted any more.
     fn add(
         slf: &Bound<'_, Self>,
         future: &Bound<'_, PyAny>,
-        args: Py<PyTuple>,
+        args: &Bound<'_, PyTuple>,
         timeout: Option<f64>,
         log: Option<Py<PyAny>>,
-    ) -> bool {
-        let waiting = Waiting { future: future.clone().unbind(), args, timeout, log };
-        slf.get().lock().waiting.push_back(waiting);
+    ) -> PyResult<bool> {
+        let this = slf.get();
+        let mut state = this.lock();
+        if state.is_closing {
+            return Ok(false);
+        }
+        let (own, args_of_call) = (future.clone().unbind(), args.clone().unbind());
+        state.waiting.push_back(Waiting { future: own, args: args_of_call, timeout, log });
+        drop(state);
         Self::start(slf, false);
-        if slf.get().is_waiting(future) {
+        if this.is_waiting(future) {
             // As long as this thread has the interpreter, the executor's cannot do that.
             Self::look(slf);
         }
-        !slf.get().is_waiting(future)
-    }
-
-    /// Replaces the arguments of a call, if it still waits for a worker.
-    fn own(&self, future: &Bound<'_, PyAny>, args: Py<PyTuple>) {
-        let mut state = self.lock();
-        let found = state.waiting.iter_mut().rev().find(|waiting| waiting.future.is(future));
-        let before = found.map(|waiting| std::mem::replace(&mut waiting.args, args));
-        drop(state);
-        drop(before);
+        if args.len() > 1 && this.is_waiting(future) {
+            match copies(args) {
+                Ok(args) => this.own(future, args),
+                Err(error) => {
+                    this.forget(future);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(true)
     }
 
     /// Waits until a future is complete, or for so many seconds. With `reads` it reads the answer itself, if it can.
@@ -373,15 +462,24 @@ impl Tasks {
         std::mem::take(&mut slf.get().lock().notes)
     }
 
-    /// Has the executor's thread told when no call is left.
-    fn close(slf: &Bound<'_, Self>) {
-        slf.get().lock().is_closing = true;
+    /// Accepts no calls any more, and has the executor's thread told when none is left. `cancels` leaves those to it that wait.
+    fn close(slf: &Bound<'_, Self>, cancels: bool) {
+        let mut state = slf.get().lock();
+        state.is_closing = true;
+        state.is_cancelling |= cancels;
+        drop(state);
+        slf.get().signal();
         Self::start(slf, false);
     }
 
     /// Whether no call is left.
     fn is_empty(&self) -> bool {
         self.lock().is_empty()
+    }
+
+    /// Takes the futures whose calls wait, and are to be cancelled.
+    fn take_cancelled(&self) -> Vec<Py<PyAny>> {
+        if self.lock().is_cancelling { self.take_waiting() } else { Vec::new() }
     }
 
     /// Takes the futures whose calls wait for a worker.

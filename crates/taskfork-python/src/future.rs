@@ -9,18 +9,24 @@ use std::time::{Duration, Instant};
 
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyList;
+use pyo3::types::{PyList, PyType};
 
-use crate::waiting::{self, Waiter};
+use crate::waiting::{self, Moments, Waiter};
 
 /// How long a thread leaves the lock of a future to others before it tries again.
 const LOCK_PAUSE: Duration = Duration::from_micros(50);
+
+/// For how long a thread that has waited tries to remove its callback.
+const LONGEST_REMOVAL: Duration = Duration::from_millis(100);
 
 /// What has become of a future whose call could begin.
 pub(crate) enum Begun {
     Yes,
     /// It is cancelled, or complete.
-    No,
+    No {
+        /// Who waits for that has been told.
+        is_told: bool,
+    },
     /// Another thread changes it.
     Busy,
 }
@@ -37,7 +43,8 @@ impl<'a, 'py> Locked<'a, 'py> {
         let py = future.py();
         let condition = future.getattr(intern!(py, "_condition"))?;
         let is_locked = condition.call_method1(intern!(py, "acquire"), (may_wait,))?.is_truthy()?;
-        Ok(is_locked.then_some(Self { future, condition }))
+        // Only then: what is dropped releases the lock.
+        Ok(is_locked.then(|| Self { future, condition }))
     }
 
     /// Waits for other threads at most until `end`.
@@ -58,16 +65,12 @@ impl<'a, 'py> Locked<'a, 'py> {
         }
     }
 
-    fn is_done(&self) -> PyResult<bool> {
-        Ok(!self.has_state("PENDING")? && !self.has_state("RUNNING")?)
-    }
-
     fn callbacks(&self) -> PyResult<Bound<'py, PyList>> {
         Ok(self.future.getattr(intern!(self.future.py(), "_done_callbacks"))?.cast_into()?)
     }
 
     fn has_state(&self, state: &str) -> PyResult<bool> {
-        self.future.getattr(intern!(self.future.py(), "_state"))?.eq(state)
+        has_state(self.future, state)
     }
 
     fn set_state(&self, state: &Bound<'py, PyAny>) -> PyResult<()> {
@@ -92,6 +95,14 @@ impl Drop for Locked<'_, '_> {
     }
 }
 
+fn has_state(future: &Bound<'_, PyAny>, state: &str) -> PyResult<bool> {
+    future.getattr(intern!(future.py(), "_state"))?.eq(state)
+}
+
+fn is_done(future: &Bound<'_, PyAny>) -> PyResult<bool> {
+    Ok(!has_state(future, "PENDING")? && !has_state(future, "RUNNING")?)
+}
+
 fn is_empty(list: &Bound<'_, PyAny>) -> PyResult<bool> {
     Ok(list.len()? == 0)
 }
@@ -100,21 +111,43 @@ fn is_empty(list: &Bound<'_, PyAny>) -> PyResult<bool> {
 pub(crate) fn begin(future: &Bound<'_, PyAny>, may_wait: bool) -> PyResult<Begun> {
     let Some(locked) = Locked::new(future, may_wait)? else { return Ok(Begun::Busy) };
     if !locked.has_state("PENDING")? {
-        return Ok(Begun::No);
+        return Ok(Begun::No { is_told: false });
     }
     locked.set_state(intern!(future.py(), "RUNNING").as_any())?;
     Ok(Begun::Yes)
 }
 
-/// Completes a future that runs, if nobody has to be told. Returns whether it has.
-pub(crate) fn complete(future: &Bound<'_, PyAny>, result: &Bound<'_, PyAny>) -> PyResult<bool> {
+/// Marks a future as running by its own method, which is code in Python: only in a thread that no signal interrupts, which may wait.
+/// Who waits for a cancelled one is told.
+pub(crate) fn begin_by_library(future: &Bound<'_, PyAny>, may_wait: bool) -> PyResult<Begun> {
+    if !may_wait {
+        return Ok(Begun::Busy);
+    }
+    let begun = future.call_method0(intern!(future.py(), "set_running_or_notify_cancel"))?;
+    Ok(if begun.is_truthy()? { Begun::Yes } else { Begun::No { is_told: true } })
+}
+
+/// Completes a future that runs by a result or an exception, if nobody has to be told. Returns whether it has.
+pub(crate) fn complete(
+    future: &Bound<'_, PyAny>,
+    outcome: &Result<Bound<'_, PyAny>, Bound<'_, PyAny>>,
+) -> PyResult<bool> {
     let Some(locked) = Locked::new(future, false)? else { return Ok(false) };
     if !locked.has_state("RUNNING")? || !locked.is_alone()? {
         return Ok(false);
     }
-    future.setattr(intern!(future.py(), "_result"), result)?;
+    match outcome {
+        Ok(result) => future.setattr(intern!(future.py(), "_result"), result)?,
+        Err(error) => future.setattr(intern!(future.py(), "_exception"), error)?,
+    }
     locked.set_state(intern!(future.py(), "FINISHED").as_any())?;
     Ok(true)
+}
+
+/// Whether a future has an exception of exactly this class.
+pub(crate) fn has_raised(future: &Bound<'_, PyAny>, class: &Bound<'_, PyType>) -> PyResult<bool> {
+    let error = future.getattr(intern!(future.py(), "_exception"))?;
+    Ok(has_state(future, "FINISHED")? && error.is_exact_instance(class))
 }
 
 /// Waits until another thread has completed a future, at most until `end`. A `Condition` would not do: an exception between the steps
@@ -125,23 +158,54 @@ pub(crate) fn wait_for_others(future: &Bound<'_, PyAny>, end: Option<Instant>) -
     let alarm = Bound::new(py, Alarm(waiter.clone()))?.into_any();
     {
         let Some(locked) = Locked::for_this_thread(future, end)? else { return Ok(()) };
-        if locked.is_done()? {
+        if is_done(future)? {
             return Ok(());
         }
-        locked.callbacks()?.append(&alarm)?;
+        // Before those of the user, which may wait for what this thread has.
+        locked.callbacks()?.insert(0, &alarm)?;
     }
-    let woken = waiting::park_until(py, &waiter, end);
-    if !matches!(woken, Ok(true))
-        && let Some(locked) = Locked::for_this_thread(future, None)?
-        // Otherwise another thread goes through the list.
-        && !locked.is_done()?
+    let woken = park_until_done(future, &waiter, end);
+    if matches!(woken, Ok(true)) {
+        return Ok(());
+    }
+    let removed = remove(future, &alarm);
+    // What a handler of a signal has raised comes first.
+    woken.and(removed)
+}
+
+/// Waits until the waiter is told, at most until `end`. Returns whether it is.
+fn park_until_done(
+    future: &Bound<'_, PyAny>,
+    waiter: &Waiter,
+    end: Option<Instant>,
+) -> PyResult<bool> {
+    let py = future.py();
+    let mut moments = Moments::until(end);
+    loop {
+        if waiting::park_until(py, waiter, moments.next_end()) {
+            return Ok(true);
+        }
+        // Callbacks are not called if Ctrl-C has come before them, in a thread that has cancelled the future.
+        if is_done(future)? || moments.are_over() {
+            return Ok(false);
+        }
+        moments.handle_signals(py)?;
+    }
+}
+
+/// Removes a callback. It stays if another thread keeps the lock, as one does for ever that was interrupted while it took it.
+fn remove(future: &Bound<'_, PyAny>, callback: &Bound<'_, PyAny>) -> PyResult<()> {
+    let end = Instant::now() + LONGEST_REMOVAL;
+    // If the future is done, another thread goes through the list.
+    if let Some(locked) = Locked::for_this_thread(future, Some(end))?
+        && !is_done(future)?
     {
         let callbacks = locked.callbacks()?;
-        if let Some(place) = callbacks.iter().position(|callback| callback.is(&alarm)) {
+        if let Some(place) = callbacks.iter().position(|each| each.is(callback)) {
             callbacks.del_item(place)?;
         }
     }
-    woken.map(drop)
+    Ok(())
 }
 
 /// A callback of a future that wakes the thread that waits.

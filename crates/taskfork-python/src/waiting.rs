@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyBaseException, PyRuntimeError};
 use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::intern;
 use pyo3::prelude::*;
 
 use crate::client::{Outcome, Pending};
@@ -20,6 +21,9 @@ use crate::stream::Reports;
 
 /// After this time a waiting thread looks whether Python has a signal to handle, such as that of Ctrl-C.
 const SIGNAL_CHECK: Duration = Duration::from_millis(50);
+
+/// After this time a thread that handles no signals looks whether what it waits for has come in another way.
+const LONG_CHECK: Duration = Duration::from_secs(1);
 
 /// A thread that waits for a call.
 pub(crate) struct Waiter {
@@ -39,7 +43,7 @@ impl Waiter {
         self.thread.unpark();
     }
 
-    fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.is_over.load(Ordering::Acquire)
     }
 }
@@ -69,51 +73,69 @@ pub(crate) fn wait(py: Python<'_>, pending: &mut OfProcess<Pending>) -> PyResult
     }
 }
 
+/// The moments of which a wait consists. Signals are handled between them.
+pub(crate) struct Moments {
+    /// When the wait is over.
+    end: Option<Instant>,
+    length: Duration,
+}
+
+impl Moments {
+    pub(crate) fn until(end: Option<Instant>) -> Self {
+        Self { end, length: SIGNAL_CHECK }
+    }
+
+    /// When the moment ends that begins now.
+    pub(crate) fn next_end(&self) -> Instant {
+        let check = Instant::now() + self.length;
+        self.end.map_or(check, |end| end.min(check))
+    }
+
+    pub(crate) fn are_over(&self) -> bool {
+        self.end.is_some_and(|end| end <= Instant::now())
+    }
+
+    /// Handles signals, and raises what a handler raises. It may run any code of the user, which may wait for the same call.
+    pub(crate) fn handle_signals(&mut self, py: Python<'_>) -> PyResult<()> {
+        py.check_signals()?;
+        if self.length < LONG_CHECK && !is_main_thread(py)? {
+            self.length = LONG_CHECK;
+        }
+        Ok(())
+    }
+}
+
+/// Whether this is the thread in which Python runs the handlers of signals.
+pub(crate) fn is_main_thread(py: Python<'_>) -> PyResult<bool> {
+    let threading = py.import(intern!(py, "threading"))?;
+    let main = threading.call_method0(intern!(py, "main_thread"))?;
+    let own = threading.call_method0(intern!(py, "get_ident"))?;
+    main.getattr(intern!(py, "ident"))?.eq(own)
+}
+
 /// Waits for the outcome of a call without an input, at most until `end`. `None` if the time is over, or if nobody wants the call
-/// any more. Raises what a signal handler raises: only before the outcome is there, so that it is never lost.
+/// any more.
 pub(crate) fn wait_until(
     py: Python<'_>,
     pending: &mut OfProcess<Pending>,
     waiter: &Arc<Waiter>,
-    end: Option<Instant>,
+    end: Instant,
 ) -> PyResult<Option<Outcome>> {
     let pending = pending.get_mut()?;
     let waker = Waker::from(waiter.clone());
-    loop {
-        let check = Instant::now() + SIGNAL_CHECK;
-        let moment = end.map_or(check, |end| end.min(check));
-        let outcome = py.detach(|| wait_for_a_moment(pending, waiter, &waker, moment));
-        if outcome.is_some() {
-            return Ok(outcome);
-        }
-        let is_late = end.is_some_and(|end| end <= Instant::now());
-        if is_late || waiter.is_over() {
-            return Ok(None);
-        }
-        py.check_signals()?;
-    }
+    Ok(py.detach(|| wait_for_a_moment(pending, waiter, &waker, end)))
 }
 
-/// Waits until the wait is over, at most until `end`. Returns whether it is, or raises what a signal handler raises.
-pub(crate) fn park_until(py: Python<'_>, waiter: &Waiter, end: Option<Instant>) -> PyResult<bool> {
-    loop {
-        let check = Instant::now() + SIGNAL_CHECK;
-        let moment = end.map_or(check, |end| end.min(check));
-        py.detach(|| {
-            while !waiter.is_over()
-                && let Some(left) = moment.checked_duration_since(Instant::now())
-            {
-                thread::park_timeout(left);
-            }
-        });
-        if waiter.is_over() {
-            return Ok(true);
+/// Parks this thread until the wait is over, at most until `end`. Returns whether it is.
+pub(crate) fn park_until(py: Python<'_>, waiter: &Waiter, end: Instant) -> bool {
+    py.detach(|| {
+        while !waiter.is_over()
+            && let Some(left) = end.checked_duration_since(Instant::now())
+        {
+            thread::park_timeout(left);
         }
-        if end.is_some_and(|end| end <= Instant::now()) {
-            return Ok(false);
-        }
-        py.check_signals()?;
-    }
+    });
+    waiter.is_over()
 }
 
 fn wait_for_a_moment(

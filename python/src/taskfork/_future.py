@@ -31,6 +31,28 @@ class Pool(Protocol):
         """Passes the reports of a call's progress to its future, from now on or from when it begins."""
 
 
+def _are_known() -> bool:
+    """Whether futures of this Python have the private attributes that native code uses, as it uses them."""
+    future: Any = _Future()
+    attributes = vars(future)
+    if not {"_condition", "_state", "_result", "_exception", "_waiters", "_done_callbacks"} <= attributes.keys():
+        return False
+    if not hasattr(future._condition, "_waiters") or (future._state, future._exception) != ("PENDING", None):
+        return False
+    future.add_done_callback(id)
+    if (future._done_callbacks, future._waiters) != ([id], []):
+        return False
+    future.set_running_or_notify_cancel()
+    if future._state != "RUNNING":
+        return False
+    future.set_result(7)
+    return (future._state, future._result, future._exception) == ("FINISHED", 7, None)
+
+
+#: Otherwise the executor's thread does all by the methods of futures.
+ARE_KNOWN = _are_known()
+
+
 class Future(_Future[T]):
     """A call of an executor: a ``concurrent.futures.Future`` that can be stopped while it runs, and that knows how far its call has
     got. All methods may be called from any thread."""
@@ -50,6 +72,10 @@ class Future(_Future[T]):
     # These two use no `Condition`: an exception that a handler of a signal raises in its Python code could leave it locked.
 
     def result(self, timeout: Optional[float] = None) -> T:
+        """Waits for the result and returns it, or raises the exception of the call; ``TimeoutError`` after so many seconds. The time
+        limits the wait for the worker's answer: unpickling a result may take longer."""
+        if not ARE_KNOWN:
+            return super().result(timeout)
         error = self._waited(timeout, True)
         if error is None:
             result: Any = self._result
@@ -61,6 +87,8 @@ class Future(_Future[T]):
             del self, error
 
     def exception(self, timeout: Optional[float] = None) -> Optional[BaseException]:
+        if not ARE_KNOWN:
+            return super().exception(timeout)
         return self._waited(timeout, False)
 
     def _waited(self, timeout: Optional[float], reads: bool) -> Optional[BaseException]:

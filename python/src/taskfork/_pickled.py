@@ -19,20 +19,18 @@ RESULT, RAISED = b"\0", b"\1"
 _main: Optional[Main] = None
 
 
-def write(path: str, initializer: Optional[Callable[..., Any]], initargs: tuple[Any, ...]) -> None:
-    """Writes what :func:`interface` reads."""
-    preparation = multiprocessing.spawn.get_preparation_data("taskfork")
+def preparation(initializer: Optional[Callable[..., Any]], initargs: tuple[Any, ...]) -> bytes:
+    """What :func:`interface` reads from a file."""
+    found = multiprocessing.spawn.get_preparation_data("taskfork")
     # Objects of a manager of `multiprocessing` need it. Only this user can read the file.
-    preparation["authkey"] = bytes(multiprocessing.current_process().authkey)
-    main_path = preparation.get("init_main_from_path")
+    found["authkey"] = bytes(multiprocessing.current_process().authkey)
+    main_path = found.get("init_main_from_path")
     if main_path is not None and not os.path.isfile(main_path):
         # The program came from standard input.
-        del preparation["init_main_from_path"]
+        del found["init_main_from_path"]
     # That of the user's program stays: it would be set in the middle of an import of it.
-    preparation.pop("start_method", None)
-    with open(path, "wb") as out:
-        pickle.dump(preparation, out)
-        out.write(dumps((initializer, initargs)))
+    found.pop("start_method", None)
+    return pickle.dumps(found) + dumps((initializer, initargs))
 
 
 def interface(path: str) -> tuple[Any, Any, Any]:

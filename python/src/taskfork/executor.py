@@ -11,7 +11,7 @@ import pickle
 import tempfile
 import threading
 import weakref
-from concurrent.futures import CancelledError, Executor as _Executor
+from concurrent.futures import CancelledError, Executor as _Executor, InvalidStateError
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Any, Callable, Iterable, Iterator, Optional, TypeVar, Union
@@ -20,7 +20,7 @@ from typing import Any, Callable, Iterable, Iterator, Optional, TypeVar, Union
 from . import _forked as _forked, _native, _pickled, _pickling, _started as _started
 from ._call import Reports as _Reports
 from ._caller import UNSET, Timeout, Unset, limit
-from ._future import Future, OnLog, Reports, function_for
+from ._future import ARE_KNOWN, Future, OnLog, Reports, function_for
 from ._guard import check_guarded
 from ._options import ClientOptions, of_client
 from ._server import Server, Starting, is_fork
@@ -209,12 +209,12 @@ class _Pool:
         #: The connections to it, until the event loop has them.
         self._connected: Optional[_native.Client] = None
         #: What a server that is none has to know of this program.
-        self._prepared = ""
+        self._prepared = b""
         self._loop: Optional[asyncio.AbstractEventLoop] = None
         self._ended: Optional[asyncio.Future[None]] = None
         self._client: Optional[Client] = None
         #: The calls: those that wait for a worker, and those that have one.
-        self._tasks = _native.Tasks(max_workers, self._finish)
+        self._tasks = _native.Tasks(max_workers, self._finish, ARE_KNOWN)
         self.wait = self._tasks.wait
         #: Tasks of the event loop that pass on reports of progress.
         self._watchers: set[asyncio.Task[None]] = set()
@@ -250,14 +250,13 @@ class _Pool:
             self._check_open()
             if self._thread is None:
                 self._begin()
-            is_sent = self._tasks.add(future, (work, *buffers), seconds, log)
-        if buffers and not is_sent:
-            # The caller may change its arrays before a worker has them.
-            self._tasks.own(future, (work, *map(bytes, buffers)))
+            if not self._tasks.add(future, (work, *buffers), seconds, log):
+                # A handler of a signal has shut it down meanwhile.
+                self._check_open()
         return future
 
     def _begin(self) -> None:
-        """Starts the thread. If that fails, the next call tries again."""
+        """Starts the thread. If that fails, the next call tries again. Ctrl-C may come at each point."""
         # Here, because the main module forgets where it is from when it has ended. A fork has what the program has now, and
         # one thread less.
         if self._forks:
@@ -266,19 +265,22 @@ class _Pool:
             # A connection is there when the server begins to accept them. The event loop starts meanwhile.
             self._connected = _native.Client(self._forked.address, options)
         else:
-            self._prepared = self._prepare()
-        thread = threading.Thread(target=self._run, name="taskfork-executor", daemon=True)
+            self._prepared = _pickled.preparation(self._initializer, self._initargs)
+        _pools.add(self)
+        # Whoever takes it first says whether the thread runs.
+        decided = threading.Lock()
+        thread = threading.Thread(target=self._run, args=(decided,), name="taskfork-executor", daemon=True)
         try:
             thread.start()
+            self._thread = thread
         except BaseException:
-            if self._forked is not None:
+            # The thread may have begun already.
+            is_given_up = decided.acquire(blocking=False)
+            self._thread = None if is_given_up else thread
+            if is_given_up and self._forked is not None:
                 self._connected = None
                 self._forked.abandon()
-            else:
-                os.unlink(self._prepared)
             raise
-        self._thread = thread
-        _pools.add(self)
 
     def _starting(self, given: dict[str, Any]) -> Starting:
         options = {
@@ -329,21 +331,20 @@ class _Pool:
 
     def begin_shutdown(self, cancel_futures: bool) -> None:
         if os.getpid() != self._pid:
-            # Another thread of the parent may have held the lock when this process was forked.
+            # The calls are those of the parent.
             return
-        with self._lock:
-            self._is_shut_down = True
-            cancelled = self._tasks.take_waiting() if cancel_futures else []
-            self._tasks.close()
-        for future in cancelled:
-            _cancel(future)
+        self._is_shut_down = True
+        # The executor's thread cancels them: here Ctrl-C could come after some.
+        self._tasks.close(cancel_futures)
 
     def join(self) -> None:
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
-    def _run(self) -> None:
+    def _run(self, decided: threading.Lock) -> None:
+        if not decided.acquire(blocking=False):
+            return
         _forked.own_threads.add(threading.get_native_id())
         try:
             server = self._start_server()
@@ -361,22 +362,19 @@ class _Pool:
         if self._forked is not None:
             # It serves within milliseconds, in which the event loop starts.
             return self._forked.server()
-        try:
-            return self._starting({"pickled": self._prepared}).wait(600.0, lambda: self._is_stopped)
-        finally:
-            if os.path.exists(self._prepared):
-                os.unlink(self._prepared)
-
-    def _prepare(self) -> str:
-        """Writes what the server has to know of this program to a file."""
         file, path = tempfile.mkstemp(prefix="taskfork-")
-        os.close(file)
         try:
-            _pickled.write(path, self._initializer, self._initargs)
-        except BaseException:
-            os.unlink(path)
-            raise
-        return path
+            with open(file, "wb") as prepared:
+                prepared.write(self._prepared)
+            return self._starting({"pickled": path}).wait(600.0, self._is_given_up)
+        finally:
+            if os.path.exists(path):
+                os.unlink(path)
+
+    def _is_given_up(self) -> bool:
+        """Whether the server is not wanted any more, while it starts."""
+        self._cancel_waiting()
+        return self._is_stopped
 
     async def _serve(self, server: Server) -> None:
         loop = asyncio.get_running_loop()
@@ -431,11 +429,17 @@ class _Pool:
             if error is not None:
                 _settle(future, None, error)
             elif future.cancelled():
-                future.set_running_or_notify_cancel()
+                _begin(future)
             else:
                 self._watch(future)
+        self._cancel_waiting()
         if self._is_shut_down and self._tasks.is_empty():
             self._end()
+
+    def _cancel_waiting(self) -> None:
+        """Cancels the calls that have not begun, if the executor is shut down so."""
+        for future in self._tasks.take_cancelled():
+            _cancel(future)
 
     def _watch(self, future: Future[Any]) -> None:
         """Passes the reports of a call to its future. It may be asked twice: when the call begins, and by the future."""
@@ -454,7 +458,7 @@ class _Pool:
             future._report(report)
 
     def _stop(self, future: Future[Any]) -> None:
-        if self._tasks.cancel(future) and not future.done():
+        if self._tasks.cancel(future):
             _settle(future, None, CancelledError())
 
     def _stop_running(self) -> None:
@@ -476,26 +480,40 @@ class _Pool:
         _settle(future, result, error)
 
     def _fail(self, reason: str) -> None:
-        self._break(reason)
-        self._end()
+        try:
+            self._break(reason)
+        finally:
+            self._end()
 
     def _break(self, reason: str) -> None:
         """Fails all calls, and those to come."""
+        self._cancel_waiting()
         with self._lock:
             self._broken = self._broken or reason
-            broken = [*self._tasks.running, *self._tasks.take_waiting()]
-        for future in broken:
-            if not future.done() and (future.running() or future.set_running_or_notify_cancel()):
+            running, waiting = self._tasks.running, self._tasks.take_waiting()
+        for future in waiting:
+            if _begin(future):
                 _settle(future, None, BrokenProcessPool(reason))
+        for future in running:
+            _settle(future, None, BrokenProcessPool(reason))
+
+
+def _begin(future: Future[Any]) -> bool:
+    """Marks the future of a call as running that waits for a worker, so that only this thread has it. False if it is cancelled, of which
+    those that wait for several futures are told, or complete."""
+    return (future.cancelled() or not future.done()) and future.set_running_or_notify_cancel()
 
 
 def _settle(future: Future[Any], result: Any, error: Optional[BaseException]) -> None:
-    """Ends a call for its caller, whose callbacks must not end the thread."""
+    """Ends a call for its caller, whose callbacks must not end the thread. It may have ended already: threads that wait for calls
+    complete their futures themselves."""
     try:
         if error is None:
             future.set_result(result)
         else:
             future.set_exception(error)
+    except InvalidStateError:
+        pass
     except BaseException:
         logging.getLogger("concurrent.futures").exception("exception calling callback for %r", future)
 
@@ -506,7 +524,7 @@ def _cancel(future: Future[Any]) -> None:
         future.cancel()
     except BaseException:
         logging.getLogger("concurrent.futures").exception("exception calling callback for %r", future)
-    future.set_running_or_notify_cancel()
+    _begin(future)
 
 
 def _read(answer: Any) -> tuple[Any, Optional[BaseException]]:
