@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from typing import Any, Callable, Optional
 
 from . import _native, server
@@ -19,6 +20,8 @@ def serve(
 ) -> None:
     """Serves calls until the connection ends. ``state`` is the descriptor of what the worker has known that this program has
     taken the place of. Without one, a worker has started this program to find out what it is, and waits at ``connection``."""
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("`serve` runs in the main thread, because Python handles signals there")
     # The worker learns before that if this fails.
     worker = server._Worker(interface, setup, checkout_done)
     try:

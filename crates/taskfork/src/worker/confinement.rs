@@ -9,6 +9,7 @@ use taskfork_sandbox::{ApplyError, PreparedSandbox};
 use super::error_reply::ErrorReply;
 use super::executable::Made;
 use super::state::Worker;
+use super::successor::Successor;
 use super::telemetry;
 use crate::context::context;
 use crate::error::Failure;
@@ -31,6 +32,9 @@ fn confine(sandbox: &PreparedSandbox, number: u64) {
     eprintln!("this worker cannot be confined: {error}{hint}");
     sys::exit_now(UNCONFINED_STATUS);
 }
+
+const TOO_LATE: &str = "the program of this worker could not be started before, and cannot take over a connection with answered \
+                        calls: check out another worker";
 
 impl<S: 'static> Worker<'_, S> {
     /// Whether this worker still has to apply its sandbox. Until then it may have one thread only.
@@ -60,35 +64,44 @@ impl<S: 'static> Worker<'_, S> {
             // The server's end kills this process.
             while poll(&mut [PollFd::new(&gate, PollFlags::IN)], None) == Err(Errno::INTR) {}
         }
+        if self.cannot_be_taken_over() {
+            return Err(ErrorReply::setup(Failure::new(TOO_LATE)));
+        }
         if self.sandbox.as_ref().is_some_and(|sandbox| sandbox.before_setup) {
             self.confine();
         }
-        if self.slot.programs_take_over() && self.successor.is_some() {
-            return Err(self.execute_program());
-        }
-        match self.handlers.set_up(self.sandbox.as_ref())? {
+        // If this fails, the client learns it by the answer to a call, and what it has sent is not read once more.
+        let successor = self.successor.take();
+        let made = match successor {
+            Some(_) if self.slot.programs_take_over() => Made::TakesOver,
+            _ => self.handlers.set_up(self.sandbox.as_ref())?,
+        };
+        match made {
             Made::State(state) => {
-                // No program takes over any more.
-                self.successor = None;
                 self.confine();
                 Ok(state)
             }
-            Made::TakesOver => Err(self.execute_program()),
+            Made::TakesOver => Err(self.execute_program(successor)),
         }
     }
 
+    /// Whether only another worker can serve: its program serves connections itself, and this one is past that, because it has
+    /// answered a call by an error.
+    pub(super) fn cannot_be_taken_over(&self) -> bool {
+        let takes_over = self.program_takes_over || self.slot.programs_take_over();
+        let is_early = self.successor.is_some() || self.state.is_some();
+        self.handlers.program.is_some() && takes_over && !is_early
+    }
+
     /// Executes the program in the place of this process. Returns only if that fails.
-    fn execute_program(&mut self) -> ErrorReply {
-        let program = self.handlers.program.as_ref().zip(self.successor.take());
-        let error = match program {
+    fn execute_program(&mut self, successor: Option<Successor>) -> ErrorReply {
+        self.program_takes_over = true;
+        let error = match self.handlers.program.as_ref().zip(successor) {
             Some((program, successor)) => {
                 let sandbox = self.sandbox.as_ref();
                 successor.execute(program, sandbox, self.slot, self.memory.as_ref())
             }
-            None => {
-                "a program cannot take over a worker that has begun a call: check out another one"
-                    .into()
-            }
+            None => TOO_LATE.into(),
         };
         ErrorReply::setup(Failure::of(&*error))
     }

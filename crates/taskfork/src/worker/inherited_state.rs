@@ -29,6 +29,8 @@ const MAX_VERSION: usize = 64;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct State {
+    /// The process that takes the worker over.
+    pub(super) pid: u32,
     pub(super) number: u64,
     pub(super) server: String,
     pub(super) scratch: Option<Vec<u8>>,

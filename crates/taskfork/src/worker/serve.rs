@@ -14,7 +14,7 @@ use super::init::{AcceptedClient, ClientSource, WorkerConfig, WorkerInit};
 use super::interface::Interface;
 use super::panic::install_panic_hook;
 use super::pipeline::{self, Pipeline};
-use super::scoreboard::{Phase, ProgramStage, Retirement, StopRequest};
+use super::scoreboard::{Phase, Retirement, StopRequest};
 use super::shared_memory::SharedMemory;
 use super::state::{ExitReason, Worker};
 use super::successor::Successor;
@@ -59,7 +59,6 @@ pub(crate) fn serve<S: 'static>(
         tracing::error!(worker = init.number, "a timeout cannot show this worker's stack: {error}");
     }
     if init.is_taken_over {
-        init.slot.set_program_stage(Some(ProgramStage::Serving));
         // It executes the program of the next worker at once.
         sys::wake_server();
     }
@@ -73,6 +72,7 @@ pub(crate) fn serve<S: 'static>(
         handlers,
         state: None,
         awaits_setup: None,
+        program_takes_over: false,
         gate: init.gate,
         setup_error: None,
         config: init.config,
@@ -212,6 +212,10 @@ impl<S: 'static> Worker<'_, S> {
         loop {
             self.enter_idle()?;
             while !serve_message(self)? {}
+            if self.cannot_be_taken_over() {
+                self.slot.enter(Phase::Retired)?;
+                return Err(ExitReason::Finished);
+            }
             if let Some(why) = self.retirement_reason() {
                 self.slot.set_retirement(why);
                 // The phase shows that a call which arrives from here on has not begun.

@@ -25,6 +25,8 @@ pub(super) struct Worker<'a, S> {
     pub(super) state: Option<S>,
     /// The connection, while its client waits for the message that `setup` has succeeded.
     pub(super) awaits_setup: Option<BorrowedFd<'static>>,
+    /// Its program has said that it serves connections itself.
+    pub(super) program_takes_over: bool,
     /// What it waits for before it runs code of the user.
     pub(super) gate: Option<OwnedFd>,
     /// Why `setup` failed, until a call has been answered with it.

@@ -31,6 +31,7 @@ impl Successor {
     pub(super) fn new(init: &mut WorkerInit) -> Option<Self> {
         let files = init.takeover.take()?;
         let state = State {
+            pid: std::process::id(),
             number: init.number,
             server: init.server.clone(),
             scratch: init.scratch.as_ref().map(|path| path.as_os_str().as_bytes().to_vec()),
@@ -91,6 +92,8 @@ impl Successor {
         };
         // Programs that are started later get none of them.
         let _ = set_inherited(&passed, false);
+        // The attempt has made it the default, by which a write to a closed pipe would end this worker.
+        std::mem::forget(Disposition::ignore(Signal::SIGPIPE));
         slot.set_program_stage(None);
         drop(alarm);
         program.start_error(&error, sandbox)

@@ -6,6 +6,7 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use rustix::io::FdFlags;
@@ -23,6 +24,16 @@ use crate::wire::WireError;
 use crate::wire::frame::{self, PREAMBLE};
 use crate::wire::hello::{MAX_HELLO, WorkerHello};
 use crate::wire::native::VERSIONS;
+
+/// What to do about a program that is a child of the process that the server knows.
+pub(super) const NOT_IN_PLACE: &str = "the program is a child of the command that the server has started, such as a shell or \
+                                       `timeout`: have it executed in the place of that, as by `exec` in a shell";
+
+/// How long a program may go on once its connection has ended.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The exit status of a process that finds its worker taken over: `EX_SOFTWARE` of sysexits.
+const TAKEN_STATUS: i32 = 70;
 
 /// Says to the worker that has started this program that it can serve a connection itself, and waits until that has
 /// noticed it. This program has nothing else to do then: the worker executes it once more, in its own place.
@@ -85,6 +96,9 @@ impl Inherited {
         io::Seek::rewind(&mut file).map_err(failed)?;
         io::Read::read_to_end(&mut file, &mut content).map_err(failed)?;
         let (state, received) = State::read(&content)?;
+        if state.pid != std::process::id() {
+            return Err(NOT_IN_PLACE.to_owned());
+        }
         // SAFETY: the worker that has executed this program has left these descriptors open for it alone, and each is taken
         // once, because the state is.
         unsafe { Self::of(state, received) }.map_err(failed)
@@ -131,7 +145,8 @@ impl Inherited {
         }))
     }
 
-    /// Serves the worker's connection until it ends. Returns the exit status for this process.
+    /// Serves the worker's connection until it ends. Returns the exit status for this process, which ends by that a second later
+    /// if it goes on.
     pub fn serve<S: 'static>(
         self,
         setup: impl Fn() -> Result<S, Failure> + 'static,
@@ -144,10 +159,21 @@ impl Inherited {
             checkout_done: Some(Box::new(checkout_done)),
             program: None,
         };
+        if !self.0.slot.begin_serving() {
+            eprintln!("taskfork: another process has taken this worker over");
+            return TAKEN_STATUS;
+        }
         prepare();
         sys::map_worker_mark();
         // The server has other functions at these addresses.
         sys::disable_stack_capture();
-        serve(self.0, interface, &handlers)
+        let status = serve(self.0, interface, &handlers);
+        // The server keeps the worker's place until this process ends. Without a thread, it waits for longer.
+        let _ = sys::spawn_without_signals("taskfork-end", move || {
+            std::thread::sleep(END_TIMEOUT);
+            eprintln!("taskfork: this program goes on a second after its connection, and is ended");
+            sys::exit_now(status)
+        });
+        status
     }
 }

@@ -4,6 +4,7 @@
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -35,6 +36,16 @@ pub(crate) fn serve(address: &str, folder: &str, options: &[&str]) -> Result<(),
             ("sandbox", "no-network") => {
                 let own = own.parent().unwrap();
                 server.sandbox(Sandbox::no_network().read(own).write(folder))
+            }
+            // The program is a script of the test's.
+            ("script", path) => {
+                return server.executable(Executable::new(path)).run();
+            }
+            ("stays", "parent") => {
+                let script = script.replace(" exec ", " ");
+                return server
+                    .executable(Executable::new("sh").arg("-c").arg(script + "; exit $?"))
+                    .run();
             }
             other => panic!("{other:?}"),
         };
@@ -78,6 +89,16 @@ pub(crate) fn work(folder: &str) {
         eprintln!("it is not in the mood");
         std::process::exit(5);
     }
+    if has("child") && std::env::var_os("TASKFORK_TEST_CHILD").is_none() {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        let ended = child.env("TASKFORK_TEST_CHILD", "yes").output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert!(
+            !ended.status.success() && said.contains("have it executed in the place"),
+            "{said}"
+        );
+        note(&folder, "refused");
+    }
     // SAFETY: as above.
     #[allow(unsafe_code)]
     let worker = unsafe { Inherited::take(state) }.unwrap();
@@ -115,6 +136,9 @@ pub(crate) fn work(folder: &str) {
     };
     let status = worker.serve(setup, |_| Ok(()), &interface);
     note(&folder, "ended");
+    while has("go_on") {
+        std::thread::park();
+    }
     std::process::exit(status);
 }
 
@@ -315,7 +339,7 @@ trial!(a_program_with_another_version_is_a_failed_setup, async || {
 
 trial!(a_program_that_does_not_take_over_ends_as_its_worker, async || {
     let programs = Programs::start_with(&[], &["refuse"]);
-    let client = programs.client();
+    let (client, older) = (programs.client(), programs.client().checkout());
     for known in [false, true] {
         let counts = || ["started", "offered"].map(|what| programs.noted(what));
         let before = counts();
@@ -335,9 +359,68 @@ trial!(a_program_that_does_not_take_over_ends_as_its_worker, async || {
         } else {
             programs.remove("refuse");
             programs.learns().await;
+            // This one goes on to serve, and says nothing of those that are executed later.
+            older.call::<u32>("pid", ()).await.unwrap();
             programs.add("refuse");
         }
     }
+});
+
+trial!(a_call_that_a_failed_start_has_answered_never_runs, async || {
+    let folder = tempfile::tempdir().unwrap();
+    let (script, hidden) = (folder.path().join("program"), folder.path().join("hidden"));
+    let programs = Programs::start(&[&format!("script={}", script.display())]);
+    let own = std::env::current_exe().unwrap();
+    let (own, notes) = (own.display(), programs.folder.path().display());
+    let text = format!("#!/bin/sh\nTASKFORK_TEST_PROGRAM='takes_over {notes}' exec '{own}'\n");
+    std::fs::write(&hidden, text).unwrap();
+    std::fs::set_permissions(&hidden, PermissionsExt::from_mode(0o700)).unwrap();
+    let client = Client::builder().address(address_in(&programs.folder)).min_workers(0);
+    let client = client.max_workers(1).reuse_after_error(true).build().unwrap();
+    for is_known in [false, true] {
+        let checkout = client.checkout();
+        let setup_error = async |text: &str| {
+            let error = checkout.call::<i64>("add", (1, 1)).await.unwrap_err();
+            assert!(matches!(error, Error::Call { error: CallError::Setup { .. }, .. }), "{error}");
+            assert!(error.to_string().contains(text), "{error}");
+        };
+        setup_error("cannot start the program").await;
+        std::fs::rename(&hidden, &script).unwrap();
+        // The worker has read the first call. A program would read it once more, and answer this one by its result.
+        setup_error("check out another worker").await;
+        setup_error("check out another worker").await;
+        drop(checkout);
+        assert_eq!(client.call::<i64>("add", (2, 2)).await.unwrap(), 4);
+        if !is_known {
+            programs.learns().await;
+            let before = client.call::<u32>("pid", ()).await.unwrap();
+            signal(before, libc::SIGKILL);
+            until("it is gone", || is_gone(before)).await;
+            std::fs::rename(&script, &hidden).unwrap();
+        }
+    }
+});
+
+trial!(the_state_of_a_worker_is_for_its_own_process, async || {
+    let programs = Programs::start_with(&[], &["child"]);
+    programs.client().call::<u32>("pid", ()).await.unwrap();
+    assert_eq!(programs.noted("refused"), 1);
+});
+
+trial!(a_program_behind_another_process_is_a_failed_setup, async || {
+    let programs = Programs::start(&["stays=parent"]);
+    let error = programs.client().call::<u32>("pid", ()).await.unwrap_err();
+    assert!(matches!(error, Error::Call { error: CallError::Setup { .. }, .. }), "{error}");
+    assert!(error.to_string().contains("have it executed in the place of that"), "{error}");
+});
+
+trial!(a_program_that_goes_on_after_its_connection_is_ended, async || {
+    let programs = Programs::start_with(&["max_workers=1"], &["go_on"]);
+    programs.client().call::<u32>("pid", ()).await.unwrap();
+    // Its client has left.
+    programs.client().call::<u32>("pid", ()).await.unwrap();
+    let deaths = programs.status().deaths;
+    assert_eq!(deaths.get("hung"), None, "{deaths:?}");
 });
 
 trial!(a_setup_that_fails_runs_again_in_the_same_program, async || {
@@ -404,7 +487,7 @@ trial!(a_program_serves_under_the_sandbox_of_its_worker, async || {
     let pid: u32 = client.call("pid", ()).await.unwrap();
     client.call::<()>("occupy", (400 << 20,)).await.unwrap();
     until("the end of the large one", || is_gone(pid)).await;
-    assert_eq!(programs.status().deaths.get("max_memory"), Some(&1));
+    until("it is counted", || programs.status().deaths.get("max_memory") == Some(&1)).await;
 });
 
 trial!(a_new_version_of_the_server_asks_its_first_program_again, async || {

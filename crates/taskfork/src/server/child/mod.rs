@@ -18,7 +18,9 @@ use super::supervisor::Observation;
 use crate::peer::Peer;
 use crate::sys;
 use crate::worker::AcceptedClient;
-use crate::worker::scoreboard::{Phase, Retirement, ServerSlot, SlotView, StopRequest};
+use crate::worker::scoreboard::{
+    Phase, ProgramStage, Retirement, ServerSlot, SlotView, StopRequest,
+};
 
 /// A worker process. It is kept small, because each fork copies the pages of the server's memory that
 /// change.
@@ -37,6 +39,8 @@ pub(crate) struct Child {
     sampled_call: Option<u64>,
     /// A request at the status socket has killed it.
     is_killed_on_request: bool,
+    /// The server has seen that its program serves the connection itself.
+    has_taken_over: bool,
 }
 
 /// What a worker is for, with the server's own descriptor.
@@ -73,8 +77,25 @@ impl Child {
         stderr: Option<CapturedStderr>,
         relayed_peer: Option<Box<Peer>>,
     ) -> Self {
-        let (sampled_call, is_killed_on_request) = (None, false);
-        Self { pid, role, slot, number, stderr, relayed_peer, sampled_call, is_killed_on_request }
+        Self {
+            pid,
+            role,
+            slot,
+            number,
+            stderr,
+            relayed_peer,
+            sampled_call: None,
+            is_killed_on_request: false,
+            has_taken_over: false,
+        }
+    }
+
+    /// Whether its program has taken the worker over since this was asked last. It does that once: a worker that has served for
+    /// long says nothing of the program that is executed next.
+    pub(crate) fn notice_takeover(&mut self) -> bool {
+        let is_first = !self.has_taken_over;
+        self.has_taken_over |= self.slot.program_stage() == Some(ProgramStage::Serving);
+        is_first && self.has_taken_over
     }
 
     /// The descriptors that another new worker must close.

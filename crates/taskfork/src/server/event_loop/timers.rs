@@ -7,7 +7,6 @@ use crate::clock::now;
 use crate::log_output;
 use crate::server::guardian;
 use crate::server::wake_pipe::pause_after;
-use crate::worker::scoreboard::ProgramStage;
 
 /// How late a worker may learn that the time of its call is over.
 const DEADLINE_TOLERANCE: Duration = Duration::from_millis(1);
@@ -93,8 +92,7 @@ impl EventLoop {
             let pause = self.rescan_pause();
             let (may_take_over, mut takes_over) = (self.scoreboard.has_files(), false);
             let slots = self.children.iter_mut().map(|child| {
-                takes_over |=
-                    may_take_over && child.slot.program_stage() == Some(ProgramStage::Serving);
+                takes_over |= may_take_over && child.notice_takeover();
                 (child.number, child.observe())
             });
             self.supervisor.handle_slots(slots, pause, started);

@@ -19,6 +19,7 @@ use rustix::io::Errno;
 use super::WorkerSandbox;
 use super::inherited_state::{STATE_VARIABLE, VERSION, version_error};
 use super::interface::{Interface, Reply, Request};
+use super::takeover::NOT_IN_PLACE;
 use super::telemetry;
 use crate::context::context;
 use crate::error::BoxError;
@@ -141,6 +142,7 @@ impl Executable {
         let program = Program::start(self, sandbox)?;
         match program.takes_over() {
             None => Ok(Made::State(program)),
+            Some(VERSION) if !program.is_in_place() => Err(NOT_IN_PLACE.into()),
             Some(VERSION) => {
                 // It ends, and no later notice names it.
                 drop(program);

@@ -177,6 +177,11 @@ impl Program {
         Some(&*self.hello.takes_over).filter(|version| !version.is_empty())
     }
 
+    /// Whether the process that has been started is the program itself.
+    pub(super) fn is_in_place(&self) -> bool {
+        self.hello.pid == self.child.id()
+    }
+
     /// Informs the program that the checkout is done.
     pub(crate) fn checkout_done(&mut self) -> Result<(), Failure> {
         let mut out = Vec::new();

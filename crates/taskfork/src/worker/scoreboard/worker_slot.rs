@@ -93,6 +93,12 @@ impl WorkerSlot {
         self.words[PROGRAM_STAGE].store(stage.map_or(0, |stage| stage as u64), SeqCst);
     }
 
+    /// Shows that the program takes the worker over. Returns false if one has done that already, or none was executed.
+    pub(crate) fn begin_serving(&self) -> bool {
+        let (from, to) = (ProgramStage::Executed as u64, ProgramStage::Serving as u64);
+        self.words[PROGRAM_STAGE].compare_exchange(from, to, SeqCst, SeqCst).is_ok()
+    }
+
     /// Whether the server's programs serve their connections themselves, as far as it has seen.
     pub(crate) fn programs_take_over(&self) -> bool {
         self.published[TAKES_OVER].load(SeqCst) != 0
