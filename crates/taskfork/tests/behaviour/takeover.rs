@@ -339,28 +339,35 @@ trial!(a_program_with_another_version_is_a_failed_setup, async || {
 
 trial!(a_program_that_does_not_take_over_ends_as_its_worker, async || {
     let programs = Programs::start_with(&[], &["refuse"]);
-    let (client, older) = (programs.client(), programs.client().checkout());
+    let mut older = None;
     for known in [false, true] {
         let counts = || ["started", "offered"].map(|what| programs.noted(what));
         let before = counts();
-        let death = death(client.call::<u32>("pid", ()).await.unwrap_err());
-        assert_eq!(death.end, End::Exited(5));
-        assert_eq!(death.stderr.as_deref(), Some("it is not in the mood"));
-        // The client has tried it more than once, because the call has not run.
+        for _ in 0..if known { 5 } else { 1 } {
+            // One worker at a time.
+            let client = Client::builder().address(address_in(&programs.folder)).min_workers(0);
+            let client = client.max_workers(1).build().unwrap();
+            let death = death(client.call::<u32>("pid", ()).await.unwrap_err());
+            assert_eq!(death.end, End::Exited(5));
+            assert_eq!(death.stderr.as_deref(), Some("it is not in the mood"));
+        }
+        until("all have ended", || programs.status().workers.len() == usize::from(known)).await;
+        // A client tries it more than once, because the call has not run.
         let [started, offered] = counts();
         let executed = (started - before[0]) - (offered - before[1]);
         assert_eq!(offered - before[1], executed - usize::from(known));
+        programs.remove("refuse");
         if known {
             // The next one has to say again that it takes over.
-            programs.remove("refuse");
             let offered = programs.noted("offered");
-            client.call::<u32>("pid", ()).await.unwrap();
+            programs.client().call::<u32>("pid", ()).await.unwrap();
             assert_eq!(programs.noted("offered"), offered + 1);
         } else {
-            programs.remove("refuse");
             programs.learns().await;
             // This one goes on to serve, and says nothing of those that are executed later.
-            older.call::<u32>("pid", ()).await.unwrap();
+            let checkout = older.insert(programs.client().checkout());
+            checkout.call::<u32>("pid", ()).await.unwrap();
+            until("the others have left", || programs.status().workers.len() == 1).await;
             programs.add("refuse");
         }
     }
