@@ -54,7 +54,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         if not Path(program[0]).exists():
             pytest.fail(
                 f"{program[0]} is not there: run `cargo build -p taskfork-cli` and "
-                "`cargo build -p taskfork-examples --example playground`"
+                "`cargo build -p taskfork-more-examples --example playground`"
             )
         socket = tmp_path / name
         log = tmp_path / f"{name}.log"
