@@ -104,10 +104,15 @@ def test_a_callback_may_need_what_the_waiting_thread_has(executor: Executor, tmp
         with lock:
             pass
 
+    def wait() -> int:
+        with lock:
+            return future.result(30)
+
     future.add_done_callback(call_back)
-    with lock:
-        (tmp_path / "released").touch()
-        assert future.result(30) == 7
+    waits = in_thread(wait)
+    until("it waits", lambda: waiting(future) == 2)
+    (tmp_path / "released").touch()
+    assert waits.result(60) == 7
 
 
 def waiting(future: Any) -> int:
