@@ -100,19 +100,25 @@ def test_a_callback_may_need_what_the_waiting_thread_has(executor: Executor, tmp
     lock = threading.Lock()
     future = executor.submit(held, str(tmp_path / "released"))
 
+    taken: list[bool] = []
+
     def call_back(_: Any) -> None:
-        with lock:
-            pass
+        # Without a limit it would wait for ever if the waiter waited for it.
+        taken.append(lock.acquire(timeout=20))
+        if taken[0]:
+            lock.release()
 
     def wait() -> int:
         with lock:
-            return future.result(30)
+            return future.result()
 
     future.add_done_callback(call_back)
     waits = in_thread(wait)
     until("it waits", lambda: waiting(future) == 2)
     (tmp_path / "released").touch()
     assert waits.result(60) == 7
+    until("it is called back", lambda: taken)
+    assert taken == [True]
 
 
 def waiting(future: Any) -> int:
